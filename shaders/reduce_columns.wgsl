@@ -1,0 +1,48 @@
+// Sum (mode 0) or maximum (mode 1) over the middle axis of (outer, n, inner); one invocation a column.
+// Words are floats or integers. Long sums are taken in parts, which keeps rounding errors small.
+
+struct Params {
+    columns: u32,
+    width: u32,
+    n: u32,
+    inner: u32,
+    mode: u32,
+    is_float: u32,
+    unused0: u32,
+    unused1: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> input: array<u32>;
+@group(0) @binding(2) var<storage, read_write> output: array<u32>;
+
+fn join(a: u32, b: u32) -> u32 {
+    if (params.is_float != 0u) {
+        let x = bitcast<f32>(a);
+        let y = bitcast<f32>(b);
+        return bitcast<u32>(select(x + y, max(x, y), params.mode == 1u));
+    }
+    let x = bitcast<i32>(a);
+    let y = bitcast<i32>(b);
+    return bitcast<u32>(select(x + y, max(x, y), params.mode == 1u));
+}
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let i = id.x + id.y * params.width;
+    if (i >= params.columns) {
+        return;
+    }
+    let base = i / params.inner * params.n * params.inner + i % params.inner;
+    let first = select(0u, input[base], params.mode == 1u);
+    var total = first;
+    for (var start = 0u; start < params.n; start = start + 128u) {
+        let stop = min(start + 128u, params.n);
+        var part = first;
+        for (var k = start; k < stop; k = k + 1u) {
+            part = join(part, input[base + k * params.inner]);
+        }
+        total = join(total, part);
+    }
+    output[i] = total;
+}

@@ -1,0 +1,56 @@
+// Sum (mode 0) or maximum (mode 1) of each row of (rows, n); one workgroup a row. Words are floats or integers.
+
+override SIZE: u32 = 64;
+
+struct Params {
+    rows: u32,
+    width: u32,
+    n: u32,
+    mode: u32,
+    is_float: u32,
+    unused0: u32,
+    unused1: u32,
+    unused2: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> input: array<u32>;
+@group(0) @binding(2) var<storage, read_write> output: array<u32>;
+
+var<workgroup> part: array<u32, SIZE>;
+
+fn join(a: u32, b: u32) -> u32 {
+    if (params.is_float != 0u) {
+        let x = bitcast<f32>(a);
+        let y = bitcast<f32>(b);
+        return bitcast<u32>(select(x + y, max(x, y), params.mode == 1u));
+    }
+    let x = bitcast<i32>(a);
+    let y = bitcast<i32>(b);
+    return bitcast<u32>(select(x + y, max(x, y), params.mode == 1u));
+}
+
+@compute @workgroup_size(SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = group.x + group.y * params.width;
+    if (row >= params.rows) {
+        return;
+    }
+    let base = row * params.n;
+    // A row's first element stands in where an invocation has none; a sum then starts from nothing instead.
+    var total = select(0u, input[base], params.mode == 1u);
+    for (var i = lane; i < params.n; i = i + SIZE) {
+        total = join(total, input[base + i]);
+    }
+    part[lane] = total;
+    workgroupBarrier();
+    for (var half = SIZE / 2u; half > 0u; half = half / 2u) {
+        if (lane < half) {
+            part[lane] = join(part[lane], part[lane + half]);
+        }
+        workgroupBarrier();
+    }
+    if (lane == 0u) {
+        output[row] = part[0];
+    }
+}

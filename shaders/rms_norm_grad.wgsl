@@ -1,0 +1,55 @@
+// With h = g gain: rstd h - x rstd^3 mean(h x); one workgroup a row.
+
+override SIZE: u32 = 64;
+
+struct Params {
+    rows: u32,
+    width: u32,
+    n: u32,
+    unused0: u32,
+    unused1: u32,
+    unused2: u32,
+    unused3: u32,
+    unused4: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read> gain: array<f32>;
+@group(0) @binding(3) var<storage, read> rstd: array<f32>;
+@group(0) @binding(4) var<storage, read> g: array<f32>;
+@group(0) @binding(5) var<storage, read_write> dx: array<f32>;
+
+var<workgroup> part: array<f32, SIZE>;
+
+fn total(lane: u32, value: f32) -> f32 {
+    part[lane] = value;
+    workgroupBarrier();
+    for (var half = SIZE / 2u; half > 0u; half = half / 2u) {
+        if (lane < half) {
+            part[lane] = part[lane] + part[lane + half];
+        }
+        workgroupBarrier();
+    }
+    let sum = part[0];
+    workgroupBarrier();
+    return sum;
+}
+
+@compute @workgroup_size(SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = group.x + group.y * params.width;
+    if (row >= params.rows) {
+        return;
+    }
+    let base = row * params.n;
+    let scale = rstd[row];
+    var dot = 0.0;
+    for (var i = lane; i < params.n; i = i + SIZE) {
+        dot = dot + g[base + i] * gain[i] * x[base + i];
+    }
+    let pull = scale * scale * scale * total(lane, dot) / f32(params.n);
+    for (var i = lane; i < params.n; i = i + SIZE) {
+        dx[base + i] = scale * g[base + i] * gain[i] - x[base + i] * pull;
+    }
+}

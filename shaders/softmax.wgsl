@@ -1,0 +1,74 @@
+// e^x / sum e^x over the last axis of (rows, n); one workgroup a row. With safe, a row that is -inf throughout gives zeros.
+
+override SIZE: u32 = 64;
+
+struct Params {
+    rows: u32,
+    width: u32,
+    n: u32,
+    safe: u32,
+    unused0: u32,
+    unused1: u32,
+    unused2: u32,
+    unused3: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+
+var<workgroup> part: array<f32, SIZE>;
+
+fn total(lane: u32, value: f32) -> f32 {
+    part[lane] = value;
+    workgroupBarrier();
+    for (var half = SIZE / 2u; half > 0u; half = half / 2u) {
+        if (lane < half) {
+            part[lane] = part[lane] + part[lane + half];
+        }
+        workgroupBarrier();
+    }
+    let sum = part[0];
+    workgroupBarrier();
+    return sum;
+}
+
+fn largest(lane: u32, value: f32) -> f32 {
+    part[lane] = value;
+    workgroupBarrier();
+    for (var half = SIZE / 2u; half > 0u; half = half / 2u) {
+        if (lane < half) {
+            part[lane] = max(part[lane], part[lane + half]);
+        }
+        workgroupBarrier();
+    }
+    let top = part[0];
+    workgroupBarrier();
+    return top;
+}
+
+@compute @workgroup_size(SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = group.x + group.y * params.width;
+    if (row >= params.rows) {
+        return;
+    }
+    let base = row * params.n;
+    var top = x[base];
+    for (var i = lane; i < params.n; i = i + SIZE) {
+        top = max(top, x[base + i]);
+    }
+    top = largest(lane, top);
+    let empty = params.safe != 0u && bitcast<u32>(top) == 0xff800000u;
+    var sum = 0.0;
+    for (var i = lane; i < params.n; i = i + SIZE) {
+        let e = select(exp(x[base + i] - top), 0.0, empty);
+        y[base + i] = e;
+        sum = sum + e;
+    }
+    sum = total(lane, sum);
+    let scale = select(1.0 / sum, 0.0, empty);
+    for (var i = lane; i < params.n; i = i + SIZE) {
+        y[base + i] = y[base + i] * scale;
+    }
+}

@@ -1,0 +1,274 @@
+//! The graph itself: values, nodes, leaves and outputs.
+
+use super::{Program, Shape, Tensor, Type};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// A value: an index into [`Graph::values`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value(pub u32);
+
+impl Value {
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "%{}", self.0)
+    }
+}
+
+/// An attribute of a node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Attr {
+    Int(i64),
+    Ints(Vec<i64>),
+    Float(f64),
+    Bool(bool),
+    Str(String),
+    Program(Arc<Program>),
+}
+
+/// A node's attributes by name. Readers return what `infer` has checked to be there, so a miss is a bug of ours.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Attrs(pub BTreeMap<String, Attr>);
+
+impl Attrs {
+    pub fn new() -> Attrs {
+        Attrs::default()
+    }
+
+    pub fn with(mut self, name: &str, value: Attr) -> Attrs {
+        self.0.insert(name.to_string(), value);
+        self
+    }
+
+    pub fn get_int(&self, name: &str) -> Option<i64> {
+        match self.0.get(name) {
+            Some(Attr::Int(x)) => Some(*x),
+            _ => None,
+        }
+    }
+
+    pub fn get_ints(&self, name: &str) -> Option<&[i64]> {
+        match self.0.get(name) {
+            Some(Attr::Ints(x)) => Some(x),
+            _ => None,
+        }
+    }
+
+    pub fn get_float(&self, name: &str) -> Option<f64> {
+        match self.0.get(name) {
+            Some(Attr::Float(x)) => Some(*x),
+            _ => None,
+        }
+    }
+
+    pub fn get_str(&self, name: &str) -> Option<&str> {
+        match self.0.get(name) {
+            Some(Attr::Str(x)) => Some(x),
+            _ => None,
+        }
+    }
+
+    pub fn get_program(&self) -> Option<&Arc<Program>> {
+        match self.0.get("program") {
+            Some(Attr::Program(p)) => Some(p),
+            _ => None,
+        }
+    }
+
+    /// A flag; false when it is not there.
+    pub fn flag(&self, name: &str) -> bool {
+        matches!(self.0.get(name), Some(Attr::Bool(true)))
+    }
+
+    pub fn int(&self, name: &str) -> i64 {
+        self.get_int(name).unwrap_or_else(|| panic!("attribute '{name}' was checked by infer"))
+    }
+
+    pub fn float(&self, name: &str) -> f64 {
+        self.get_float(name).unwrap_or_else(|| panic!("attribute '{name}' was checked by infer"))
+    }
+
+    pub fn ints(&self, name: &str) -> &[i64] {
+        self.get_ints(name).unwrap_or_else(|| panic!("attribute '{name}' was checked by infer"))
+    }
+
+    /// A list of non-negative integers, as sizes or axes.
+    pub fn sizes(&self, name: &str) -> Vec<usize> {
+        self.ints(name).iter().map(|&x| x as usize).collect()
+    }
+}
+
+/// A frozen tensor of the model, loaded when a device first needs it. The name identifies it: two leaves of the same
+/// name hold the same data, so plans of several batch shapes share one copy.
+#[derive(Clone)]
+pub struct Weight {
+    pub name: String,
+    load: Arc<dyn Fn() -> Tensor + Send + Sync>,
+}
+
+impl Weight {
+    pub fn new(name: impl Into<String>, load: impl Fn() -> Tensor + Send + Sync + 'static) -> Weight {
+        Weight { name: name.into(), load: Arc::new(load) }
+    }
+
+    pub fn load(&self) -> Tensor {
+        (self.load)()
+    }
+}
+
+impl PartialEq for Weight {
+    fn eq(&self, other: &Weight) -> bool {
+        self.name == other.name
+    }
+}
+
+impl fmt::Debug for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Weight({})", self.name)
+    }
+}
+
+/// A value that no node computes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Leaf {
+    /// Data that each run brings.
+    Input(String),
+    /// A trained tensor: it lives in the device's store and gets a gradient.
+    Parameter(String),
+    /// A frozen tensor: it lives in the device's store.
+    Weight(Weight),
+    /// A small tensor known while compiling.
+    Constant(Arc<Tensor>),
+    /// A named buffer of the device's store, such as an optimiser's moments.
+    State(String),
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Def {
+    Leaf(Leaf),
+    /// Output `output` of node `node`.
+    Node {
+        node: usize,
+        output: usize,
+    },
+}
+
+/// Type and origin of a value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValueInfo {
+    pub ty: Type,
+    pub def: Def,
+}
+
+/// One primitive operation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    pub op: String,
+    pub inputs: Vec<Value>,
+    pub outputs: Vec<Value>,
+    pub attrs: Attrs,
+    /// The ONNX node (or the rule) this operation came from, for messages.
+    pub origin: Arc<str>,
+}
+
+/// Where an output goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sink {
+    /// Read back by the host.
+    Fetch,
+    /// The gradient buffer of the named parameter.
+    Gradient(String),
+    /// The named buffer of the device's store, overwritten when the run ends.
+    State(String),
+}
+
+/// A value that leaves the graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    pub name: String,
+    pub value: Value,
+    pub sink: Sink,
+}
+
+/// A training program. Nodes stand in execution order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Graph {
+    pub values: Vec<ValueInfo>,
+    pub nodes: Vec<Node>,
+    pub outputs: Vec<Output>,
+}
+
+impl Graph {
+    pub fn ty(&self, v: Value) -> &Type {
+        &self.values[v.index()].ty
+    }
+
+    pub fn shape(&self, v: Value) -> &Shape {
+        &self.ty(v).shape
+    }
+
+    pub fn leaf(&self, v: Value) -> Option<&Leaf> {
+        match &self.values[v.index()].def {
+            Def::Leaf(leaf) => Some(leaf),
+            Def::Node { .. } => None,
+        }
+    }
+
+    /// The node that computes `v`.
+    pub fn producer(&self, v: Value) -> Option<&Node> {
+        match self.values[v.index()].def {
+            Def::Node { node, .. } => Some(&self.nodes[node]),
+            Def::Leaf(_) => None,
+        }
+    }
+
+    /// The tensor behind `v` if it is known while compiling.
+    pub fn constant(&self, v: Value) -> Option<&Arc<Tensor>> {
+        match self.leaf(v) {
+            Some(Leaf::Constant(t)) => Some(t),
+            _ => None,
+        }
+    }
+
+    /// The single number behind `v`, if it is a constant whose elements are all equal.
+    pub fn splat(&self, v: Value) -> Option<f32> {
+        let data = self.constant(v)?.as_f32()?;
+        let first = *data.first()?;
+        data.iter().all(|x| x.to_bits() == first.to_bits()).then_some(first)
+    }
+
+    /// For every value, the indices of the nodes that read it.
+    pub fn consumers(&self) -> Vec<Vec<usize>> {
+        let mut out = vec![Vec::new(); self.values.len()];
+        for (i, node) in self.nodes.iter().enumerate() {
+            for v in &node.inputs {
+                if out[v.index()].last() != Some(&i) {
+                    out[v.index()].push(i);
+                }
+            }
+        }
+        out
+    }
+
+    /// The names and types of the data inputs, in the order of their values.
+    pub fn inputs(&self) -> Vec<(&str, &Type)> {
+        self.values
+            .iter()
+            .filter_map(|info| match &info.def {
+                Def::Leaf(Leaf::Input(name)) => Some((name.as_str(), &info.ty)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    pub fn output(&self, name: &str) -> Option<Value> {
+        self.outputs.iter().find(|o| o.name == name).map(|o| o.value)
+    }
+}

@@ -1,0 +1,3 @@
+pub mod ir;
+pub mod ops;
+pub mod passes;

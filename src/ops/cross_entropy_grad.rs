@@ -1,0 +1,51 @@
+//! The gradient of `cross_entropy` in its logits: `g (eˣ / Σ eˣ - [column is label])`; zero in rows without a label.
+
+use super::prelude::*;
+
+pub const PRIMITIVE: Primitive = Primitive {
+    name: "cross_entropy_grad",
+    infer: |ins, _| match ins {
+        [x, labels, lse, g]
+            if x.is_float()
+                && x.rank() == 2
+                && **labels == Type::i32([x.shape[0]])
+                && **lse == Type::f32([x.shape[0]])
+                && g == lse =>
+        {
+            Ok(vec![(*x).clone()])
+        }
+        _ => Err("takes logits, labels, log-sum-exp and gradient".into()),
+    },
+    cpu: Cpu::Kernel { f32: cpu, f64: cpu },
+    vjp: Vjp::Never,
+    gpu: Gpu::Kernel(|c| {
+        super::rows::dispatch(c, "cross_entropy_grad", include_str!("../../shaders/cross_entropy_grad.wgsl"), &[])
+    }),
+    samples: || {
+        let rows = |dtype, fill| (Type::new(dtype, [6]), fill);
+        vec![Sample::new(
+            vec![
+                (Type::f32([6, 37]), Fill::Normal),
+                rows(DType::I32, Fill::Label(37)),
+                rows(DType::F32, Fill::Normal),
+                rows(DType::F32, Fill::Normal),
+            ],
+            Attrs::new(),
+        )]
+    },
+};
+
+fn cpu<T: Real>(c: &mut CpuCall<T>) {
+    let n = c.shape_in(0)[1];
+    let (x, labels) = (c.ins[0].float(), c.ins[1].int());
+    let (lse, g) = (c.ins[2].float(), c.ins[3].float());
+    super::rows::each(c.outs[0].float(), n, |r, out| {
+        let (x, lse, g) = (&x[r * n..(r + 1) * n], lse[r], g[r]);
+        if labels[r] < 0 {
+            out.fill(T::zero());
+            return;
+        }
+        parallel::simd(|| out.iter_mut().zip(x).for_each(|(o, &x)| *o = g * (x - lse).exp_()));
+        out[(labels[r] as usize).min(n - 1)] -= g;
+    });
+}

@@ -1,0 +1,425 @@
+//! The engine for elementwise primitives: broadcasting, fusing, looping on the host, and the WGSL kernel.
+//!
+//! A [`Program`] runs over every index of the output shape; inputs broadcast to it. One primitive alone is a program of
+//! one instruction.
+
+use super::layout::{collapse, grid, padded};
+use super::math::Real;
+use super::parallel::{self, Shared};
+use super::primitive::{Binding, CpuCall, Data, DataMut, Dispatch, Element, Gpu, GpuTraits, Shader};
+use crate::ir::{Arg, Attr, Attrs, DType, Instr, Program, Shape, Type};
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// Computes one block of an elementwise primitive: operands and result have equally many elements.
+pub type BlockFn<T> = fn(&[Data<T>], &mut DataMut<T>, &Attrs);
+
+/// Elements to a block: small enough that a program's intermediate results stay in the first-level cache.
+const BLOCK: usize = 512;
+
+// ---- building blocks for the primitives' files
+
+/// `out[i] = f(a[i])`
+#[inline(always)]
+pub fn map1<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, f: impl Fn(T) -> T) {
+    let (x, y) = (a[0].float(), out.float());
+    parallel::simd(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x)));
+}
+
+/// `out[i] = f(a[i], b[i])`
+#[inline(always)]
+pub fn map2<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, f: impl Fn(T, T) -> T) {
+    let (x, z, y) = (a[0].float(), a[1].float(), out.float());
+    parallel::simd(|| y.iter_mut().zip(x).zip(z).for_each(|((y, &x), &z)| *y = f(x, z)));
+}
+
+/// [`map2`] for floats or for integers, whichever the operands are.
+#[inline(always)]
+pub fn map2_number<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, f: impl Fn(T, T) -> T, g: impl Fn(i32, i32) -> i32) {
+    match a[0] {
+        Data::Float(_) => map2(a, out, f),
+        Data::Int(x) => out.int().iter_mut().zip(x).zip(a[1].int()).for_each(|((y, &x), &z)| *y = g(x, z)),
+    }
+}
+
+/// A comparison: the result is boolean.
+#[inline(always)]
+pub fn compare<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, f: impl Fn(T, T) -> bool, g: impl Fn(i32, i32) -> bool) {
+    let y = out.int();
+    match a[0] {
+        Data::Float(x) => y.iter_mut().zip(x).zip(a[1].float()).for_each(|((y, &x), &z)| *y = f(x, z) as i32),
+        Data::Int(x) => y.iter_mut().zip(x).zip(a[1].int()).for_each(|((y, &x), &z)| *y = g(x, z) as i32),
+    }
+}
+
+/// Types of `float -> float`.
+pub fn infer_float1(ins: &[&Type], _: &Attrs) -> Result<Vec<Type>, String> {
+    match ins {
+        [x] if x.is_float() => Ok(vec![(*x).clone()]),
+        _ => Err("takes one float operand".into()),
+    }
+}
+
+/// Types of `(float, float) -> float`, broadcasting.
+pub fn infer_float2(ins: &[&Type], attrs: &Attrs) -> Result<Vec<Type>, String> {
+    match infer_number2(ins, attrs)? {
+        outs if outs[0].is_float() => Ok(outs),
+        _ => Err("takes two float operands".into()),
+    }
+}
+
+/// Types of `(number, number) -> number`, both floats or both integers, broadcasting.
+pub fn infer_number2(ins: &[&Type], _: &Attrs) -> Result<Vec<Type>, String> {
+    match ins {
+        [x, y] if x.dtype == y.dtype && x.dtype != DType::Bool => Ok(vec![Type::new(x.dtype, broadcast(&[x, y])?)]),
+        _ => Err("takes two numbers of one type".into()),
+    }
+}
+
+/// Types of a comparison of numbers.
+pub fn infer_compare(ins: &[&Type], _: &Attrs) -> Result<Vec<Type>, String> {
+    match ins {
+        [x, y] if x.dtype == y.dtype => Ok(vec![Type::bool(broadcast(&[x, y])?)]),
+        _ => Err("takes two operands of one type".into()),
+    }
+}
+
+/// Types of `(bool, bool) -> bool`, broadcasting.
+pub fn infer_bool2(ins: &[&Type], _: &Attrs) -> Result<Vec<Type>, String> {
+    match ins {
+        [x, y] if x.dtype == DType::Bool && y.dtype == DType::Bool => Ok(vec![Type::bool(broadcast(&[x, y])?)]),
+        _ => Err("takes two boolean operands".into()),
+    }
+}
+
+/// The shape all operands broadcast to.
+pub fn broadcast(ins: &[&Type]) -> Result<Shape, String> {
+    ins.iter().try_fold(Shape::default(), |s, t| {
+        Shape::broadcast(&s, &t.shape).ok_or_else(|| format!("shapes do not broadcast: {s} and {}", t.shape))
+    })
+}
+
+// ---- the engine
+
+/// The program of a node: its own if it is fused, else the node as one instruction.
+pub fn program_of(op: &str, attrs: &Attrs, types_in: usize, out: &Type) -> Arc<Program> {
+    match attrs.get_program() {
+        Some(p) => p.clone(),
+        None => {
+            let args = (0..types_in).map(Arg::Input).collect();
+            let instr = Instr { op: op.to_string(), args, attrs: attrs.clone(), dtype: out.dtype };
+            Arc::new(Program { instrs: vec![instr], outputs: vec![0] })
+        }
+    }
+}
+
+/// How an input is read while the output is walked in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Access {
+    /// Element by element, as the output.
+    Full,
+    /// One element for all.
+    Splat,
+    /// By the strides of the merged axes.
+    Strided(Vec<usize>),
+}
+
+/// The merged axes of the output, and how each input is read along them.
+pub fn accesses(out: &[usize], ins: &[Type]) -> (Vec<usize>, Vec<Access>) {
+    let lists: Vec<Vec<usize>> = ins.iter().map(|t| t.shape.broadcast_strides(out)).collect();
+    let (dims, lists) = collapse(out, &lists);
+    let full = Shape(dims.clone()).strides();
+    let access = |s: Vec<usize>| match () {
+        _ if s.iter().all(|&x| x == 0) => Access::Splat,
+        _ if s == full => Access::Full,
+        _ => Access::Strided(s),
+    };
+    let list = lists.into_iter().map(access).collect();
+    (dims, list)
+}
+
+enum Bank<T> {
+    Float(Vec<T>),
+    Int(Vec<i32>),
+}
+
+impl<T: Real> Bank<T> {
+    fn new(dtype: DType, n: usize) -> Bank<T> {
+        match dtype {
+            DType::F32 => Bank::Float(vec![T::zero(); n]),
+            _ => Bank::Int(vec![0; n]),
+        }
+    }
+
+    fn read(&self, n: usize) -> Data<'_, T> {
+        match self {
+            Bank::Float(x) => Data::Float(&x[..n]),
+            Bank::Int(x) => Data::Int(&x[..n]),
+        }
+    }
+
+    fn write(&mut self, n: usize) -> DataMut<'_, T> {
+        match self {
+            Bank::Float(x) => DataMut::Float(&mut x[..n]),
+            Bank::Int(x) => DataMut::Int(&mut x[..n]),
+        }
+    }
+}
+
+enum SharedOut<'a, T> {
+    Float(Shared<'a, T>),
+    Int(Shared<'a, i32>),
+}
+
+/// The block kernel of an elementwise primitive.
+fn kernel<T: Element>(op: &str) -> BlockFn<T> {
+    let block = super::find(op).and_then(|p| T::block(&p.cpu));
+    block.unwrap_or_else(|| panic!("programs hold elementwise primitives only, not '{op}'"))
+}
+
+/// Runs `program` over the output shape on all cores.
+pub fn run<T: Element>(program: &Program, call: &mut CpuCall<T>) {
+    let n = call.types_out[0].elements();
+    let (dims, access) = accesses(&call.types_out[0].shape, call.types_in);
+    let kernels: Vec<BlockFn<T>> = program.instrs.iter().map(|i| kernel(&i.op)).collect();
+    let outs: Vec<SharedOut<T>> = call
+        .outs
+        .iter_mut()
+        .map(|o| match o {
+            DataMut::Float(x) => SharedOut::Float(Shared::new(x)),
+            DataMut::Int(x) => SharedOut::Int(Shared::new(x)),
+        })
+        .collect();
+    let ins = call.ins;
+    let weight = program.instrs.len().max(1);
+    parallel::ranges(n, (parallel::GRAIN / weight).max(BLOCK), |range| {
+        let width = BLOCK.min(range.len());
+        let mut loaded: Vec<Option<Bank<T>>> = Vec::new();
+        for (i, a) in access.iter().enumerate() {
+            loaded.push(match a {
+                Access::Full => None,
+                Access::Splat => {
+                    let mut bank = Bank::new(call.types_in[i].dtype, width);
+                    splat(ins[i], &mut bank.write(width));
+                    Some(bank)
+                }
+                Access::Strided(_) => Some(Bank::new(call.types_in[i].dtype, width)),
+            });
+        }
+        let mut temps: Vec<Bank<T>> = program.instrs.iter().map(|i| Bank::new(i.dtype, width)).collect();
+        let mut start = range.start;
+        while start < range.end {
+            let len = width.min(range.end - start);
+            for (i, a) in access.iter().enumerate() {
+                if let (Access::Strided(strides), Some(bank)) = (a, &mut loaded[i]) {
+                    load(ins[i], &mut bank.write(len), start, &dims, strides);
+                }
+            }
+            for (k, instr) in program.instrs.iter().enumerate() {
+                let (done, rest) = temps.split_at_mut(k);
+                let args: Vec<Data<T>> = instr
+                    .args
+                    .iter()
+                    .map(|a| match *a {
+                        Arg::Instr(j) => done[j].read(len),
+                        Arg::Input(i) => match (&loaded[i], ins[i]) {
+                            (Some(bank), _) => bank.read(len),
+                            (None, Data::Float(x)) => Data::Float(&x[start..start + len]),
+                            (None, Data::Int(x)) => Data::Int(&x[start..start + len]),
+                        },
+                    })
+                    .collect();
+                kernels[k](&args, &mut rest[0].write(len), &instr.attrs);
+            }
+            for (o, &k) in outs.iter().zip(&program.outputs) {
+                // SAFETY: ranges of different tasks do not overlap, and neither do the blocks of one.
+                unsafe {
+                    match (o, temps[k].read(len)) {
+                        (SharedOut::Float(o), Data::Float(x)) => o.part(start..start + len).copy_from_slice(x),
+                        (SharedOut::Int(o), Data::Int(x)) => o.part(start..start + len).copy_from_slice(x),
+                        _ => panic!("infer gives outputs the types of their instructions"),
+                    }
+                }
+            }
+            start += len;
+        }
+    });
+}
+
+fn splat<T: Real>(from: Data<T>, to: &mut DataMut<T>) {
+    match (from, to) {
+        (Data::Float(x), DataMut::Float(y)) => y.fill(x[0]),
+        (Data::Int(x), DataMut::Int(y)) => y.fill(x[0]),
+        _ => panic!("a bank has the type of its input"),
+    }
+}
+
+fn load<T: Real>(from: Data<T>, to: &mut DataMut<T>, start: usize, dims: &[usize], strides: &[usize]) {
+    match (from, to) {
+        (Data::Float(x), DataMut::Float(y)) => load_slices(x, y, start, dims, strides),
+        (Data::Int(x), DataMut::Int(y)) => load_slices(x, y, start, dims, strides),
+        _ => panic!("a bank has the type of its input"),
+    }
+}
+
+/// Reads the elements that outputs `start..start + to.len()` see, run by run along the innermost axis.
+fn load_slices<T: Copy>(from: &[T], to: &mut [T], start: usize, dims: &[usize], strides: &[usize]) {
+    let last = dims.len() - 1;
+    let (mut at, mut done) = (start, 0);
+    while done < to.len() {
+        let inner = at % dims[last];
+        let (mut rest, mut offset) = (at / dims[last], inner * strides[last]);
+        for d in (0..last).rev() {
+            offset += rest % dims[d] * strides[d];
+            rest /= dims[d];
+        }
+        let run = (dims[last] - inner).min(to.len() - done);
+        let out = &mut to[done..done + run];
+        match strides[last] {
+            0 => out.fill(from[offset]),
+            1 => out.copy_from_slice(&from[offset..offset + run]),
+            s => out.iter_mut().enumerate().for_each(|(i, y)| *y = from[offset + i * s]),
+        }
+        at += run;
+        done += run;
+    }
+}
+
+// ---- the device kernel
+
+const TEMPLATE: &str = include_str!("../../shaders/elementwise.wgsl");
+const WORKGROUP: usize = 256;
+
+/// The dispatch that runs `program` on a device.
+pub fn dispatch(program: &Program, types_in: &[Type], types_out: &[Type], traits: GpuTraits) -> Dispatch {
+    let n = types_out[0].elements();
+    let (dims, access) = accesses(&types_out[0].shape, types_in);
+    let (workgroups, width) = grid(n, WORKGROUP, traits);
+    let mut params = vec![n as u32, width, 0, 0];
+    params.extend(padded(dims.iter().map(|&d| d as u32), 1));
+    for a in &access {
+        if let Access::Strided(s) = a {
+            params.extend(padded(s.iter().map(|&s| s as u32), 0));
+        }
+    }
+    let bindings = (0..types_in.len()).map(Binding::Input).chain((0..types_out.len()).map(Binding::Output)).collect();
+    let source = source(program, types_in, types_out, &access, dims.len());
+    let shader = Shader { name: "elementwise", source: Cow::Owned(source) };
+    Dispatch { shader, constants: vec![], bindings, params, workgroups }
+}
+
+/// Fills the template's three marked parts: strides in the parameters, bindings, and the body.
+fn source(program: &Program, types_in: &[Type], types_out: &[Type], access: &[Access], axes: usize) -> String {
+    let strided: Vec<usize> = (0..access.len()).filter(|&i| matches!(access[i], Access::Strided(_))).collect();
+    let fields: String = strided.iter().map(|i| format!("    s{i}: array<vec4<u32>, 2>,\n")).collect();
+
+    let mut bindings = String::new();
+    for (i, t) in types_in.iter().enumerate() {
+        let at = i + 1;
+        bindings += &format!("@group(0) @binding({at}) var<storage, read> i{i}: array<{}>;\n", t.dtype.wgsl());
+    }
+    for (o, t) in types_out.iter().enumerate() {
+        let at = types_in.len() + o + 1;
+        bindings += &format!("@group(0) @binding({at}) var<storage, read_write> o{o}: array<{}>;\n", t.dtype.wgsl());
+    }
+
+    let mut body = String::new();
+    if !strided.is_empty() {
+        body += "    var rest = i;\n";
+        for i in &strided {
+            body += &format!("    var at{i} = 0u;\n");
+        }
+        for d in (8 - axes..8).rev() {
+            let (v, c) = (d / 4, d % 4);
+            let step = if d == 8 - axes { "rest".to_string() } else { format!("rest % params.dims[{v}][{c}]") };
+            body += &format!("    let c{d} = {step};\n");
+            if d > 8 - axes {
+                body += &format!("    rest = rest / params.dims[{v}][{c}];\n");
+            }
+            for i in &strided {
+                body += &format!("    at{i} = at{i} + c{d} * params.s{i}[{v}][{c}];\n");
+            }
+        }
+    }
+    for (i, a) in access.iter().enumerate() {
+        let index = match a {
+            Access::Full => "i".to_string(),
+            Access::Splat => "0u".to_string(),
+            Access::Strided(_) => format!("at{i}"),
+        };
+        body += &format!("    let x{i} = i{i}[{index}];\n");
+    }
+    for (k, instr) in program.instrs.iter().enumerate() {
+        body += &format!("    let t{k} = {};\n", expression(program, types_in, instr));
+    }
+    for (o, k) in program.outputs.iter().enumerate() {
+        body += &format!("    o{o}[i] = t{k};\n");
+    }
+    let text = replace_marked(TEMPLATE, "strides", &fields);
+    let text = replace_marked(&text, "bindings", &bindings);
+    replace_marked(&text, "body", &body)
+}
+
+fn expression(program: &Program, types_in: &[Type], instr: &Instr) -> String {
+    let Some(Gpu::Elementwise(write)) = super::find(&instr.op).map(|p| &p.gpu) else {
+        panic!("programs hold elementwise primitives only, not '{}'", instr.op)
+    };
+    let dtypes: Vec<DType> = instr
+        .args
+        .iter()
+        .map(|a| match *a {
+            Arg::Input(i) => types_in[i].dtype,
+            Arg::Instr(k) => program.instrs[k].dtype,
+        })
+        .collect();
+    let mut text = write(&instr.attrs, &dtypes).into_owned();
+    for (n, a) in instr.args.iter().enumerate() {
+        let name = match a {
+            Arg::Input(i) => format!("x{i}"),
+            Arg::Instr(k) => format!("t{k}"),
+        };
+        text = text.replace(&format!("${n}"), &name);
+    }
+    text
+}
+
+/// Replaces the lines between `//#name` and `//#end` of a template.
+fn replace_marked(template: &str, name: &str, with: &str) -> String {
+    let (open, close) = (format!("//#{name}\n"), "//#end");
+    let start = template.find(&open).unwrap_or_else(|| panic!("the template marks '{name}'")) + open.len();
+    let end = start + template[start..].find(close).unwrap_or_else(|| panic!("the template closes '{name}'"));
+    let end = template[..end].rfind('\n').map_or(end, |i| i + 1).max(start);
+    format!("{}{with}{}", &template[..start], &template[end..])
+}
+
+/// Checks that `program` is sound over inputs of these types: it refers to what is there, holds elementwise primitives
+/// only, and each instruction has the type that its primitive infers.
+pub fn check(program: &Program, ins: &[&Type]) -> Result<(), String> {
+    for (k, instr) in program.instrs.iter().enumerate() {
+        let mut types = Vec::new();
+        for a in &instr.args {
+            let dtype = match *a {
+                Arg::Input(i) => ins.get(i).map(|t| t.dtype),
+                Arg::Instr(j) if j < k => Some(program.instrs[j].dtype),
+                Arg::Instr(_) => None,
+            };
+            types.push(Type::new(dtype.ok_or_else(|| format!("t{k} reads what is not there"))?, []));
+        }
+        let primitive = super::find(&instr.op).filter(|p| matches!(p.gpu, Gpu::Elementwise(_)));
+        let primitive = primitive.ok_or_else(|| format!("'{}' is not elementwise", instr.op))?;
+        let refs: Vec<&Type> = types.iter().collect();
+        let out = (primitive.infer)(&refs, &instr.attrs).map_err(|e| format!("t{k} {}: {e}", instr.op))?;
+        if out[0].dtype != instr.dtype {
+            return Err(format!("t{k} is {} but {} gives {}", instr.dtype, instr.op, out[0].dtype));
+        }
+    }
+    match program.outputs.iter().all(|&o| o < program.instrs.len()) && !program.outputs.is_empty() {
+        true => Ok(()),
+        false => Err("the program's outputs are not its instructions".into()),
+    }
+}
+
+/// A program attribute.
+pub fn program_attr(program: Program) -> Attrs {
+    Attrs::new().with("program", Attr::Program(Arc::new(program)))
+}

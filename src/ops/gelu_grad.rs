@@ -1,0 +1,18 @@
+//! The gradient of `gelu`: `g (Φ(x) + x φ(x))`, φ the standard normal density.
+
+use super::prelude::*;
+
+pub const PRIMITIVE: Primitive = Primitive {
+    name: "gelu_grad",
+    infer: infer_float2,
+    cpu: Cpu::Elementwise { f32: block, f64: block },
+    vjp: Vjp::Never,
+    gpu: Gpu::Elementwise(|_, _| {
+        "($1 * (0.5 * (1.0 + erf_($0 * 0.70710678)) + $0 * 0.39894228 * exp(-0.5 * $0 * $0)))".into()
+    }),
+    samples: || vec![Sample::normal(&[&[3, 5], &[3, 5]])],
+};
+
+fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {
+    map2(a, out, |x, g| g * (normal_cdf(x) + x * normal_pdf(x)));
+}

@@ -1,0 +1,175 @@
+//! The primitives: what each means, its host kernel, its gradient and its device kernel.
+//!
+//! A new primitive is one file here, one kernel in `shaders/` (none if it is elementwise), and one line in [`PRIMITIVES`].
+
+mod abs;
+mod add;
+mod and;
+mod argmax;
+mod broadcast;
+mod cast;
+mod ceil;
+mod concat;
+mod cos;
+mod cross_entropy;
+mod cross_entropy_grad;
+mod cumsum;
+mod div;
+mod dropout_mask;
+pub mod elementwise;
+mod equal;
+mod erf;
+mod exp;
+mod floor;
+mod fused;
+mod gather;
+mod gelu;
+mod gelu_grad;
+mod gelu_tanh;
+mod gelu_tanh_grad;
+pub mod host;
+mod is_nan;
+mod layer_norm;
+mod layer_norm_grad;
+pub mod layout;
+mod less;
+mod less_equal;
+mod log;
+pub mod math;
+mod matmul;
+mod max;
+mod min;
+mod modulo;
+mod mul;
+mod neg;
+mod not;
+mod or;
+pub mod parallel;
+mod pow;
+mod prelude;
+pub mod primitive;
+mod reciprocal;
+mod reduce;
+mod reduce_max;
+mod reduce_sum;
+mod reshape;
+mod rms_norm;
+mod rms_norm_grad;
+mod round;
+mod rows;
+mod scatter_add;
+mod select;
+mod sigmoid;
+mod sign;
+mod silu;
+mod silu_grad;
+mod sin;
+mod slice;
+mod softmax;
+mod softmax_grad;
+mod sqrt;
+mod sub;
+mod tanh;
+mod transpose;
+mod unslice;
+mod xor;
+
+pub use host::{RULES, eval, interpret};
+pub use primitive::{
+    Binding, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Fill, Gpu, GpuCall, GpuTraits, Primitive, Sample, Shader,
+    Vjp, VjpCall,
+};
+
+/// Every primitive, by name.
+pub static PRIMITIVES: &[Primitive] = &[
+    abs::PRIMITIVE,
+    add::PRIMITIVE,
+    and::PRIMITIVE,
+    argmax::PRIMITIVE,
+    broadcast::PRIMITIVE,
+    cast::PRIMITIVE,
+    ceil::PRIMITIVE,
+    concat::PRIMITIVE,
+    cos::PRIMITIVE,
+    cross_entropy::PRIMITIVE,
+    cross_entropy_grad::PRIMITIVE,
+    cumsum::PRIMITIVE,
+    div::PRIMITIVE,
+    dropout_mask::PRIMITIVE,
+    equal::PRIMITIVE,
+    erf::PRIMITIVE,
+    exp::PRIMITIVE,
+    floor::PRIMITIVE,
+    fused::PRIMITIVE,
+    gather::PRIMITIVE,
+    gelu::PRIMITIVE,
+    gelu_grad::PRIMITIVE,
+    gelu_tanh::PRIMITIVE,
+    gelu_tanh_grad::PRIMITIVE,
+    is_nan::PRIMITIVE,
+    layer_norm::PRIMITIVE,
+    layer_norm_grad::PRIMITIVE,
+    less::PRIMITIVE,
+    less_equal::PRIMITIVE,
+    log::PRIMITIVE,
+    matmul::PRIMITIVE,
+    max::PRIMITIVE,
+    min::PRIMITIVE,
+    modulo::PRIMITIVE,
+    mul::PRIMITIVE,
+    neg::PRIMITIVE,
+    not::PRIMITIVE,
+    or::PRIMITIVE,
+    pow::PRIMITIVE,
+    reciprocal::PRIMITIVE,
+    reduce_max::PRIMITIVE,
+    reduce_sum::PRIMITIVE,
+    reshape::PRIMITIVE,
+    rms_norm::PRIMITIVE,
+    rms_norm_grad::PRIMITIVE,
+    round::PRIMITIVE,
+    scatter_add::PRIMITIVE,
+    select::PRIMITIVE,
+    sigmoid::PRIMITIVE,
+    sign::PRIMITIVE,
+    silu::PRIMITIVE,
+    silu_grad::PRIMITIVE,
+    sin::PRIMITIVE,
+    slice::PRIMITIVE,
+    softmax::PRIMITIVE,
+    softmax_grad::PRIMITIVE,
+    sqrt::PRIMITIVE,
+    sub::PRIMITIVE,
+    tanh::PRIMITIVE,
+    transpose::PRIMITIVE,
+    unslice::PRIMITIVE,
+    xor::PRIMITIVE,
+];
+
+/// The primitive of this name. The table is in order of names.
+pub fn find(name: &str) -> Option<&'static Primitive> {
+    PRIMITIVES.binary_search_by(|p| p.name.cmp(name)).ok().map(|i| &PRIMITIVES[i])
+}
+
+/// The dispatches that compute one node on a device, in order; none for an alias.
+pub fn dispatches(op: &str, call: &GpuCall) -> Vec<Dispatch> {
+    let primitive = find(op).unwrap_or_else(|| panic!("verified graphs hold known primitives only, not '{op}'"));
+    match &primitive.gpu {
+        Gpu::Elementwise(_) => {
+            let program = elementwise::program_of(op, call.attrs, call.types_in.len(), &call.types_out[0]);
+            vec![elementwise::dispatch(&program, call.types_in, call.types_out, call.traits)]
+        }
+        Gpu::Kernel(kernel) => kernel(call),
+        Gpu::Alias => vec![],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::PRIMITIVES;
+
+    #[test]
+    fn table_is_in_order_of_names() {
+        assert!(PRIMITIVES.windows(2).all(|p| p[0].name < p[1].name));
+    }
+}

@@ -1,0 +1,261 @@
+//! What a primitive is: four answers (types, host kernel, gradient, device kernel) and problems to try them on.
+
+use super::elementwise::BlockFn;
+use super::math::Real;
+use crate::ir::{Attrs, BuildError, Builder, Node, Type, Value};
+use std::borrow::Cow;
+
+/// One primitive operation. No field has a default: a new primitive answers all of them in its own file.
+pub struct Primitive {
+    pub name: &'static str,
+    /// Output types, or why these inputs and attributes do not fit.
+    pub infer: fn(&[&Type], &Attrs) -> Result<Vec<Type>, String>,
+    pub cpu: Cpu,
+    pub vjp: Vjp,
+    pub gpu: Gpu,
+    /// Small problems on which tests and `doctor` compare the kernels.
+    pub samples: fn() -> Vec<Sample>,
+}
+
+/// How the host computes a primitive.
+pub enum Cpu {
+    /// Element by element; the engine in [`super::elementwise`] loops, broadcasts and fuses.
+    Elementwise { f32: BlockFn<f32>, f64: BlockFn<f64> },
+    /// A kernel of its own.
+    Kernel { f32: fn(&mut CpuCall<f32>), f64: fn(&mut CpuCall<f64>) },
+    /// The output is the input's memory under another shape.
+    Alias,
+}
+
+/// An element type that host kernels are compiled for.
+pub trait Element: Real {
+    /// The block kernel of an elementwise primitive.
+    fn block(cpu: &Cpu) -> Option<BlockFn<Self>>;
+    /// The kernel of any other.
+    fn kernel(cpu: &Cpu) -> Option<fn(&mut CpuCall<Self>)>;
+}
+
+impl Element for f32 {
+    fn block(cpu: &Cpu) -> Option<BlockFn<f32>> {
+        match cpu {
+            Cpu::Elementwise { f32, .. } => Some(*f32),
+            _ => None,
+        }
+    }
+    fn kernel(cpu: &Cpu) -> Option<fn(&mut CpuCall<f32>)> {
+        match cpu {
+            Cpu::Kernel { f32, .. } => Some(*f32),
+            _ => None,
+        }
+    }
+}
+
+impl Element for f64 {
+    fn block(cpu: &Cpu) -> Option<BlockFn<f64>> {
+        match cpu {
+            Cpu::Elementwise { f64, .. } => Some(*f64),
+            _ => None,
+        }
+    }
+    fn kernel(cpu: &Cpu) -> Option<fn(&mut CpuCall<f64>)> {
+        match cpu {
+            Cpu::Kernel { f64, .. } => Some(*f64),
+            _ => None,
+        }
+    }
+}
+
+/// How a device computes a primitive.
+pub enum Gpu {
+    /// A WGSL expression over `$0`, `$1`, ...; the engine in [`super::elementwise`] puts it into a kernel.
+    Elementwise(fn(&Attrs, &[crate::ir::DType]) -> Cow<'static, str>),
+    /// Kernels of its own, run in order.
+    Kernel(fn(&GpuCall) -> Vec<Dispatch>),
+    /// The output is the input's memory under another shape.
+    Alias,
+}
+
+/// How a gradient passes through a primitive.
+pub enum Vjp {
+    /// Emits the gradient of each input that wants one.
+    Emit(fn(&mut VjpCall) -> Result<Vec<Option<Value>>, BuildError>),
+    /// The output does not vary with the input (comparisons, rounding, integers).
+    Zero,
+    /// Belongs to a gradient itself, which nothing differentiates again.
+    Never,
+}
+
+/// The differentiation of one node.
+pub struct VjpCall<'a> {
+    pub b: &'a mut Builder,
+    pub node: &'a Node,
+    /// The gradient of each output, where there is one.
+    pub grads: Vec<Option<Value>>,
+    /// Which inputs need a gradient.
+    pub wants: Vec<bool>,
+}
+
+impl VjpCall<'_> {
+    pub fn x(&self, i: usize) -> Value {
+        self.node.inputs[i]
+    }
+
+    pub fn y(&self, i: usize) -> Value {
+        self.node.outputs[i]
+    }
+
+    /// The gradient of the first output, which exists whenever a primitive of one output is differentiated.
+    pub fn g(&self) -> Value {
+        self.grads[0].expect("a node is differentiated only when an output has a gradient")
+    }
+}
+
+/// A kernel's read-only operand.
+#[derive(Clone, Copy)]
+pub enum Data<'a, T> {
+    Float(&'a [T]),
+    /// Integers, and booleans as 0 and 1.
+    Int(&'a [i32]),
+}
+
+/// A kernel's result.
+pub enum DataMut<'a, T> {
+    Float(&'a mut [T]),
+    Int(&'a mut [i32]),
+}
+
+impl<'a, T> Data<'a, T> {
+    pub fn float(self) -> &'a [T] {
+        match self {
+            Data::Float(x) => x,
+            Data::Int(_) => panic!("infer admits floats only"),
+        }
+    }
+
+    pub fn int(self) -> &'a [i32] {
+        match self {
+            Data::Int(x) => x,
+            Data::Float(_) => panic!("infer admits integers only"),
+        }
+    }
+}
+
+impl<T> DataMut<'_, T> {
+    pub fn float(&mut self) -> &mut [T] {
+        match self {
+            DataMut::Float(x) => x,
+            DataMut::Int(_) => panic!("infer gives floats only"),
+        }
+    }
+
+    pub fn int(&mut self) -> &mut [i32] {
+        match self {
+            DataMut::Int(x) => x,
+            DataMut::Float(_) => panic!("infer gives integers only"),
+        }
+    }
+}
+
+/// One run of a host kernel. Operands are row-major and do not overlap results.
+pub struct CpuCall<'a, T> {
+    pub attrs: &'a Attrs,
+    pub types_in: &'a [Type],
+    pub types_out: &'a [Type],
+    pub ins: &'a [Data<'a, T>],
+    pub outs: &'a mut [DataMut<'a, T>],
+}
+
+impl<T: Real> CpuCall<'_, T> {
+    pub fn shape_in(&self, i: usize) -> &[usize] {
+        &self.types_in[i].shape
+    }
+
+    pub fn shape_out(&self, i: usize) -> &[usize] {
+        &self.types_out[i].shape
+    }
+}
+
+/// What a kernel may know of the device it is written for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GpuTraits {
+    /// A software adapter: no gain from workgroup memory, barriers are dear.
+    pub software: bool,
+    /// The most workgroups along one axis of a dispatch.
+    pub max_workgroups: u32,
+}
+
+/// One use of a device kernel.
+pub struct GpuCall<'a> {
+    pub attrs: &'a Attrs,
+    pub types_in: &'a [Type],
+    pub types_out: &'a [Type],
+    pub traits: GpuTraits,
+}
+
+/// An operand of a dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binding {
+    Input(usize),
+    Output(usize),
+}
+
+/// A kernel's source: a file of `shaders/`, or that file with its marked part replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Shader {
+    pub name: &'static str,
+    pub source: Cow<'static, str>,
+}
+
+/// One dispatch: binding 0 is `params` (a uniform of 32-bit words), bindings 1.. are `bindings` in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dispatch {
+    pub shader: Shader,
+    /// Values of the shader's `override` constants.
+    pub constants: Vec<(&'static str, f64)>,
+    pub bindings: Vec<Binding>,
+    pub params: Vec<u32>,
+    pub workgroups: [u32; 3],
+}
+
+/// How the elements of a sample's input are drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    /// Standard normal.
+    Normal,
+    /// Uniform in (0.5, 2).
+    Positive,
+    /// Integers in `0..n`.
+    Index(usize),
+    /// Integers in `-1..n`, where -1 stands for a label that does not count (-100).
+    Label(usize),
+    /// 0 or 1.
+    Flag,
+}
+
+/// A small problem.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    pub inputs: Vec<(Type, Fill)>,
+    pub attrs: Attrs,
+}
+
+impl Sample {
+    pub fn new(inputs: Vec<(Type, Fill)>, attrs: Attrs) -> Sample {
+        Sample { inputs, attrs }
+    }
+
+    /// A problem on standard normal floats of these shapes.
+    pub fn normal(shapes: &[&[usize]]) -> Sample {
+        Sample::new(shapes.iter().map(|s| (Type::f32(*s), Fill::Normal)).collect(), Attrs::new())
+    }
+
+    /// A problem on floats in (0.5, 2) of these shapes.
+    pub fn positive(shapes: &[&[usize]]) -> Sample {
+        Sample::new(shapes.iter().map(|s| (Type::f32(*s), Fill::Positive)).collect(), Attrs::new())
+    }
+
+    pub fn with(mut self, attrs: Attrs) -> Sample {
+        self.attrs = attrs;
+        self
+    }
+}

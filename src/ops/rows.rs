@@ -1,0 +1,78 @@
+//! What the primitives over the last axis of `(R, N)` share.
+
+use super::prelude::*;
+use super::reduce::row_workgroup;
+
+/// Calls `f` with each row's number and elements, on all cores.
+pub fn each<T: Send>(out: &mut [T], n: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    each_grain(out, n, n, f);
+}
+
+/// [`each`] for rows of `width` results that each cost `cost` elements of work.
+pub fn each_grain<T: Send>(out: &mut [T], width: usize, cost: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    if width == 0 {
+        return;
+    }
+    let rows = out.len() / width;
+    let out = Shared::new(out);
+    parallel::ranges(rows, parallel::rows_grain(cost), |range| {
+        for r in range {
+            // SAFETY: one task a row.
+            f(r, unsafe { out.part(r * width..(r + 1) * width) });
+        }
+    });
+}
+
+/// `Σ f(x)`, in sixteen lanes so that compilers vectorise it and rounding errors stay small.
+#[inline(always)]
+pub fn sum<T: Real>(x: &[T], f: impl Fn(T) -> T) -> T {
+    let mut lanes = [T::zero(); 16];
+    let whole = x.chunks_exact(16);
+    let rest = whole.remainder();
+    for chunk in whole {
+        for (l, &v) in lanes.iter_mut().zip(chunk) {
+            *l += f(v);
+        }
+    }
+    let tail = rest.iter().fold(T::zero(), |s, &v| s + f(v));
+    lanes.iter().fold(tail, |s, &l| s + l)
+}
+
+/// `Σ f(x, y)`, as [`sum`].
+#[inline(always)]
+pub fn dot_by<T: Real>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
+    let mut lanes = [T::zero(); 16];
+    let (xs, ys) = (x.chunks_exact(16), y.chunks_exact(16));
+    let tail = xs.remainder().iter().zip(ys.remainder()).fold(T::zero(), |s, (&a, &b)| s + f(a, b));
+    for (a, b) in xs.zip(ys) {
+        for ((l, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
+            *l += f(a, b);
+        }
+    }
+    lanes.iter().fold(tail, |s, &l| s + l)
+}
+
+/// `Σ x y`
+#[inline(always)]
+pub fn dot<T: Real>(x: &[T], y: &[T]) -> T {
+    dot_by(x, y, |a, b| a * b)
+}
+
+/// A kernel that gives each row of input 0, `(R, N)`, to one workgroup. It binds every input, then every output; its
+/// parameters are R, the grid's width, N, and up to five words of its own.
+pub fn dispatch(c: &GpuCall, name: &'static str, source: &'static str, words: &[u32]) -> Vec<Dispatch> {
+    let (rows, n) = (c.types_in[0].shape[0], c.types_in[0].shape[1]);
+    let (workgroups, width) = grid(rows, 1, c.traits);
+    let mut params = vec![rows as u32, width, n as u32];
+    params.extend(words);
+    params.resize(8, 0);
+    let bindings =
+        (0..c.types_in.len()).map(Binding::Input).chain((0..c.types_out.len()).map(Binding::Output)).collect();
+    vec![Dispatch {
+        shader: Shader { name, source: source.into() },
+        constants: vec![("SIZE", row_workgroup(n, c.traits) as f64)],
+        bindings,
+        params,
+        workgroups,
+    }]
+}

@@ -1,0 +1,43 @@
+//! `eˣ / Σ eˣ` over the last axis of `(R, N)`. With `safe`, a row that is -∞ throughout gives zeros, not NaN.
+
+use super::prelude::*;
+
+pub const PRIMITIVE: Primitive = Primitive {
+    name: "softmax",
+    infer: |ins, _| match ins {
+        [x] if x.is_float() && x.rank() == 2 => Ok(vec![(*x).clone()]),
+        _ => Err("takes one float operand of two axes".into()),
+    },
+    cpu: Cpu::Kernel { f32: cpu, f64: cpu },
+    vjp: Vjp::Emit(|c| {
+        let (y, g) = (c.y(0), c.g());
+        Ok(vec![Some(c.b.binary("softmax_grad", y, g)?)])
+    }),
+    gpu: Gpu::Kernel(|c| {
+        let safe = c.attrs.flag("safe") as u32;
+        super::rows::dispatch(c, "softmax", include_str!("../../shaders/softmax.wgsl"), &[safe])
+    }),
+    samples: || {
+        vec![Sample::normal(&[&[4, 37]]), Sample::normal(&[&[3, 5]]).with(Attrs::new().with("safe", Attr::Bool(true)))]
+    },
+};
+
+fn cpu<T: Real>(c: &mut CpuCall<T>) {
+    let n = c.shape_in(0)[1];
+    let safe = c.attrs.flag("safe");
+    let x = c.ins[0].float();
+    super::rows::each(c.outs[0].float(), n, |r, y| {
+        let x = &x[r * n..(r + 1) * n];
+        let top = x.iter().fold(T::neg_infinity(), |m, &v| if v > m { v } else { m });
+        if safe && top == T::neg_infinity() {
+            y.fill(T::zero());
+            return;
+        }
+        parallel::simd(|| {
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - top).exp_());
+            let total = super::rows::sum(y, |v| v);
+            let scale = T::one() / total;
+            y.iter_mut().for_each(|y| *y *= scale);
+        });
+    });
+}

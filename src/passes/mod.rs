@@ -1,0 +1,71 @@
+//! Passes over the training program, in the order in which the pipeline runs them.
+
+pub mod common_subexpressions;
+pub mod dead_code;
+pub mod differentiate;
+pub mod fold_layout;
+pub mod fuse_elementwise;
+pub mod recognise_activation;
+pub mod recognise_norm;
+pub mod recognise_softmax;
+pub mod rewrite;
+
+use crate::ir::{BuildError, Graph, verify};
+use crate::ops::RULES;
+pub use differentiate::{DifferentiateError, differentiate, reached};
+
+/// A pass broke a rule of the IR: a bug of ours.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    #[error("pass {pass} broke the program (a bug of reslora-compile):\n  {}", violations.join("\n  "))]
+    Broken { pass: &'static str, violations: Vec<String> },
+    #[error("pass {pass}: {error}")]
+    Build { pass: &'static str, error: BuildError },
+    #[error(transparent)]
+    Differentiate(#[from] DifferentiateError),
+}
+
+/// One pass: its name and what it does.
+pub struct Pass {
+    pub name: &'static str,
+    pub run: fn(&Graph) -> Result<Graph, BuildError>,
+}
+
+/// Before differentiation.
+///
+/// 1. `fold_layout` first, so that patterns see operations rather than chains of reshapes.
+/// 2. `common_subexpressions`: patterns compare values by identity.
+/// 3. The recognisers, each for operations with a gradient of their own.
+/// 4. `dead_code` drops what the recognisers replaced.
+pub static FORWARD: &[Pass] = &[
+    Pass { name: "fold_layout", run: fold_layout::fold_layout },
+    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
+    Pass { name: "recognise_softmax", run: recognise_softmax::recognise_softmax },
+    Pass { name: "recognise_activation", run: recognise_activation::recognise_activation },
+    Pass { name: "recognise_norm", run: recognise_norm::recognise_norm },
+    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
+];
+
+/// After differentiation: gradients bring layout changes and repetitions of their own; `fuse_elementwise` comes last,
+/// since no pass looks into a fused operation. It is left out under `--no-fuse`.
+pub static BACKWARD: &[Pass] = &[
+    Pass { name: "fold_layout", run: fold_layout::fold_layout },
+    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
+    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
+];
+
+pub static FUSE: &[Pass] = &[Pass { name: "fuse_elementwise", run: |g| Ok(fuse_elementwise::fuse_elementwise(g)) }];
+
+/// Runs passes in order, checking the program after each.
+pub fn run(mut graph: Graph, passes: &[Pass]) -> Result<Graph, PassError> {
+    for pass in passes {
+        graph = (pass.run)(&graph).map_err(|error| PassError::Build { pass: pass.name, error })?;
+        check(&graph, pass.name)?;
+    }
+    Ok(graph)
+}
+
+/// Checks the rules of the IR.
+pub fn check(graph: &Graph, pass: &'static str) -> Result<(), PassError> {
+    verify::verify(graph, &RULES).map_err(|violations| PassError::Broken { pass, violations })
+}

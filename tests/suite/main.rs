@@ -1,0 +1,3 @@
+//! The whole test suite in one binary, so that dependencies are linked once.
+
+mod primitives;

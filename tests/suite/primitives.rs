@@ -1,0 +1,166 @@
+//! Every primitive, from the table: gradients against finite differences in f64, and sound shaders.
+
+use reslora_compile::ir::{DType, Graph, Leaf, Sink, Tensor, Type, Value};
+use reslora_compile::ir::Builder;
+use reslora_compile::ops::host::Buffer;
+use reslora_compile::ops::{self, Fill, Gpu, GpuCall, GpuTraits, PRIMITIVES, RULES, Sample, Vjp};
+use reslora_compile::passes::differentiate;
+
+/// Deterministic draws for a sample's inputs.
+pub fn draw(ty: &Type, fill: Fill, seed: u64) -> Tensor {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03;
+    let mut uniform = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    (0..8).for_each(|_| {
+        uniform();
+    });
+    let n = ty.elements();
+    let mut float = |f: &mut dyn FnMut(f64, f64) -> f64| -> Vec<f32> { (0..n).map(|_| f(uniform(), uniform()) as f32).collect() };
+    match fill {
+        Fill::Normal => {
+            let gauss = |a: f64, b: f64| (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();
+            Tensor::f32(ty.shape.clone(), float(&mut { gauss }))
+        }
+        Fill::Positive => Tensor::f32(ty.shape.clone(), float(&mut |a, _| 0.5 + 1.5 * a)),
+        Fill::Index(k) => {
+            let ints = float(&mut |a, _| (a * k as f64).floor()).into_iter().map(|x| x as i32).collect();
+            Tensor::i32(ty.shape.clone(), ints)
+        }
+        Fill::Label(k) => {
+            let ints = float(&mut |a, _| (a * (k + 1) as f64).floor() - 1.0).into_iter().map(|x| x as i32).collect();
+            Tensor::i32(ty.shape.clone(), ints)
+        }
+        Fill::Flag => Tensor::bool(ty.shape.clone(), float(&mut |a, _| a).into_iter().map(|x| (x < 0.5) as u32).collect()),
+    }
+}
+
+fn inputs_of(sample: &Sample) -> Vec<Tensor> {
+    sample.inputs.iter().enumerate().map(|(i, (ty, fill))| draw(ty, *fill, i as u64 + 1)).collect()
+}
+
+/// `Σ w y` over the sample's first output, float inputs being parameters.
+fn weighted(op: &str, sample: &Sample) -> Graph {
+    let mut b = Builder::new(RULES);
+    let inputs: Vec<Value> = sample
+        .inputs
+        .iter()
+        .enumerate()
+        .map(|(i, (ty, _))| match ty.dtype {
+            DType::F32 => b.parameter(&format!("x{i}"), ty.shape.clone()),
+            _ => b.input(&format!("x{i}"), ty.clone()),
+        })
+        .collect();
+    let y = b.emit(op, &inputs, sample.attrs.clone()).expect("a sample fits its primitive");
+    let ty = b.ty(y).clone();
+    let w = b.constant(draw(&ty, Fill::Normal, 99));
+    let product = b.mul(y, w).expect("same shape");
+    let axes: Vec<usize> = (0..ty.rank()).collect();
+    let loss = b.reduce_sum(product, &axes, false).expect("a float sum");
+    b.output("loss", loss, Sink::Fetch);
+    b.graph
+}
+
+fn feed(inputs: &[Vec<f64>], ints: &[Tensor], leaf: &Leaf) -> Buffer<f64> {
+    let (Leaf::Parameter(name) | Leaf::Input(name)) = leaf else { panic!("no other leaves here") };
+    let i: usize = name[1..].parse().expect("named x0, x1, ..");
+    match ints[i].as_i32() {
+        Some(x) => Buffer::Int(x.to_vec()),
+        None => Buffer::Float(inputs[i].clone()),
+    }
+}
+
+fn value(out: &Buffer<f64>) -> &[f64] {
+    match out {
+        Buffer::Float(x) => x,
+        Buffer::Int(_) => panic!("a float"),
+    }
+}
+
+#[test]
+fn gradients_match_finite_differences() {
+    let mut checked = 0;
+    for p in PRIMITIVES.iter().filter(|p| matches!(p.vjp, Vjp::Emit(_))) {
+        for (s, sample) in (p.samples)().iter().enumerate() {
+            let tensors = inputs_of(sample);
+            if !tensors.iter().any(|t| t.dtype() == DType::F32) || sample.inputs[0].0.dtype == DType::I32 {
+                continue;
+            }
+            let floats: Vec<Vec<f64>> = tensors
+                .iter()
+                .map(|t| t.as_f32().unwrap_or(&[]).iter().map(|&x| x as f64).collect())
+                .collect();
+            let graph = weighted(p.name, sample);
+            let graph = differentiate(graph, "loss").expect("differentiable");
+            reslora_compile::passes::check(&graph, "differentiate").expect("sound");
+            let at = |x: &[Vec<f64>]| ops::interpret::<f64>(&graph, &|leaf, _| feed(x, &tensors, leaf));
+            let base = at(&floats);
+            let loss_at = |x: &[Vec<f64>]| value(&at(x)[graph.output("loss").unwrap().index()])[0];
+            for i in 0..floats.len() {
+                let Some(g) = graph.output(&format!("grad.x{i}")) else {
+                    assert!(tensors[i].dtype() != DType::F32, "{} sample {s}: no gradient reaches input {i}", p.name);
+                    continue;
+                };
+                let g = value(&base[g.index()]);
+                for e in (0..floats[i].len()).step_by(1 + floats[i].len() / 24) {
+                    let h = 1e-5;
+                    let mut x = floats.clone();
+                    x[i][e] += h;
+                    let up = loss_at(&x);
+                    x[i][e] -= 2.0 * h;
+                    let slope = (up - loss_at(&x)) / (2.0 * h);
+                    // Central differences in f64 with h = 1e-5 are good to about 1e-10 relative to the loss.
+                    let tolerance = 1e-6 * (1.0 + slope.abs().max(g[e].abs()));
+                    assert!((slope - g[e]).abs() < tolerance, "{} sample {s} input {i}[{e}]: {slope} but {}", p.name, g[e]);
+                    checked += 1;
+                }
+            }
+        }
+    }
+    assert!(checked > 500, "only {checked} slopes were compared");
+}
+
+#[test]
+fn shaders_are_valid_wgsl_and_bind_what_they_declare() {
+    for software in [false, true] {
+        let traits = GpuTraits { software, max_workgroups: 65535 };
+        for p in PRIMITIVES {
+            if matches!(p.gpu, Gpu::Alias) {
+                continue;
+            }
+            for sample in (p.samples)() {
+                let types_in: Vec<Type> = sample.inputs.iter().map(|(t, _)| t.clone()).collect();
+                let refs: Vec<&Type> = types_in.iter().collect();
+                let types_out = (p.infer)(&refs, &sample.attrs).unwrap_or_else(|e| panic!("{}: {e}", p.name));
+                let call = GpuCall { attrs: &sample.attrs, types_in: &types_in, types_out: &types_out, traits };
+                for d in ops::dispatches(p.name, &call) {
+                    let module = naga::front::wgsl::parse_str(&d.shader.source)
+                        .unwrap_or_else(|e| panic!("{}: {}", d.shader.name, e.emit_to_string(&d.shader.source)));
+                    use naga::valid::{Capabilities, ValidationFlags, Validator};
+                    Validator::new(ValidationFlags::all(), Capabilities::empty())
+                        .validate(&module)
+                        .unwrap_or_else(|e| panic!("{}: {e:?}", d.shader.name));
+                    let bindings = module.global_variables.iter().filter(|(_, v)| v.binding.is_some()).count();
+                    assert_eq!(bindings, 1 + d.bindings.len(), "{}", d.shader.name);
+                    let uniform = module.global_variables.iter().find(|(_, v)| v.space == naga::AddressSpace::Uniform);
+                    let size = module.types[uniform.expect("parameters").1.ty].inner.size(module.to_ctx());
+                    assert_eq!(size as usize, 4 * d.params.len(), "{}: parameters", d.shader.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn files_of_shaders_are_all_used() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
+    let used = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/ops")).expect("sources");
+    let text: String = used.map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap()).collect();
+    for file in std::fs::read_dir(dir).expect("shaders") {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        assert!(text.contains(&format!("shaders/{name}")), "no primitive uses shaders/{name}");
+    }
+}
