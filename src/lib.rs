@@ -1,3 +1,15 @@
+pub mod adapter;
+pub mod device;
+pub mod calibrate;
+pub mod inject;
 pub mod ir;
+pub mod lower;
+pub mod merge;
+pub mod onnx;
 pub mod ops;
+pub mod optim;
 pub mod passes;
+pub mod pipeline;
+pub mod plan;
+pub mod structure;
+pub mod train;

@@ -16,3 +16,23 @@ pub use graph::{Attr, Attrs, Def, Graph, Leaf, Node, Output, Sink, Value, ValueI
 pub use program::{Arg, Instr, Program};
 pub use shape::{DType, Shape, Type};
 pub use tensor::Tensor;
+
+/// Inputs that training programs read beside the model's own.
+pub mod inputs {
+    /// Labels, where the loss is not the model's own.
+    pub const LABELS: &str = "labels";
+    /// What the sum of losses is multiplied by: one over the number of counted labels of the step.
+    pub const LOSS_SCALE: &str = "reslora.loss_scale";
+    /// What random draws start from.
+    pub const SEED: &str = "reslora.seed";
+}
+
+/// Outputs that training programs give.
+pub mod outputs {
+    /// The micro-batch's share of the step's loss.
+    pub const LOSS: &str = "reslora.loss";
+    /// Rows whose largest logit is their label.
+    pub const CORRECT: &str = "reslora.correct";
+    /// For each block: Σ ‖x‖², Σ ‖A x‖², and the rows counted.
+    pub const STATISTICS: &str = "reslora.statistics";
+}

@@ -171,13 +171,28 @@ enum SharedOut<'a, T> {
     Int(Shared<'a, i32>),
 }
 
+impl<T: Copy> SharedOut<'_, T> {
+    /// The elements of a range that this task alone works on.
+    fn read(&self, range: std::ops::Range<usize>, to: &mut DataMut<T>) {
+        // SAFETY: ranges of different tasks do not overlap, and the part is given up before the block is written.
+        unsafe {
+            match (self, to) {
+                (SharedOut::Float(o), DataMut::Float(y)) => y.copy_from_slice(o.part(range)),
+                (SharedOut::Int(o), DataMut::Int(y)) => y.copy_from_slice(o.part(range)),
+                _ => panic!("values that share memory have one type"),
+            }
+        }
+    }
+}
+
 /// The block kernel of an elementwise primitive.
 fn kernel<T: Element>(op: &str) -> BlockFn<T> {
     let block = super::find(op).and_then(|p| T::block(&p.cpu));
     block.unwrap_or_else(|| panic!("programs hold elementwise primitives only, not '{op}'"))
 }
 
-/// Runs `program` over the output shape on all cores.
+/// Runs `program` over the output shape on all cores. Inputs that `call.in_place` names are read from the outputs they
+/// share memory with, each block before it is written.
 pub fn run<T: Element>(program: &Program, call: &mut CpuCall<T>) {
     let n = call.types_out[0].elements();
     let (dims, access) = accesses(&call.types_out[0].shape, call.types_in);
@@ -191,12 +206,14 @@ pub fn run<T: Element>(program: &Program, call: &mut CpuCall<T>) {
         })
         .collect();
     let ins = call.ins;
+    let shared = |i: usize| call.in_place.iter().find(|p| p.0 == i).map(|p| p.1);
     let weight = program.instrs.len().max(1);
     parallel::ranges(n, (parallel::GRAIN / weight).max(BLOCK), |range| {
         let width = BLOCK.min(range.len());
         let mut loaded: Vec<Option<Bank<T>>> = Vec::new();
         for (i, a) in access.iter().enumerate() {
             loaded.push(match a {
+                _ if shared(i).is_some() => Some(Bank::new(call.types_in[i].dtype, width)),
                 Access::Full => None,
                 Access::Splat => {
                     let mut bank = Bank::new(call.types_in[i].dtype, width);
@@ -211,7 +228,10 @@ pub fn run<T: Element>(program: &Program, call: &mut CpuCall<T>) {
         while start < range.end {
             let len = width.min(range.end - start);
             for (i, a) in access.iter().enumerate() {
-                if let (Access::Strided(strides), Some(bank)) = (a, &mut loaded[i]) {
+                let Some(bank) = &mut loaded[i] else { continue };
+                if let Some(o) = shared(i) {
+                    outs[o].read(start..start + len, &mut bank.write(len));
+                } else if let Access::Strided(strides) = a {
                     load(ins[i], &mut bank.write(len), start, &dims, strides);
                 }
             }

@@ -84,7 +84,8 @@ pub fn eval(op: &str, ins: &[&Tensor], attrs: &Attrs) -> Vec<Tensor> {
         .collect();
     let mut outs: Vec<Buffer<f32>> = types_out.iter().map(Buffer::zeros).collect();
     let mut views: Vec<DataMut<f32>> = outs.iter_mut().map(Buffer::data_mut).collect();
-    call(op, &mut CpuCall { attrs, types_in: &types_in, types_out: &types_out, ins: &data, outs: &mut views });
+    let (types_in, types_out) = (&types_in[..], &types_out[..]);
+    call(op, &mut CpuCall { in_place: &[], attrs, types_in, types_out, ins: &data, outs: &mut views });
     types_out
         .iter()
         .zip(outs)
@@ -120,10 +121,8 @@ pub fn interpret<T: Element>(graph: &Graph, feed: &dyn Fn(&Leaf, &Type) -> Buffe
                 .collect();
             let mut views: Vec<DataMut<T>> = outs.iter_mut().map(Buffer::data_mut).collect();
             let attrs = &node.attrs;
-            call(
-                &node.op,
-                &mut CpuCall { attrs, types_in: &types_in, types_out: &types_out, ins: &ins, outs: &mut views },
-            );
+            let (types_in, types_out) = (&types_in[..], &types_out[..]);
+            call(&node.op, &mut CpuCall { in_place: &[], attrs, types_in, types_out, ins: &ins, outs: &mut views });
         }
         for (&v, out) in node.outputs.iter().zip(outs) {
             values[v.index()] = Some(out);

@@ -1,8 +1,7 @@
 //! What every primitive's file uses.
 
 pub use super::elementwise::{
-    broadcast, compare, infer_bool2, infer_compare, infer_float1, infer_float2, infer_number2, map1, map2,
-    map2_number,
+    broadcast, compare, infer_bool2, infer_compare, infer_float1, infer_float2, infer_number2, map1, map2, map2_number,
 };
 pub use super::layout::{self, grid};
 pub use super::math::{Real, normal_cdf, normal_pdf};

@@ -156,8 +156,10 @@ impl<T> DataMut<'_, T> {
     }
 }
 
-/// One run of a host kernel. Operands are row-major and do not overlap results.
+/// One run of a host kernel. Operands are row-major and do not overlap results, but for elementwise primitives' inputs
+/// that `in_place` pairs with the output whose memory they share: those are empty here.
 pub struct CpuCall<'a, T> {
+    pub in_place: &'a [(usize, usize)],
     pub attrs: &'a Attrs,
     pub types_in: &'a [Type],
     pub types_out: &'a [Type],

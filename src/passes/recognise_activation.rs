@@ -42,9 +42,10 @@ fn gelu(graph: &Graph, y: Value) -> Option<(&'static str, Value)> {
             return (graph.scaled_by(u, std::f64::consts::FRAC_1_SQRT_2)? == x).then_some(("gelu", x));
         }
         let u = graph.scaled_by(graph.operand(inner, "tanh")?, 0.797_884_560_8)?;
-        let cubic = graph.either(u, "add").into_iter().any(|(a, c)| {
-            a == x && graph.scaled_by(c, 0.044715).is_some_and(|cube| is_cube(graph, cube, x))
-        });
+        let cubic = graph
+            .either(u, "add")
+            .into_iter()
+            .any(|(a, c)| a == x && graph.scaled_by(c, 0.044715).is_some_and(|cube| is_cube(graph, cube, x)));
         cubic.then_some(("gelu_tanh", x))
     })
 }

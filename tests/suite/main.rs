@@ -1,3 +1,4 @@
 //! The whole test suite in one binary, so that dependencies are linked once.
 
+mod oracle;
 mod primitives;

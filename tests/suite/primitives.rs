@@ -1,7 +1,7 @@
 //! Every primitive, from the table: gradients against finite differences in f64, and sound shaders.
 
-use reslora_compile::ir::{DType, Graph, Leaf, Sink, Tensor, Type, Value};
 use reslora_compile::ir::Builder;
+use reslora_compile::ir::{DType, Graph, Leaf, Sink, Tensor, Type, Value};
 use reslora_compile::ops::host::Buffer;
 use reslora_compile::ops::{self, Fill, Gpu, GpuCall, GpuTraits, PRIMITIVES, RULES, Sample, Vjp};
 use reslora_compile::passes::differentiate;
@@ -19,7 +19,8 @@ pub fn draw(ty: &Type, fill: Fill, seed: u64) -> Tensor {
         uniform();
     });
     let n = ty.elements();
-    let mut float = |f: &mut dyn FnMut(f64, f64) -> f64| -> Vec<f32> { (0..n).map(|_| f(uniform(), uniform()) as f32).collect() };
+    let mut float =
+        |f: &mut dyn FnMut(f64, f64) -> f64| -> Vec<f32> { (0..n).map(|_| f(uniform(), uniform()) as f32).collect() };
     match fill {
         Fill::Normal => {
             let gauss = |a: f64, b: f64| (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();
@@ -34,7 +35,9 @@ pub fn draw(ty: &Type, fill: Fill, seed: u64) -> Tensor {
             let ints = float(&mut |a, _| (a * (k + 1) as f64).floor() - 1.0).into_iter().map(|x| x as i32).collect();
             Tensor::i32(ty.shape.clone(), ints)
         }
-        Fill::Flag => Tensor::bool(ty.shape.clone(), float(&mut |a, _| a).into_iter().map(|x| (x < 0.5) as u32).collect()),
+        Fill::Flag => {
+            Tensor::bool(ty.shape.clone(), float(&mut |a, _| a).into_iter().map(|x| (x < 0.5) as u32).collect())
+        }
     }
 }
 
@@ -89,10 +92,8 @@ fn gradients_match_finite_differences() {
             if !tensors.iter().any(|t| t.dtype() == DType::F32) || sample.inputs[0].0.dtype == DType::I32 {
                 continue;
             }
-            let floats: Vec<Vec<f64>> = tensors
-                .iter()
-                .map(|t| t.as_f32().unwrap_or(&[]).iter().map(|&x| x as f64).collect())
-                .collect();
+            let floats: Vec<Vec<f64>> =
+                tensors.iter().map(|t| t.as_f32().unwrap_or(&[]).iter().map(|&x| x as f64).collect()).collect();
             let graph = weighted(p.name, sample);
             let graph = differentiate(graph, "loss").expect("differentiable");
             reslora_compile::passes::check(&graph, "differentiate").expect("sound");
@@ -114,7 +115,12 @@ fn gradients_match_finite_differences() {
                     let slope = (up - loss_at(&x)) / (2.0 * h);
                     // Central differences in f64 with h = 1e-5 are good to about 1e-10 relative to the loss.
                     let tolerance = 1e-6 * (1.0 + slope.abs().max(g[e].abs()));
-                    assert!((slope - g[e]).abs() < tolerance, "{} sample {s} input {i}[{e}]: {slope} but {}", p.name, g[e]);
+                    assert!(
+                        (slope - g[e]).abs() < tolerance,
+                        "{} sample {s} input {i}[{e}]: {slope} but {}",
+                        p.name,
+                        g[e]
+                    );
                     checked += 1;
                 }
             }

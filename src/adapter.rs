@@ -1,0 +1,104 @@
+//! The trained adapter as a file: factors and fully trained tensors, recorded statistics, and the digest of the base.
+
+use atomic_write_file::AtomicWriteFile;
+use ndarray::ArrayD;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Factors and trained tensors by initializer name, with what else an adapter file records.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Adapter {
+    pub tensors: BTreeMap<String, ArrayD<f32>>,
+    /// Digest of the model that was injected into; `None` in files that other programs wrote.
+    pub base: Option<String>,
+    /// The configuration, as the injected model has it.
+    pub config: Option<String>,
+    /// Norms recorded over the last steps of training, by module path.
+    pub statistics: BTreeMap<String, Norms>,
+}
+
+/// Sums over rows of a block's input `x` and of `A x`; merges use root means of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Norms {
+    /// Σ ‖x‖² over the rows counted.
+    pub x: f64,
+    /// Σ ‖A x‖² over the rows counted.
+    pub xa: f64,
+    pub rows: f64,
+}
+
+/// Why an adapter cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    #[error("cannot open {}: {error}", path.display())]
+    Open { path: PathBuf, error: std::io::Error },
+    #[error("{} is no adapter: {why}\nhint: give a safetensors file, or the run directory that train wrote", path.display())]
+    Format { path: PathBuf, why: String },
+    #[error("cannot write {}: {error}", path.display())]
+    Write { path: PathBuf, error: std::io::Error },
+}
+
+/// The one key of the file's metadata that is ours. (One, because safetensors writes several in no fixed order.)
+const KEY: &str = "reslora";
+
+/// What stands under [`KEY`], as JSON.
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+struct Metadata {
+    base: Option<String>,
+    config: Option<String>,
+    #[serde(default)]
+    statistics: BTreeMap<String, Norms>,
+}
+
+/// Reads an adapter; `path` may be a run directory.
+pub fn read(path: &Path) -> Result<Adapter, AdapterError> {
+    let path = if path.is_dir() { path.join("adapter.safetensors") } else { path.to_path_buf() };
+    let format = |why: String| AdapterError::Format { path: path.clone(), why };
+    let bytes = std::fs::read(&path).map_err(|error| AdapterError::Open { path: path.clone(), error })?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| format(e.to_string()))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| format(e.to_string()))?;
+    let text = header.metadata().as_ref().and_then(|m| m.get(KEY));
+    let metadata: Metadata = match text {
+        Some(text) => serde_json::from_str(text).map_err(|e| format(format!("its metadata: {e}")))?,
+        None => Metadata::default(),
+    };
+    let Metadata { base, config, statistics } = metadata;
+    let mut adapter = Adapter { tensors: BTreeMap::new(), base, config, statistics };
+    for (name, view) in file.tensors() {
+        let values =
+            floats(&view).ok_or_else(|| format(format!("tensor '{name}' is {:?}, not a float type", view.dtype())))?;
+        let array = ArrayD::from_shape_vec(view.shape(), values).map_err(|e| format(e.to_string()))?;
+        adapter.tensors.insert(name, array);
+    }
+    Ok(adapter)
+}
+
+fn floats(view: &TensorView) -> Option<Vec<f32>> {
+    let data = view.data();
+    Some(match view.dtype() {
+        Dtype::F32 => data.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect(),
+        Dtype::F16 => data.chunks_exact(2).map(|c| half::f16::from_le_bytes([c[0], c[1]]).to_f32()).collect(),
+        Dtype::BF16 => data.chunks_exact(2).map(|c| half::bf16::from_le_bytes([c[0], c[1]]).to_f32()).collect(),
+        _ => return None,
+    })
+}
+
+/// Writes an adapter to a temporary file beside `path` and renames it.
+pub fn write(adapter: &Adapter, path: &Path) -> Result<(), AdapterError> {
+    let io = |error| AdapterError::Write { path: path.to_path_buf(), error };
+    let data: BTreeMap<&str, Vec<u8>> =
+        adapter.tensors.iter().map(|(n, t)| (n.as_str(), t.iter().flat_map(|x| x.to_le_bytes()).collect())).collect();
+    let views = adapter.tensors.iter().map(|(name, t)| {
+        let view = TensorView::new(Dtype::F32, t.shape().to_vec(), &data[name.as_str()]);
+        (name.clone(), view.expect("four bytes an element"))
+    });
+    let metadata =
+        Metadata { base: adapter.base.clone(), config: adapter.config.clone(), statistics: adapter.statistics.clone() };
+    let text = serde_json::to_string(&metadata).expect("text and numbers");
+    let metadata = HashMap::from([(KEY.to_string(), text)]);
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| io(std::io::Error::other(e)))?;
+    let mut file = AtomicWriteFile::open(path).map_err(io)?;
+    file.write_all(&bytes).and_then(|()| file.commit()).map_err(io)
+}

@@ -1,0 +1,91 @@
+//! The statistics that merges need, gathered by the device: norms of each block's input and of its projection.
+
+use crate::adapter::Norms;
+use crate::ir::{BuildError, Builder, DType, Sink, Tensor, Value, outputs};
+use std::collections::BTreeMap;
+
+/// The values of one block whose norms are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockValues {
+    /// The linear node's input, `(.., in)`.
+    pub x: Value,
+    /// `A x`, `(.., rank)`, where the structure projects its own input.
+    pub xa: Option<Value>,
+}
+
+/// Adds the output `reslora.statistics`: for each block Σ ‖x‖², Σ ‖A x‖² and the number of rows. Rows are an input
+/// flattened over all but its last axis; where their number is that of the mask's elements, rows at which the mask is zero
+/// do not count.
+pub fn attach(b: &mut Builder, blocks: &[BlockValues], mask: Option<Value>) -> Result<(), BuildError> {
+    let mask = match mask {
+        Some(m) => {
+            let n = b.shape(m).elements();
+            let float = b.cast(m, DType::F32)?;
+            let column = b.reshape(float, [n, 1])?;
+            let rows = b.reduce_sum(column, &[0, 1], false)?;
+            Some((n, column, b.reshape(rows, [1])?))
+        }
+        None => None,
+    };
+    let mut parts = Vec::new();
+    for block in blocks {
+        let rows = row_count(b, block.x);
+        let masked = mask.filter(|m| m.0 == rows);
+        parts.push(square_sum(b, block.x, masked.map(|m| m.1))?);
+        parts.push(match block.xa {
+            Some(xa) => square_sum(b, xa, masked.map(|m| m.1))?,
+            None => b.constant(Tensor::f32([1], vec![0.0])),
+        });
+        parts.push(masked.map_or_else(|| b.constant(Tensor::f32([1], vec![rows as f32])), |m| m.2));
+    }
+    let all = b.concat(&parts, 0)?;
+    b.output(outputs::STATISTICS, all, Sink::Fetch);
+    Ok(())
+}
+
+fn row_count(b: &Builder, x: Value) -> usize {
+    let shape = b.shape(x);
+    shape[..shape.len().saturating_sub(1)].iter().product()
+}
+
+/// Σ x² over the rows that count, `(1)`.
+fn square_sum(b: &mut Builder, x: Value, mask: Option<Value>) -> Result<Value, BuildError> {
+    let rows = row_count(b, x);
+    let width = b.shape(x).elements() / rows.max(1);
+    let flat = b.reshape(x, [rows, width])?;
+    let square = b.mul(flat, flat)?;
+    let square = match mask {
+        Some(m) => b.mul(square, m)?,
+        None => square,
+    };
+    let sums = b.reduce_sum(square, &[1], false)?;
+    let sum = b.reduce_sum(sums, &[0], false)?;
+    b.reshape(sum, [1])
+}
+
+/// Sums over batches, in f64.
+#[derive(Clone, Debug)]
+pub struct Accumulator {
+    blocks: Vec<String>,
+    sums: Vec<Norms>,
+}
+
+impl Accumulator {
+    /// For blocks of these module paths, in the order of [`attach`].
+    pub fn new(blocks: &[String]) -> Accumulator {
+        Accumulator { blocks: blocks.to_vec(), sums: vec![Norms::default(); blocks.len()] }
+    }
+
+    /// Adds one batch's output.
+    pub fn add(&mut self, statistics: &[f32]) {
+        for (sum, s) in self.sums.iter_mut().zip(statistics.chunks_exact(3)) {
+            sum.x += s[0] as f64;
+            sum.xa += s[1] as f64;
+            sum.rows += s[2] as f64;
+        }
+    }
+
+    pub fn finish(self) -> BTreeMap<String, Norms> {
+        self.blocks.into_iter().zip(self.sums).collect()
+    }
+}

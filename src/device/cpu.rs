@@ -1,0 +1,255 @@
+//! The host as a device: primitives' own kernels on all cores, over planned memory.
+
+use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, inputs_of};
+use crate::ir::{DType, Def, Leaf, Program, Tensor, Type, Value};
+use crate::ops::host;
+use crate::ops::{CpuCall, Data, DataMut, elementwise};
+use crate::plan::{Limits, Place, Plan, Step};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A loaded plan.
+struct Loaded {
+    plan: Plan,
+    /// For each step, what does not change from run to run.
+    steps: Vec<Prepared>,
+}
+
+struct Prepared {
+    types_in: Vec<Type>,
+    types_out: Vec<Type>,
+    /// The program of an elementwise step.
+    program: Option<Arc<Program>>,
+}
+
+/// The cpu device.
+#[derive(Default)]
+pub struct Cpu {
+    states: HashMap<String, Vec<u32>>,
+    weights: HashMap<String, Tensor>,
+    /// Shared by all plans, each as large as the largest of its number.
+    arenas: Vec<Vec<u32>>,
+    plans: Vec<Loaded>,
+    done: Vec<Fetched>,
+    next: u64,
+}
+
+impl Cpu {
+    pub fn new() -> Cpu {
+        Cpu::default()
+    }
+}
+
+impl Device for Cpu {
+    fn name(&self) -> String {
+        format!("cpu ({} threads)", rayon::current_num_threads())
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { value_words: usize::MAX / 8, arena_words: usize::MAX / 8 }
+    }
+
+    fn reserve(&mut self, state: &str, words: usize) -> Result<(), DeviceError> {
+        if self.states.get(state).is_none_or(|s| s.len() != words) {
+            self.states.insert(state.to_string(), vec![0; words]);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, state: &str, offset: usize, words: &[u32]) -> Result<(), DeviceError> {
+        let buffer = self.states.get_mut(state).ok_or_else(|| unknown(state))?;
+        buffer[offset..offset + words.len()].copy_from_slice(words);
+        Ok(())
+    }
+
+    fn read(&mut self, state: &str) -> Result<Vec<u32>, DeviceError> {
+        self.states.get(state).cloned().ok_or_else(|| unknown(state))
+    }
+
+    fn load(&mut self, plan: Plan) -> Result<PlanId, DeviceError> {
+        for info in &plan.graph.values {
+            if let Def::Leaf(Leaf::Weight(w)) = &info.def {
+                self.weights.entry(w.name.clone()).or_insert_with(|| w.load());
+            }
+        }
+        for place in plan.places.iter().flatten() {
+            if let Place::State { name, .. } = place
+                && !self.states.contains_key(name)
+            {
+                return Err(unknown(name));
+            }
+        }
+        for (a, &words) in plan.arenas.iter().enumerate() {
+            if self.arenas.len() <= a {
+                self.arenas.push(vec![]);
+            }
+            if self.arenas[a].len() < words {
+                self.arenas[a] = vec![0; words];
+            }
+        }
+        let types = |vs: &[Value]| -> Vec<Type> { vs.iter().map(|&v| plan.graph.ty(v).clone()).collect() };
+        let steps = plan
+            .steps
+            .iter()
+            .map(|step| match step {
+                Step::Copy { .. } => Prepared { types_in: vec![], types_out: vec![], program: None },
+                Step::Node { node, .. } => {
+                    let node = &plan.graph.nodes[*node];
+                    let (types_in, types_out) = (types(&node.inputs), types(&node.outputs));
+                    let fused = node.op == "fused"
+                        || crate::ops::find(&node.op)
+                            .is_some_and(|p| matches!(p.cpu, crate::ops::Cpu::Elementwise { .. }));
+                    let program =
+                        fused.then(|| elementwise::program_of(&node.op, &node.attrs, types_in.len(), &types_out[0]));
+                    Prepared { types_in, types_out, program }
+                }
+            })
+            .collect();
+        self.plans.push(Loaded { plan, steps });
+        Ok(PlanId(self.plans.len() - 1))
+    }
+
+    fn submit(&mut self, runs: Vec<Run>) -> Result<Ticket, DeviceError> {
+        let ticket = Ticket(self.next);
+        let mut out = Vec::new();
+        for run in &runs {
+            out.push(self.run(run)?);
+        }
+        self.next += 1;
+        self.done.push(Fetched { ticket, runs: out });
+        Ok(ticket)
+    }
+
+    fn collect(&mut self, _wait: bool) -> Result<Vec<Fetched>, DeviceError> {
+        Ok(std::mem::take(&mut self.done))
+    }
+
+    fn memory(&self) -> usize {
+        let states: usize = self.states.values().map(Vec::len).sum();
+        let weights: usize = self.weights.values().map(Tensor::elements).sum();
+        let arenas: usize = self.arenas.iter().map(Vec::len).sum();
+        4 * (states + weights + arenas)
+    }
+}
+
+fn unknown(state: &str) -> DeviceError {
+    DeviceError::Failed { device: "cpu".into(), why: format!("no state is called '{state}'") }
+}
+
+/// The words behind a place, as pointers: a run reads some places and writes others of one arena.
+#[derive(Clone, Copy)]
+struct Memory {
+    words: *mut u32,
+    len: usize,
+}
+
+impl Cpu {
+    fn run(&mut self, run: &Run) -> Result<Vec<(String, Tensor)>, DeviceError> {
+        let loaded = &self.plans[run.plan.0];
+        let plan = &loaded.plan;
+        let inputs = inputs_of(plan, run)?;
+        let inputs: HashMap<&str, &Tensor> =
+            plan.graph.inputs().into_iter().map(|(name, _)| name).zip(inputs).collect();
+        let arenas: Vec<Memory> =
+            self.arenas.iter_mut().map(|a| Memory { words: a.as_mut_ptr(), len: a.len() }).collect();
+        let states: HashMap<&str, Memory> = self
+            .states
+            .iter_mut()
+            .map(|(name, s)| (name.as_str(), Memory { words: s.as_mut_ptr(), len: s.len() }))
+            .collect();
+        // What is read only is behind a shared pointer, which nothing below writes through.
+        let read_only = |t: &Tensor| Memory { words: t.words().as_ptr().cast_mut(), len: t.elements() };
+        let weights = &self.weights;
+        let at = |place: &Place, words: usize| -> Memory {
+            let (memory, offset) = match place {
+                Place::Arena { arena, offset } => (arenas[*arena], *offset),
+                Place::State { name, offset } => (states[name.as_str()], *offset),
+                Place::Input(name) => (read_only(inputs[name.as_str()]), 0),
+                Place::Weight(name) => (read_only(&weights[name]), 0),
+                Place::Constant(v) => (read_only(plan.graph.constant(*v).expect("a constant")), 0),
+            };
+            assert!(offset + words <= memory.len, "{place} is within its buffer");
+            // SAFETY: in bounds by the assertion.
+            Memory { words: unsafe { memory.words.add(offset) }, len: words }
+        };
+        for (step, prepared) in plan.steps.iter().zip(&loaded.steps) {
+            match step {
+                Step::Copy { from, to } => {
+                    let n = plan.graph.ty(*from).elements();
+                    let (src, dst) = (at(plan.place(*from), n), at(to, n));
+                    // SAFETY: both are `n` words long; `copy` allows overlap.
+                    unsafe { std::ptr::copy(src.words, dst.words, n) };
+                }
+                Step::Node { node, in_place } => {
+                    let node = &plan.graph.nodes[*node];
+                    let memory = |v: Value, ty: &Type| at(plan.place(v), ty.elements());
+                    let ins: Vec<Data<f32>> = node
+                        .inputs
+                        .iter()
+                        .zip(&prepared.types_in)
+                        .enumerate()
+                        .map(|(i, (&v, ty))| {
+                            let shared = in_place.iter().any(|p| p.0 == i);
+                            let m =
+                                if shared { Memory { words: std::ptr::dangling_mut(), len: 0 } } else { memory(v, ty) };
+                            // SAFETY: the plan was checked: no output of this step overlaps an input but those it lists
+                            // as in place, which are empty here. Words are valid as every element type.
+                            unsafe { data(m, ty.dtype) }
+                        })
+                        .collect();
+                    let mut outs: Vec<DataMut<f32>> = node
+                        .outputs
+                        .iter()
+                        .zip(&prepared.types_out)
+                        // SAFETY: as above; outputs of one step do not overlap each other.
+                        .map(|(&v, ty)| unsafe { data_mut(memory(v, ty), ty.dtype) })
+                        .collect();
+                    let mut call = CpuCall {
+                        in_place,
+                        attrs: &node.attrs,
+                        types_in: &prepared.types_in,
+                        types_out: &prepared.types_out,
+                        ins: &ins,
+                        outs: &mut outs,
+                    };
+                    match &prepared.program {
+                        Some(program) => elementwise::run(program, &mut call),
+                        None => host::call(&node.op, &mut call),
+                    }
+                }
+            }
+        }
+        let fetch = |f: &crate::plan::Fetch| {
+            let ty = plan.graph.ty(f.value);
+            let m = at(plan.place(f.value), ty.elements());
+            // SAFETY: nothing writes while the words are copied.
+            let words = unsafe { std::slice::from_raw_parts(m.words, m.len) }.to_vec();
+            (f.name.clone(), Tensor::from_words(ty, words))
+        };
+        Ok(plan.fetches.iter().map(fetch).collect())
+    }
+}
+
+/// # Safety
+/// The words must stay valid and unwritten for `'a`.
+unsafe fn data<'a>(m: Memory, dtype: DType) -> Data<'a, f32> {
+    // SAFETY: by the caller; f32, i32 and u32 are alike in size and alignment.
+    unsafe {
+        match dtype {
+            DType::F32 => Data::Float(std::slice::from_raw_parts(m.words.cast::<f32>(), m.len)),
+            DType::I32 | DType::Bool => Data::Int(std::slice::from_raw_parts(m.words.cast::<i32>(), m.len)),
+        }
+    }
+}
+
+/// # Safety
+/// The words must stay valid for `'a`, and nothing else may use them.
+unsafe fn data_mut<'a>(m: Memory, dtype: DType) -> DataMut<'a, f32> {
+    // SAFETY: as above.
+    unsafe {
+        match dtype {
+            DType::F32 => DataMut::Float(std::slice::from_raw_parts_mut(m.words.cast::<f32>(), m.len)),
+            DType::I32 | DType::Bool => DataMut::Int(std::slice::from_raw_parts_mut(m.words.cast::<i32>(), m.len)),
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Puts adapters into a model: chooses linear nodes, links their chains, and adds each structure's nodes.
+//!
+//! The result is valid ONNX. With B = 0 it computes what the base computes, and [`crate::merge`] takes the nodes out again.
+
+use crate::adapter::Adapter;
+use crate::onnx::{self, ElementType, Linear, Model, NewNode, Role};
+use crate::structure::chain::{self, Break, Link};
+use crate::structure::{self, BASE_KEY, Block, CONFIG_KEY, Config, Emitter, Structure, Target, base_name};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use regex::Regex;
+use std::collections::{HashMap, HashSet};
+
+/// Which linear nodes to adapt.
+#[derive(Clone, Debug)]
+pub enum Selector {
+    /// Searched in module paths.
+    Path(Regex),
+    /// By what the node does.
+    Role(Role),
+}
+
+/// What to inject.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Empty: the attention query and value projections, or every linear node if there are none.
+    pub targets: Vec<Selector>,
+    pub exclude: Vec<Regex>,
+    pub structure: Structure,
+    pub pre_num: i64,
+    pub rank: usize,
+    pub alpha: f64,
+    pub dropout: f64,
+    pub rslora: bool,
+    /// Searched in initializer names and module paths.
+    pub also_train: Vec<Regex>,
+    pub seed: u64,
+    /// Start from these factors rather than fresh ones.
+    pub adapter: Option<Adapter>,
+}
+
+/// What was injected.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub config: Config,
+    pub breaks: Vec<Break>,
+    /// Trained numbers: in adapters, and in tensors trained themselves.
+    pub adapter_parameters: usize,
+    pub also_trained_parameters: usize,
+    pub notes: Vec<String>,
+}
+
+/// Why nothing was injected.
+#[derive(Debug, thiserror::Error)]
+pub enum InjectError {
+    #[error("the model already carries adapters\nhint: merge it first, or inject into its base")]
+    Injected,
+    #[error("the model has no linear node (MatMul, Gemm or MatMulNBits with a constant weight) to adapt")]
+    NoLinear,
+    #[error("--target '{pattern}' matches none of the model's {count} linear nodes\nhint: the nearest are:\n  {}", nearest.join("\n  "))]
+    NoMatch { pattern: String, count: usize, nearest: Vec<String> },
+    #[error("every target is excluded by --exclude")]
+    AllExcluded,
+    #[error(
+        "--also-train '{pattern}' matches no float initializer by name or module path\nhint: the nearest are:\n  {}",
+        nearest.join("\n  ")
+    )]
+    NoInitializer { pattern: String, nearest: Vec<String> },
+    #[error("{0}")]
+    Option(String),
+    #[error("the adapter file does not fit: {0}")]
+    Adapter(String),
+    #[error(
+        "operator set {opset} is too old for {what}\nhint: convert the model with onnx.version_converter to opset 13 or later"
+    )]
+    Opset { opset: i64, what: String },
+}
+
+/// Injects adapters into `base`. `shape_of` gives the shape of a value at a sample batch shape; chains of structures that
+/// read other blocks' inputs need it.
+pub fn inject(
+    base: &Model,
+    options: &Options,
+    shape_of: &dyn Fn(&str) -> Option<Vec<usize>>,
+) -> Result<(Model, Report), InjectError> {
+    if base.metadata(CONFIG_KEY).is_some() {
+        return Err(InjectError::Injected);
+    }
+    check(base, options)?;
+    let linear = onnx::linear_nodes(base);
+    let (chosen, mut notes) = choose(base, &linear, options)?;
+    let mut sites: Vec<Vec<&Linear>> = Vec::new();
+    for l in chosen {
+        match sites.iter_mut().find(|s| s[0].path == l.path) {
+            Some(site) => site.push(l),
+            None => sites.push(vec![l]),
+        }
+    }
+    let mut targets: Vec<Target> = sites
+        .iter()
+        .map(|s| Target {
+            path: s[0].path.clone(),
+            weight: s[0].weight.clone(),
+            in_features: s[0].in_features,
+            out_features: s[0].out_features,
+            prev: None,
+        })
+        .collect();
+    if let Some(t) = targets.iter().find(|t| options.rank >= t.in_features.min(t.out_features)) {
+        let features = t.in_features.min(t.out_features);
+        notes.push(format!("rank {} is not below the {features} features of {}", options.rank, t.path));
+    }
+    let reads = options.structure.info().reads_inputs;
+    let links: Vec<Link> = sites
+        .iter()
+        .map(|s| Link {
+            leading: reads.then(|| shape_of(&s[0].x)).flatten().map(|mut d| {
+                d.pop();
+                d
+            }),
+            alone: s.len() > 1,
+        })
+        .collect();
+    let mut breaks = chain::link(&mut targets, &links);
+    if options.structure == Structure::Lora {
+        // Its blocks read nothing of each other.
+        breaks.clear();
+    }
+    let config = Config {
+        version: 1,
+        structure: options.structure,
+        pre_num: options.pre_num,
+        rank: options.rank,
+        alpha: options.alpha,
+        dropout: options.dropout,
+        rslora: options.rslora,
+        seed: options.seed,
+        targets,
+        also_train: also_trained(base, &linear, options)?,
+    };
+
+    let mut model = base.clone();
+    for (id, nodes) in emit(base, &config) {
+        let linear = linear.iter().find(|l| l.node == id).expect("emitted for linear nodes");
+        let base_value = nodes.last().expect("a block ends in an Add").inputs[0].clone();
+        model.node_mut(id).rename_output(&linear.y, &base_value);
+        model.insert_after(id, nodes);
+    }
+    add_initializers(&mut model, &config, options, sites[0][0].element)?;
+    model.set_metadata(CONFIG_KEY, Some(serde_json::to_string(&config).expect("a configuration serialises")));
+    model.set_metadata(BASE_KEY, Some(base.digest()));
+    let count = |name: &String| base.initializer_type(name).map_or(0, |(_, dims)| dims.iter().product());
+    let report = Report {
+        adapter_parameters: config.targets.iter().map(|t| config.rank * (t.in_features + t.out_features)).sum(),
+        also_trained_parameters: config.also_train.iter().map(count).sum(),
+        config,
+        breaks,
+        notes,
+    };
+    Ok((model, report))
+}
+
+fn check(base: &Model, o: &Options) -> Result<(), InjectError> {
+    let bad = |why: String| Err(InjectError::Option(why));
+    if o.rank == 0 {
+        return bad("--rank must be at least 1".into());
+    }
+    if !(o.alpha.is_finite() && o.alpha > 0.0) {
+        return bad(format!("--alpha {} must be a positive number", o.alpha));
+    }
+    if !(0.0..1.0).contains(&o.dropout) {
+        return bad(format!("--dropout {} must be at least 0 and below 1", o.dropout));
+    }
+    if o.pre_num < -1 {
+        return bad(format!("--pre-num {} must be -1 (all earlier blocks) or more", o.pre_num));
+    }
+    let opset = base.opset("");
+    if o.dropout > 0.0 && opset < 12 {
+        return Err(InjectError::Opset { opset, what: "dropout that is active in training only".into() });
+    }
+    if base.ir_version() < 4 {
+        return Err(InjectError::Opset {
+            opset,
+            what: format!("initializers of its own (IR version {})", base.ir_version()),
+        });
+    }
+    Ok(())
+}
+
+/// The linear nodes to adapt, in execution order.
+fn choose<'a>(model: &Model, linear: &'a [Linear], o: &Options) -> Result<(Vec<&'a Linear>, Vec<String>), InjectError> {
+    if linear.is_empty() {
+        return Err(InjectError::NoLinear);
+    }
+    let roles = onnx::roles(model, linear);
+    let mut notes = Vec::new();
+    let mut keep = vec![false; linear.len()];
+    for selector in &o.targets {
+        let hits: Vec<usize> = (0..linear.len())
+            .filter(|&i| match selector {
+                Selector::Path(re) => re.is_match(&linear[i].path),
+                Selector::Role(role) => roles[i] == Some(*role),
+            })
+            .collect();
+        if hits.is_empty() {
+            return Err(no_match(selector, linear, &roles));
+        }
+        hits.into_iter().for_each(|i| keep[i] = true);
+    }
+    if o.targets.is_empty() {
+        let wanted = [Role::AttentionQ, Role::AttentionV, Role::AttentionQkv];
+        for (k, role) in keep.iter_mut().zip(&roles) {
+            *k = role.is_some_and(|r| wanted.contains(&r));
+        }
+        if !keep.contains(&true) {
+            keep.fill(true);
+            notes.push("no attention was found: every linear node is a target".into());
+        }
+    }
+    for (k, l) in keep.iter_mut().zip(linear) {
+        *k &= !o.exclude.iter().any(|re| re.is_match(&l.path));
+    }
+    let chosen: Vec<&Linear> = linear.iter().zip(&keep).filter(|(_, k)| **k).map(|(l, _)| l).collect();
+    if chosen.is_empty() { Err(InjectError::AllExcluded) } else { Ok((chosen, notes)) }
+}
+
+fn no_match(selector: &Selector, linear: &[Linear], roles: &[Option<Role>]) -> InjectError {
+    let (pattern, nearest) = match selector {
+        Selector::Path(re) => {
+            let paths = linear.iter().map(|l| l.path.as_str());
+            (re.as_str().to_string(), onnx::nearest(re.as_str(), paths, 8).into_iter().map(String::from).collect())
+        }
+        Selector::Role(role) => {
+            let mut found: Vec<String> = roles.iter().flatten().map(|r| format!("role:{r}")).collect();
+            found.sort();
+            found.dedup();
+            (format!("role:{role}"), found)
+        }
+    };
+    InjectError::NoMatch { pattern, count: linear.len(), nearest }
+}
+
+/// Float initializers whose name, or the module path of a node that reads them, a pattern matches.
+fn also_trained(model: &Model, linear: &[Linear], o: &Options) -> Result<Vec<String>, InjectError> {
+    let mut paths: HashMap<&str, Vec<String>> = HashMap::new();
+    for (_, node) in model.nodes() {
+        for input in node.inputs().iter().filter(|i| model.is_initializer(i)) {
+            let name = model.initializers().find(|n| n == input).expect("just asked");
+            paths.entry(name).or_default().push(onnx::module_path(node, None));
+        }
+    }
+    for l in linear {
+        if let Some(name) = model.initializers().find(|n| *n == l.weight) {
+            paths.entry(name).or_default().push(l.path.clone());
+        }
+    }
+    let trainable = |name: &&str| {
+        model
+            .initializer_type(name)
+            .is_some_and(|(element, dims)| element.is_float() && dims.iter().product::<usize>() > 1)
+    };
+    let candidates: Vec<&str> = model.initializers().filter(trainable).collect();
+    let mut chosen: HashSet<&&str> = HashSet::new();
+    for re in &o.also_train {
+        let hit = |n: &&&str| re.is_match(n) || paths.get(**n).is_some_and(|p| p.iter().any(|p| re.is_match(p)));
+        let hits: Vec<&&str> = candidates.iter().filter(hit).collect();
+        if hits.is_empty() {
+            let nearest = onnx::nearest(re.as_str(), candidates.iter().copied(), 8);
+            return Err(InjectError::NoInitializer {
+                pattern: re.as_str().into(),
+                nearest: nearest.into_iter().map(String::from).collect(),
+            });
+        }
+        chosen.extend(hits);
+    }
+    Ok(candidates.iter().filter(|n| chosen.contains(n)).map(|n| n.to_string()).collect())
+}
+
+/// The nodes to insert after each adapted linear node of `base`; the last of each is the Add that gives its old output.
+pub fn emit(base: &Model, config: &Config) -> Vec<(onnx::NodeId, Vec<NewNode>)> {
+    let linear = onnx::linear_nodes(base);
+    let first_x: HashMap<&str, &str> = linear.iter().rev().map(|l| (l.path.as_str(), l.x.as_str())).collect();
+    let mut calls: HashMap<&str, usize> = HashMap::new();
+    let mut known = HashSet::new();
+    let mut out = Vec::new();
+    for l in &linear {
+        let Some(target) = config.target(&l.path) else { continue };
+        let call = calls.entry(&target.path).or_default();
+        let mut e = Emitter::new(&l.path, *call, l.element, config.dropout, std::mem::take(&mut known));
+        let ancestors =
+            config.ancestors(target).into_iter().map(|t| (t.path.as_str(), first_x[t.path.as_str()])).collect();
+        let block = Block { path: &l.path, x: &l.x, ancestors };
+        let term = (config.structure.info().emit)(&mut e, &block);
+        let scaled = e.node("lora_scale", "Mul", &[&term, structure::SCALE]);
+        let base_value = match *call {
+            0 => base_name(&l.path),
+            n => format!("{}.call{n}", base_name(&l.path)),
+        };
+        let add = e.node("lora_add", "Add", &[&base_value, &scaled]);
+        let last = e.nodes.last_mut().expect("just added");
+        debug_assert_eq!(last.name, add);
+        last.outputs = vec![l.y.clone()];
+        *call += 1;
+        let (nodes, now_known) = e.finish();
+        known = now_known;
+        out.push((l.node, nodes));
+    }
+    out
+}
+
+fn add_initializers(model: &mut Model, config: &Config, o: &Options, element: ElementType) -> Result<(), InjectError> {
+    let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+    let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let scalar = |x: f64| onnx::encode_floats(element, &[x]).expect("activations are floats");
+    model.add_initializer(structure::SCALE, element, &[], scalar(config.scale()));
+    if config.dropout > 0.0 {
+        let ratio = (config.dropout as f32).to_le_bytes().to_vec();
+        model.add_initializer(structure::DROPOUT_RATIO, ElementType::F32, &[], ratio);
+    }
+    let mut used = HashSet::new();
+    for t in &config.targets {
+        // Kaiming-uniform with a = √5, as PyTorch initialises a linear layer: bound 1/√in.
+        let bound = 1.0 / (t.in_features as f32).sqrt();
+        let a: Vec<f32> = (0..config.rank * t.in_features).map(|_| rng.random_range(-bound..bound)).collect();
+        let b = vec![0.0; t.out_features * config.rank];
+        for (name, dims, fresh) in [(t.a(), [config.rank, t.in_features], a), (t.b(), [t.out_features, config.rank], b)]
+        {
+            let values = match &o.adapter {
+                None => fresh,
+                Some(adapter) => {
+                    let given = adapter.tensors.get(&name).ok_or_else(|| missing(adapter, &name))?;
+                    if given.shape() != dims {
+                        return Err(InjectError::Adapter(format!("'{name}' is {:?}, not {dims:?}", given.shape())));
+                    }
+                    used.insert(name.clone());
+                    given.iter().copied().collect()
+                }
+            };
+            model.add_initializer(&name, ElementType::F32, &dims, bytes(&values));
+        }
+    }
+    if let Some(adapter) = &o.adapter {
+        for (name, given) in adapter.tensors.iter().filter(|(n, _)| !used.contains(*n)) {
+            if !config.also_train.contains(name) {
+                return Err(InjectError::Adapter(format!("its tensor '{name}' belongs to no target")));
+            }
+            let (element, dims) = model.initializer_type(name).expect("also-trained tensors are initializers");
+            if given.shape() != dims {
+                return Err(InjectError::Adapter(format!("'{name}' is {:?}, not {dims:?}", given.shape())));
+            }
+            let values: Vec<f64> = given.iter().map(|&x| x as f64).collect();
+            model.replace_data(name, onnx::encode_floats(element, &values).expect("also-trained tensors are floats"));
+        }
+    }
+    Ok(())
+}
+
+fn missing(adapter: &Adapter, name: &str) -> InjectError {
+    let nearest = onnx::nearest(name, adapter.tensors.keys().map(String::as_str), 3);
+    InjectError::Adapter(format!("it holds no '{name}'\nhint: the nearest it holds are {}", nearest.join(", ")))
+}

@@ -1,0 +1,116 @@
+//! What the lowering of one node sees.
+
+use super::Reason;
+use crate::ir::{Builder, DType, Shape, Tensor, Type, Value};
+use crate::onnx::{ElementType, Model, Node};
+use std::sync::Arc;
+
+/// One node to lower.
+pub struct Context<'a> {
+    pub b: &'a mut Builder,
+    pub node: &'a Node,
+    pub model: &'a Model,
+    /// One for each input; `None` where it is left out.
+    pub inputs: Vec<Option<Value>>,
+    pub training: bool,
+    /// A number of the node's own, for random draws.
+    pub key: i64,
+}
+
+impl Context<'_> {
+    /// A required input.
+    pub fn x(&self, i: usize) -> Result<Value, Reason> {
+        self.opt(i).ok_or_else(|| format!("input {i} is missing").into())
+    }
+
+    pub fn opt(&self, i: usize) -> Option<Value> {
+        self.inputs.get(i).copied().flatten()
+    }
+
+    pub fn ty(&self, v: Value) -> &Type {
+        self.b.ty(v)
+    }
+
+    pub fn shape(&self, v: Value) -> Shape {
+        self.b.shape(v).clone()
+    }
+
+    pub fn opset(&self) -> i64 {
+        self.model.opset(self.node.domain())
+    }
+
+    pub fn int(&self, name: &str, default: i64) -> i64 {
+        self.node.attr_int(name).unwrap_or(default)
+    }
+
+    pub fn float(&self, name: &str, default: f32) -> f32 {
+        self.node.attr_float(name).unwrap_or(default)
+    }
+
+    /// The elements of an input that must be known while compiling.
+    pub fn known(&self, i: usize) -> Result<Arc<Tensor>, Reason> {
+        let v = self.x(i)?;
+        self.b.constant_of(v).cloned().ok_or_else(|| {
+            let name = &self.node.inputs()[i];
+            format!("input {i} ('{name}') must be known while compiling, but it depends on the data").into()
+        })
+    }
+
+    /// The elements of an integer input that must be known while compiling.
+    pub fn known_ints(&self, i: usize) -> Result<Vec<i64>, Reason> {
+        let t = self.known(i)?;
+        match t.as_i32() {
+            Some(x) => Ok(x.iter().map(|&v| v as i64).collect()),
+            None => Err(format!("input {i} must be integers").into()),
+        }
+    }
+
+    /// A list of integers that older operator sets have as an attribute and newer ones as an input.
+    pub fn ints_of(&self, attr: &str, input: usize) -> Result<Option<Vec<i64>>, Reason> {
+        if let Some(ints) = self.node.attr_ints(attr) {
+            return Ok(Some(ints.to_vec()));
+        }
+        self.opt(input).map(|_| self.known_ints(input)).transpose()
+    }
+
+    /// A scalar float input or attribute that must be known while compiling.
+    pub fn known_float(&self, i: usize) -> Result<Option<f32>, Reason> {
+        if self.opt(i).is_none() {
+            return Ok(None);
+        }
+        let t = self.known(i)?;
+        match (t.as_f32(), t.as_i32()) {
+            (Some([x]), _) => Ok(Some(*x)),
+            (_, Some([x])) => Ok(Some(*x as f32)),
+            _ => Err(format!("input {i} must be one number").into()),
+        }
+    }
+
+    /// An axis of `rank`, counted from the end where negative.
+    pub fn axis(&self, axis: i64, rank: usize) -> Result<usize, Reason> {
+        let a = if axis < 0 { axis + rank as i64 } else { axis };
+        usize::try_from(a).ok().filter(|&a| a < rank.max(1)).ok_or_else(|| format!("axis {axis} of {rank}").into())
+    }
+
+    pub fn axes(&self, axes: &[i64], rank: usize) -> Result<Vec<usize>, Reason> {
+        axes.iter().map(|&a| self.axis(a, rank)).collect()
+    }
+
+    /// `x` as `(R, N)` over its last axis.
+    pub fn rows(&mut self, x: Value) -> Result<Value, Reason> {
+        let shape = self.shape(x);
+        let n = shape.last().copied().unwrap_or(1);
+        Ok(self.b.reshape(x, [shape.elements() / n.max(1), n])?)
+    }
+}
+
+/// The element type that values of an ONNX type have here; `None` for types without arithmetic.
+pub fn dtype(element: ElementType) -> Option<DType> {
+    use ElementType::*;
+    match element {
+        F32 | F16 | Bf16 | F64 => Some(DType::F32),
+        I8 | U8 | I16 | U16 | I32 | U32 | I64 | U64 | I4 | U4 => Some(DType::I32),
+        Bool => Some(DType::Bool),
+        Other(_) => None,
+    }
+}

@@ -1,0 +1,364 @@
+//! Operators that move elements.
+
+use super::{Context, Reason};
+use crate::ir::{DType, Shape, Tensor, Value};
+
+type Lowered = Result<Vec<Value>, Reason>;
+
+pub fn reshape(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let wanted = c.ints_of("shape", 1)?.ok_or("needs a shape")?;
+    let from = c.shape(x);
+    let keep_zero = c.int("allowzero", 0) != 0;
+    let mut shape = Vec::with_capacity(wanted.len());
+    for (d, &n) in wanted.iter().enumerate() {
+        shape.push(match n {
+            0 if !keep_zero => {
+                *from.get(d).ok_or_else(|| format!("axis {d} is copied from a shape of {}", from.len()))?
+            }
+            n if n >= 0 => n as usize,
+            -1 => 0,
+            n => return Err(format!("extent {n}").into()),
+        });
+    }
+    if let Some(d) = wanted.iter().position(|&n| n == -1) {
+        let rest: usize = shape.iter().enumerate().filter(|(i, _)| *i != d).map(|(_, n)| n).product();
+        if rest == 0 || from.elements() % rest != 0 {
+            return Err(format!("{from} does not fill {wanted:?}").into());
+        }
+        shape[d] = from.elements() / rest;
+    }
+    Ok(vec![c.b.reshape(x, shape)?])
+}
+
+pub fn transpose(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let rank = c.shape(x).len();
+    let perm = match c.node.attr_ints("perm") {
+        Some(p) => c.axes(p, rank)?,
+        None => (0..rank).rev().collect(),
+    };
+    Ok(vec![c.b.transpose(x, &perm)?])
+}
+
+pub fn squeeze(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let shape = c.shape(x);
+    let axes = match c.ints_of("axes", 1)? {
+        Some(axes) => c.axes(&axes, shape.len())?,
+        None => (0..shape.len()).filter(|&d| shape[d] == 1).collect(),
+    };
+    if let Some(d) = axes.iter().find(|&&d| shape[d] != 1) {
+        return Err(format!("axis {d} of {shape} is not 1").into());
+    }
+    let kept: Vec<usize> = (0..shape.len()).filter(|d| !axes.contains(d)).map(|d| shape[d]).collect();
+    Ok(vec![c.b.reshape(x, kept)?])
+}
+
+pub fn unsqueeze(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let shape = c.shape(x);
+    let axes = c.ints_of("axes", 1)?.ok_or("needs axes")?;
+    let rank = shape.len() + axes.len();
+    let axes = c.axes(&axes, rank)?;
+    let mut rest = shape.iter();
+    let wide: Vec<usize> =
+        (0..rank).map(|d| if axes.contains(&d) { 1 } else { rest.next().copied().unwrap_or(1) }).collect();
+    Ok(vec![c.b.reshape(x, wide)?])
+}
+
+pub fn flatten(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let shape = c.shape(x);
+    let axis = match c.int("axis", 1) {
+        a if a as usize == shape.len() => shape.len(),
+        a => c.axis(a, shape.len())?,
+    };
+    let rows: usize = shape[..axis].iter().product();
+    let columns: usize = shape[axis..].iter().product();
+    Ok(vec![c.b.reshape(x, [rows, columns])?])
+}
+
+pub fn expand(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let wanted: Vec<usize> = c.known_ints(1)?.into_iter().map(|n| n.max(0) as usize).collect();
+    let shape = Shape::broadcast(&c.shape(x), &wanted);
+    let shape = shape.ok_or_else(|| format!("{} does not broadcast with {wanted:?}", c.shape(x)))?;
+    Ok(vec![c.b.broadcast(x, shape)?])
+}
+
+pub fn tile(c: &mut Context) -> Lowered {
+    let mut x = c.x(0)?;
+    let repeats = c.known_ints(1)?;
+    let shape = c.shape(x);
+    if repeats.len() != shape.len() {
+        return Err(format!("{} repeats for {} axes", repeats.len(), shape.len()).into());
+    }
+    for (d, &n) in repeats.iter().enumerate().filter(|(_, n)| **n != 1) {
+        let copies = vec![x; n.max(0) as usize];
+        x = c.b.concat(&copies, d)?;
+    }
+    Ok(vec![x])
+}
+
+pub fn concat(c: &mut Context) -> Lowered {
+    let xs: Vec<Value> = (0..c.inputs.len()).map(|i| c.x(i)).collect::<Result<_, _>>()?;
+    let axis = c.axis(c.int("axis", 0), c.shape(xs[0]).len())?;
+    Ok(vec![c.b.concat(&xs, axis)?])
+}
+
+pub fn split(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let shape = c.shape(x);
+    let axis = c.axis(c.int("axis", 0), shape.len())?;
+    let parts = match c.ints_of("split", 1)? {
+        Some(parts) => parts.into_iter().map(|n| n.max(0) as usize).collect(),
+        None => {
+            let n = c.node.attr_int("num_outputs").map_or(c.node.outputs().len(), |n| n as usize);
+            let part = shape[axis].div_ceil(n);
+            let mut left = shape[axis];
+            let take = |_| {
+                let now = part.min(left);
+                left -= now;
+                now
+            };
+            (0..n).map(take).collect::<Vec<_>>()
+        }
+    };
+    if parts.iter().sum::<usize>() != shape[axis] {
+        return Err(format!("parts {parts:?} of an axis of {}", shape[axis]).into());
+    }
+    let mut start = 0;
+    let mut out = Vec::new();
+    for len in parts {
+        out.push(c.b.slice(x, axis, start, len, 1)?);
+        start += len;
+    }
+    Ok(out)
+}
+
+pub fn slice(c: &mut Context) -> Lowered {
+    let mut x = c.x(0)?;
+    let rank = c.shape(x).len();
+    let starts = c.ints_of("starts", 1)?.ok_or("needs starts")?;
+    let ends = c.ints_of("ends", 2)?.ok_or("needs ends")?;
+    let axes = c.ints_of("axes", 3)?.unwrap_or_else(|| (0..starts.len() as i64).collect());
+    let steps = if c.opt(4).is_some() { c.known_ints(4)? } else { vec![1; starts.len()] };
+    if ends.len() != starts.len() || axes.len() != starts.len() || steps.len() != starts.len() {
+        return Err("starts, ends, axes and steps differ in length".into());
+    }
+    for (((&start, &end), &axis), &step) in starts.iter().zip(&ends).zip(&axes).zip(&steps) {
+        let axis = c.axis(axis, rank)?;
+        let n = c.shape(x)[axis] as i64;
+        let wrap = |i: i64| if i < 0 { i + n } else { i };
+        let steps_to = |distance: i64, step: i64| (distance.max(0) as u64).div_ceil(step.unsigned_abs()) as i64;
+        let (first, len) = match step {
+            0 => return Err("step 0".into()),
+            _ if n == 0 => (0, 0),
+            s if s > 0 => {
+                let (a, b) = (wrap(start).clamp(0, n), wrap(end).clamp(0, n));
+                (a, steps_to(b - a, s))
+            }
+            s => {
+                let (a, b) = (wrap(start).clamp(0, n - 1), wrap(end).clamp(-1, n - 1));
+                (a, steps_to(a - b, s))
+            }
+        };
+        // An empty result's start may lie at the end of the axis, which the primitive does not read.
+        x = c.b.slice(x, axis, if len == 0 { 0 } else { first as usize }, len as usize, step)?;
+    }
+    Ok(vec![x])
+}
+
+pub fn gather(c: &mut Context) -> Lowered {
+    let (x, index) = (c.x(0)?, c.x(1)?);
+    let shape = c.shape(x);
+    let axis = c.axis(c.int("axis", 0), shape.len())?;
+    if let Some(k) = c.b.constant_of(index).and_then(|t| t.as_i32().map(<[i32]>::to_vec)) {
+        let n = shape[axis] as i64;
+        if let Some(bad) = k.iter().find(|&&i| (i as i64) < -n || i as i64 >= n) {
+            return Err(format!("index {bad} of an axis of {n}").into());
+        }
+        // One row is a slice, which needs no table of indices.
+        if let [i] = k[..] {
+            let at = if i < 0 { i as i64 + n } else { i as i64 } as usize;
+            let row = c.b.slice(x, axis, at, 1, 1)?;
+            let out = [&shape[..axis], &c.shape(index)[..], &shape[axis + 1..]].concat();
+            return Ok(vec![c.b.reshape(row, out)?]);
+        }
+    }
+    Ok(vec![c.b.gather(x, index, axis)?])
+}
+
+/// `y[i, j] = x[index[i, j], j]` for axis 0, and likewise for others: a gather from the flattened tensor.
+pub fn gather_elements(c: &mut Context) -> Lowered {
+    let (x, index) = (c.x(0)?, c.x(1)?);
+    let (from, to) = (c.shape(x), c.shape(index));
+    let axis = c.axis(c.int("axis", 0), from.len())?;
+    let strides = from.strides();
+    let n = c.b.constant(Tensor::i32([], vec![from[axis] as i32]));
+    let wrapped = c.b.binary("modulo", index, n)?;
+    let stride = c.b.constant(Tensor::i32([], vec![strides[axis] as i32]));
+    let along = c.b.mul(wrapped, stride)?;
+    let own = to.strides();
+    let rest = |i: usize| (0..to.len()).filter(|&d| d != axis).map(|d| i / own[d] % to[d] * strides[d]).sum::<usize>();
+    let offsets = (0..to.elements()).map(|i| rest(i) as i32).collect();
+    let offsets = c.b.constant(Tensor::i32(to, offsets));
+    let at = c.b.add(along, offsets)?;
+    let flat = c.b.reshape(x, [from.elements()])?;
+    Ok(vec![c.b.gather(flat, at, 0)?])
+}
+
+pub fn gather_nd(c: &mut Context) -> Lowered {
+    let (x, index) = (c.x(0)?, c.x(1)?);
+    let (from, at) = (c.shape(x), c.shape(index));
+    let batch = c.int("batch_dims", 0) as usize;
+    let depth = *at.last().ok_or("indices without axes")?;
+    if batch + depth > from.len() || at.len() < batch + 1 || from[..batch] != at[..batch] {
+        return Err(format!("indices {at} into {from} with batch_dims {batch}").into());
+    }
+    // The flat index over the batch axes and the indexed ones, from each component.
+    let count = at.elements() / depth;
+    let components = c.b.reshape(index, [count, depth])?;
+    let mut flat: Option<Value> = None;
+    for (k, &extent) in from[batch..batch + depth].iter().enumerate() {
+        let component = c.b.slice(components, 1, k, 1, 1)?;
+        let component = c.b.reshape(component, [count])?;
+        let n = c.b.constant(Tensor::i32([], vec![extent as i32]));
+        let wrapped = c.b.binary("modulo", component, n)?;
+        flat = Some(match flat {
+            None => wrapped,
+            Some(sum) => {
+                let shifted = c.b.mul(sum, n)?;
+                c.b.add(shifted, wrapped)?
+            }
+        });
+    }
+    let mut flat = flat.ok_or("indices of no components")?;
+    let batches: usize = from[..batch].iter().product();
+    let block: usize = from[batch..batch + depth].iter().product();
+    if batches > 1 {
+        let base = (0..count).map(|i| (i / (count / batches) * block) as i32).collect();
+        let base = c.b.constant(Tensor::i32([count], base));
+        flat = c.b.add(flat, base)?;
+    }
+    let inner = &from[batch + depth..];
+    let table = c.b.reshape(x, [&[batches * block], inner].concat())?;
+    let rows = c.b.gather(table, flat, 0)?;
+    let out = [&at[..at.len() - 1], inner].concat();
+    Ok(vec![c.b.reshape(rows, out)?])
+}
+
+/// Constant padding: what is cut (negative pads) is cut first.
+pub fn pad(c: &mut Context) -> Lowered {
+    let mut x = c.x(0)?;
+    let mode = c.node.attr_str("mode").map(|m| m.into_owned()).unwrap_or("constant".into());
+    let pads = c.ints_of("pads", 1)?.ok_or("needs pads")?;
+    let value = c.node.attr_float("value").map_or_else(|| c.known_float(2), |v| Ok(Some(v)))?.unwrap_or(0.0);
+    let rank = c.shape(x).len();
+    let axes = match c.opt(3) {
+        Some(_) => c.axes(&c.known_ints(3)?, rank)?,
+        None => (0..rank).collect(),
+    };
+    if pads.len() != 2 * axes.len() {
+        return Err(format!("{} pads for {} axes", pads.len(), axes.len()).into());
+    }
+    for (k, &d) in axes.iter().enumerate() {
+        let (before, after) = (pads[k], pads[k + axes.len()]);
+        let n = c.shape(x)[d] as i64;
+        let (from, to) = ((-before).max(0), n - (-after).max(0));
+        x = c.b.slice(x, d, from as usize, (to - from).max(0) as usize, 1)?;
+        let (before, after) = (before.max(0) as usize, after.max(0) as usize);
+        if before + after == 0 {
+            continue;
+        }
+        let shape = c.shape(x);
+        let index: Option<Vec<i32>> = match mode.as_str() {
+            "constant" => None,
+            _ => Some(mirrored(&mode, before, shape[d], after).ok_or_else(|| format!("mode '{mode}' is not known"))?),
+        };
+        x = match index {
+            Some(index) => {
+                let index = c.b.constant(Tensor::i32([index.len()], index));
+                c.b.gather(x, index, d)?
+            }
+            None if value == 0.0 && c.ty(x).is_float() => c.b.unslice(x, d, before, before + shape[d] + after, 1)?,
+            None => {
+                let fill = |c: &mut Context, n: usize| {
+                    let mut s = shape.clone();
+                    s.0[d] = n;
+                    let t = match c.ty(x).dtype {
+                        DType::F32 => Tensor::f32(s.clone(), vec![value; s.elements()]),
+                        DType::I32 => Tensor::i32(s.clone(), vec![value as i32; s.elements()]),
+                        DType::Bool => Tensor::bool(s.clone(), vec![(value != 0.0) as u32; s.elements()]),
+                    };
+                    c.b.constant(t)
+                };
+                let (left, right) = (fill(c, before), fill(c, after));
+                c.b.concat(&[left, x, right], d)?
+            }
+        };
+    }
+    Ok(vec![x])
+}
+
+fn mirrored(mode: &str, before: usize, n: usize, after: usize) -> Option<Vec<i32>> {
+    let range = -(before as i64)..(n + after) as i64;
+    let last = n as i64 - 1;
+    let at: fn(i64, i64) -> i64 = match mode {
+        "edge" => |i, last| i.clamp(0, last),
+        "reflect" => |i, last| match last {
+            0 => 0,
+            _ => last - (i.rem_euclid(2 * last) - last).abs(),
+        },
+        "wrap" => |i, last| i.rem_euclid(last + 1),
+        _ => return None,
+    };
+    Some(range.map(|i| at(i, last) as i32).collect())
+}
+
+pub fn trilu(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let shape = c.shape(x);
+    let k = if c.opt(1).is_some() { c.known_ints(1)?[0] } else { 0 };
+    let upper = c.int("upper", 1) != 0;
+    let [rows, columns] = shape[shape.len().saturating_sub(2)..] else { return Err("needs two axes".into()) };
+    let keep = |i: usize| {
+        let (r, col) = ((i / columns) as i64, (i % columns) as i64);
+        if upper { col - r >= k } else { col - r <= k }
+    };
+    let mask = (0..rows * columns).map(|i| keep(i) as u32).collect();
+    let mask = c.b.constant(Tensor::bool([rows, columns], mask));
+    if c.ty(x).dtype == DType::Bool {
+        return Ok(vec![c.b.binary("and", mask, x)?]);
+    }
+    let zero = match c.ty(x).dtype {
+        DType::F32 => Tensor::scalar(0.0),
+        _ => Tensor::i32([], vec![0]),
+    };
+    let zero = c.b.constant(zero);
+    Ok(vec![c.b.select(mask, x, zero)?])
+}
+
+pub fn one_hot(c: &mut Context) -> Lowered {
+    let (index, values) = (c.x(0)?, c.x(2)?);
+    let depth = c.known(1)?;
+    let depth = depth.as_i32().map(|d| d[0] as i64).or(depth.as_f32().map(|d| d[0] as i64)).unwrap_or(0);
+    let shape = c.shape(index);
+    let axis = match c.int("axis", -1) {
+        a if a < 0 => (a + 1 + shape.len() as i64) as usize,
+        a => a as usize,
+    };
+    let n = c.b.constant(Tensor::i32([], vec![depth as i32]));
+    let index = c.b.cast(index, DType::I32)?;
+    let wrapped = c.b.binary("modulo", index, n)?;
+    let wide = [&shape[..axis], &[1], &shape[axis..]].concat();
+    let column = c.b.reshape(wrapped, wide.clone())?;
+    let mut range_shape = vec![1; wide.len()];
+    range_shape[axis] = depth as usize;
+    let range = c.b.constant(Tensor::i32(range_shape, (0..depth as i32).collect()));
+    let hit = c.b.binary("equal", column, range)?;
+    let (off, on) = (c.b.slice(values, 0, 0, 1, 1)?, c.b.slice(values, 0, 1, 1, 1)?);
+    let (off, on) = (c.b.reshape(off, [])?, c.b.reshape(on, [])?);
+    Ok(vec![c.b.select(hit, on, off)?])
+}

@@ -1,0 +1,355 @@
+//! From ONNX operators to primitives, for one batch shape.
+//!
+//! Every value whose elements are known is folded as it appears, so that nothing of shape arithmetic is left. A new
+//! operator is one function in the file of its family and one line in [`REGISTRY`].
+
+mod context;
+mod dropout;
+mod elementwise;
+mod layout;
+mod linear;
+pub mod loss;
+mod norm;
+mod reduce;
+mod shape;
+
+pub use context::{Context, dtype};
+
+use crate::ir::{BuildError, Builder, Graph, Leaf, Tensor, Type, Value, Weight};
+use crate::onnx::{ElementType, Model, Node, NodeId, TensorView};
+use crate::ops::RULES;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+/// What one operator is lowered by: it returns a value for each output.
+pub type Lowering = fn(&mut Context) -> Result<Vec<Value>, Reason>;
+
+/// Why one node cannot be lowered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reason(pub String);
+
+impl From<BuildError> for Reason {
+    fn from(e: BuildError) -> Reason {
+        Reason(format!("{}({}): {}", e.op, e.types, e.why))
+    }
+}
+
+impl From<String> for Reason {
+    fn from(s: String) -> Reason {
+        Reason(s)
+    }
+}
+
+impl From<&str> for Reason {
+    fn from(s: &str) -> Reason {
+        Reason(s.to_string())
+    }
+}
+
+/// Why a model cannot be lowered.
+#[derive(Debug, thiserror::Error)]
+pub enum LowerError {
+    #[error("{file}: {} no lowering:\n  {}\nhint: simplify the model when exporting, or ask for the operator{}",
+        if operators.len() == 1 { "this operator has" } else { "these operators have" },
+        operators.iter().map(Unsupported::to_string).collect::<Vec<_>>().join("\n  "),
+        if operators.len() == 1 { "" } else { "s" })]
+    Unsupported { file: String, operators: Vec<Unsupported> },
+    #[error("{file}: node '{node}' ({operator}): {why}")]
+    Node { file: String, node: String, operator: String, why: String },
+    #[error("{file}: input '{input}': {why}")]
+    Input { file: String, input: String, why: String },
+    #[error("{file}: there is no output '{name}'\nhint: its outputs are {have}")]
+    Output { file: String, name: String, have: String },
+}
+
+/// An operator without a lowering, and the nodes that use it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unsupported {
+    pub operator: String,
+    pub nodes: Vec<String>,
+}
+
+impl std::fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown: Vec<&str> = self.nodes.iter().take(3).map(String::as_str).collect();
+        let more = self.nodes.len() - shown.len();
+        write!(f, "{} ({}", self.operator, shown.join(", "))?;
+        if more > 0 {
+            write!(f, ", and {more} more")?;
+        }
+        write!(f, ")")
+    }
+}
+
+/// What to lower.
+pub struct Request<'a> {
+    pub model: &'a Arc<Model>,
+    /// The shape of every graph input.
+    pub shapes: &'a BTreeMap<String, Vec<usize>>,
+    /// Initializers that are parameters rather than weights.
+    pub trained: &'a BTreeSet<String>,
+    /// Values of the model that are wanted; nodes that none depends on are left out.
+    pub wanted: &'a [String],
+    /// Whether Dropout drops.
+    pub training: bool,
+}
+
+/// A lowered model.
+pub struct Lowered {
+    pub b: Builder,
+    /// The value of each wanted name, and of every other that was lowered on the way.
+    pub values: HashMap<String, Value>,
+}
+
+/// An ONNX operator: domain, name, and how it is lowered.
+pub struct Operator {
+    pub domain: &'static str,
+    pub name: &'static str,
+    pub lower: Lowering,
+}
+
+const fn op(name: &'static str, lower: Lowering) -> Operator {
+    Operator { domain: "", name, lower }
+}
+
+const fn ms(name: &'static str, lower: Lowering) -> Operator {
+    Operator { domain: "com.microsoft", name, lower }
+}
+
+/// Every operator with a lowering.
+pub static REGISTRY: &[Operator] = &[
+    op("Abs", elementwise::abs),
+    op("Add", elementwise::add),
+    op("And", elementwise::and),
+    op("ArgMax", reduce::arg_max),
+    op("ArgMin", reduce::arg_min),
+    op("Cast", elementwise::cast),
+    op("CastLike", elementwise::cast_like),
+    op("Ceil", elementwise::ceil),
+    op("Clip", elementwise::clip),
+    op("Concat", layout::concat),
+    op("Constant", shape::constant),
+    op("ConstantOfShape", shape::constant_of_shape),
+    op("Cos", elementwise::cos),
+    op("CumSum", reduce::cum_sum),
+    op("Div", elementwise::div),
+    op("Dropout", dropout::dropout),
+    op("Elu", elementwise::elu),
+    op("Equal", elementwise::equal),
+    op("Erf", elementwise::erf),
+    op("Exp", elementwise::exp),
+    op("Expand", layout::expand),
+    op("Flatten", layout::flatten),
+    op("Floor", elementwise::floor),
+    op("Gather", layout::gather),
+    op("GatherElements", layout::gather_elements),
+    op("GatherND", layout::gather_nd),
+    op("Gelu", elementwise::gelu),
+    op("Gemm", linear::gemm),
+    op("Greater", elementwise::greater),
+    op("GreaterOrEqual", elementwise::greater_or_equal),
+    op("HardSigmoid", elementwise::hard_sigmoid),
+    op("HardSwish", elementwise::hard_swish),
+    op("Identity", elementwise::identity),
+    op("IsInf", elementwise::is_inf),
+    op("IsNaN", elementwise::is_nan),
+    op("LayerNormalization", norm::layer_normalization),
+    op("LeakyRelu", elementwise::leaky_relu),
+    op("Less", elementwise::less),
+    op("LessOrEqual", elementwise::less_or_equal),
+    op("Log", elementwise::log),
+    op("LogSoftmax", norm::log_softmax),
+    op("MatMul", linear::mat_mul),
+    op("Max", elementwise::max),
+    op("Mean", elementwise::mean),
+    op("Min", elementwise::min),
+    op("Mod", elementwise::modulo),
+    op("Mul", elementwise::mul),
+    op("Neg", elementwise::neg),
+    op("NegativeLogLikelihoodLoss", loss::negative_log_likelihood_loss),
+    op("NonZero", shape::non_zero),
+    op("Not", elementwise::not),
+    op("OneHot", layout::one_hot),
+    op("Or", elementwise::or),
+    op("Pad", layout::pad),
+    op("Pow", elementwise::pow),
+    op("RMSNormalization", norm::rms_normalization),
+    op("Range", shape::range),
+    op("Reciprocal", elementwise::reciprocal),
+    op("ReduceL2", reduce::reduce_l2),
+    op("ReduceMax", reduce::reduce_max),
+    op("ReduceMean", reduce::reduce_mean),
+    op("ReduceMin", reduce::reduce_min),
+    op("ReduceProd", reduce::reduce_prod),
+    op("ReduceSum", reduce::reduce_sum),
+    op("ReduceSumSquare", reduce::reduce_sum_square),
+    op("Relu", elementwise::relu),
+    op("Reshape", layout::reshape),
+    op("Round", elementwise::round),
+    op("Shape", shape::shape),
+    op("Sigmoid", elementwise::sigmoid),
+    op("Sign", elementwise::sign),
+    op("SimplifiedLayerNormalization", norm::simplified_layer_normalization),
+    op("Sin", elementwise::sin),
+    op("Size", shape::size),
+    op("Slice", layout::slice),
+    op("Softmax", norm::softmax),
+    op("SoftmaxCrossEntropyLoss", loss::softmax_cross_entropy_loss),
+    op("Softplus", elementwise::softplus),
+    op("Split", layout::split),
+    op("Sqrt", elementwise::sqrt),
+    op("Squeeze", layout::squeeze),
+    op("Sub", elementwise::sub),
+    op("Sum", elementwise::sum),
+    op("Tanh", elementwise::tanh),
+    op("Tile", layout::tile),
+    op("Transpose", layout::transpose),
+    op("Trilu", layout::trilu),
+    op("Unsqueeze", layout::unsqueeze),
+    op("Where", elementwise::where_),
+    op("Xor", elementwise::xor),
+    ms("Gelu", elementwise::gelu),
+];
+
+/// The lowering of an operator.
+pub fn find(domain: &str, name: &str) -> Option<Lowering> {
+    REGISTRY.iter().find(|o| o.domain == domain && o.name == name).map(|o| o.lower)
+}
+
+/// Every operator of `model` that has no lowering, in order of its first node.
+pub fn unsupported(model: &Model) -> Vec<Unsupported> {
+    let all: Vec<(NodeId, &Node)> = model.nodes().collect();
+    missing(all.into_iter())
+}
+
+fn missing<'a>(nodes: impl Iterator<Item = (NodeId, &'a Node)>) -> Vec<Unsupported> {
+    let mut out: Vec<Unsupported> = Vec::new();
+    for (_, node) in nodes.filter(|(_, n)| find(n.domain(), n.op_type()).is_none()) {
+        let operator = node.operator();
+        match out.iter_mut().find(|u| u.operator == operator) {
+            Some(u) => u.nodes.push(node.label()),
+            None => out.push(Unsupported { operator, nodes: vec![node.label()] }),
+        }
+    }
+    out
+}
+
+/// Lowers what the wanted values depend on.
+pub fn lower(request: &Request) -> Result<Lowered, LowerError> {
+    let model = request.model;
+    let file = model.path().display().to_string();
+    let needed = needed(model, request.wanted);
+    let operators = missing(model.nodes().filter(|(id, _)| needed.contains(id)));
+    if !operators.is_empty() {
+        return Err(LowerError::Unsupported { file, operators });
+    }
+
+    let mut lowered = Lowered { b: Builder::new(RULES), values: HashMap::new() };
+    for input in model.inputs() {
+        let fail = |why: &str| LowerError::Input { file: file.clone(), input: input.name.clone(), why: why.into() };
+        let Some(shape) = request.shapes.get(&input.name) else {
+            continue;
+        };
+        let dtype =
+            context::dtype(input.element).ok_or_else(|| fail(&format!("{} is not supported", input.element)))?;
+        let ty = Type::new(dtype, shape.clone());
+        let value = match ty.elements() {
+            0 => lowered.b.constant(Tensor::zeros(&ty)),
+            _ => lowered.b.input(&input.name, ty),
+        };
+        lowered.values.insert(input.name.clone(), value);
+    }
+    for (id, node) in model.nodes().filter(|(id, _)| needed.contains(id)) {
+        let fail =
+            |why: String| LowerError::Node { file: file.clone(), node: node.label(), operator: node.operator(), why };
+        let mut inputs = Vec::with_capacity(node.inputs().len());
+        for name in node.inputs() {
+            inputs.push(match name.as_str() {
+                "" => None,
+                _ => Some(value(&mut lowered, request, name).map_err(|Reason(why)| fail(why))?),
+            });
+        }
+        lowered.b.set_origin(node.label());
+        let run = find(node.domain(), node.op_type()).expect("operators were checked above");
+        let mut context =
+            Context { b: &mut lowered.b, node, model, inputs, training: request.training, key: id.0 as i64 };
+        let outputs = run(&mut context).map_err(|Reason(why)| fail(why))?;
+        for (name, value) in node.outputs().iter().zip(outputs).filter(|(n, _)| !n.is_empty()) {
+            lowered.values.insert(name.clone(), value);
+        }
+    }
+    for name in request.wanted {
+        if value(&mut lowered, request, name).is_err() {
+            let have: Vec<String> = model.outputs().into_iter().map(|o| o.name).collect();
+            return Err(LowerError::Output { file, name: name.clone(), have: have.join(", ") });
+        }
+    }
+    lowered.b.set_origin("");
+    Ok(lowered)
+}
+
+/// The nodes that some wanted value depends on.
+fn needed(model: &Model, wanted: &[String]) -> HashSet<NodeId> {
+    let mut live: HashSet<&str> = wanted.iter().map(String::as_str).collect();
+    let mut needed = HashSet::new();
+    let all: Vec<(NodeId, &Node)> = model.nodes().collect();
+    for (id, node) in all.into_iter().rev() {
+        if node.outputs().iter().any(|o| live.contains(o.as_str())) {
+            needed.insert(id);
+            live.extend(node.inputs().iter().map(String::as_str));
+        }
+    }
+    needed
+}
+
+/// The most elements a float initializer may have to be a constant, known while compiling, rather than a weight.
+const MAX_CONSTANT: usize = 64;
+
+fn value(lowered: &mut Lowered, request: &Request, name: &str) -> Result<Value, Reason> {
+    if let Some(&v) = lowered.values.get(name) {
+        return Ok(v);
+    }
+    let model = request.model;
+    let Some((element, dims)) = model.initializer_type(name) else {
+        return Err(match model.inputs().iter().any(|i| i.name == name) {
+            true => format!("the data holds no '{name}', and nothing else gives it").into(),
+            false => format!("'{name}' is not known").into(),
+        });
+    };
+    let elements: usize = dims.iter().product();
+    let v = if request.trained.contains(name) {
+        lowered.b.leaf(Leaf::Parameter(name.to_string()), Type::f32(dims))
+    } else if element.is_float() && elements > MAX_CONSTANT {
+        let (model, key) = (model.clone(), name.to_string());
+        let load = move || load(&model.initializer(&key).expect("the model keeps its initializers"));
+        let load = move || load().expect("a float tensor");
+        lowered.b.weight(Weight::new(name, load), Type::f32(dims))
+    } else {
+        let view = model.initializer(name).expect("its type was just read");
+        lowered.b.constant(load(&view)?)
+    };
+    lowered.values.insert(name.to_string(), v);
+    Ok(v)
+}
+
+/// A tensor of the file on the host. 64-bit integers beyond 32 bits (such as "to the end") become the nearest.
+pub fn load(view: &TensorView) -> Result<Tensor, Reason> {
+    let shape = view.dims.clone();
+    if view.element == ElementType::Bool {
+        return Ok(Tensor::bool(shape, view.bytes.iter().map(|&b| (b != 0) as u32).collect()));
+    }
+    if view.element.is_float() {
+        return Ok(Tensor::f32(shape, view.to_f32().expect("a float type")));
+    }
+    let ints = view.to_i64().ok_or_else(|| format!("{} is not supported", view.element))?;
+    Ok(Tensor::i32(shape, ints.into_iter().map(|x| x.clamp(i32::MIN as i64, i32::MAX as i64) as i32).collect()))
+}
+
+/// The graph with the named values as outputs to fetch.
+pub fn finish(mut lowered: Lowered, outputs: &[String]) -> Graph {
+    for name in outputs {
+        let v = lowered.values[name];
+        lowered.b.output(name.clone(), v, crate::ir::Sink::Fetch);
+    }
+    lowered.b.graph
+}

@@ -1,0 +1,320 @@
+//! Taking adapters out again: the model with the bytes of its weights changed and nothing else.
+
+mod exact;
+mod input_norm;
+mod weight_norm;
+
+use crate::adapter::{Adapter, Norms};
+use crate::inject;
+use crate::onnx::{self, ElementType, Linear, Model, NodeId};
+use crate::structure::{BASE_KEY, CONFIG_KEY, Config, DROPOUT_RATIO, SCALE, Structure, Target};
+use ndarray::{Array2, ArrayD, Ix2};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// How to find plain weights for a structure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Strategy {
+    Exact,
+    InputNorm,
+    WeightNorm,
+}
+
+/// One strategy.
+pub struct StrategyInfo {
+    pub strategy: Strategy,
+    pub name: &'static str,
+    /// Whether it needs the norms of inputs for this structure.
+    pub needs_norms: fn(Structure) -> bool,
+    pub applies: fn(Structure) -> bool,
+    /// `ΔW`, `[out, in]`, of every target in order.
+    pub deltas: fn(&Inputs) -> Result<Vec<Delta>, MergeError>,
+}
+
+/// Every strategy, exact first: `auto` takes the first that applies.
+pub static STRATEGIES: &[StrategyInfo] = &[exact::STRATEGY, input_norm::STRATEGY, weight_norm::STRATEGY];
+
+impl Strategy {
+    pub fn info(self) -> &'static StrategyInfo {
+        STRATEGIES.iter().find(|s| s.strategy == self).expect("every strategy is in the table")
+    }
+
+    pub fn parse(text: &str) -> Option<Strategy> {
+        STRATEGIES.iter().find(|s| s.name == text).map(|s| s.strategy)
+    }
+}
+
+/// What a strategy reads.
+pub struct Inputs<'a> {
+    pub config: &'a Config,
+    /// `A` and `B` by module path, in f64.
+    pub factors: &'a BTreeMap<String, (Array2<f64>, Array2<f64>)>,
+    /// Base weights as `[out, in]`, by module path.
+    pub weights: &'a dyn Fn(&Target) -> Array2<f64>,
+    pub norms: &'a BTreeMap<String, Norms>,
+}
+
+/// The change of one weight.
+pub struct Delta {
+    pub path: String,
+    pub delta: Array2<f64>,
+    /// The factors found for earlier blocks, nearest first.
+    pub alphas: Vec<f64>,
+}
+
+/// What a merge did.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Report {
+    pub strategy: String,
+    pub layers: Vec<LayerReport>,
+    pub also_trained: Vec<String>,
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct LayerReport {
+    pub path: String,
+    pub weight: String,
+    /// `‖ΔW‖ / ‖W‖`, Frobenius.
+    pub relative_change: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alphas: Vec<f64>,
+}
+
+/// Why a merge is not possible.
+#[derive(Debug, thiserror::Error)]
+pub enum MergeError {
+    #[error("{file} carries no adapters\nhint: merge the file that inject wrote")]
+    NotInjected { file: String },
+    #[error("the configuration in {file} cannot be read: {why}")]
+    Config { file: String, why: String },
+    #[error("the adapter was trained on another base (digest {adapter}), this model's is {model}")]
+    OtherBase { adapter: String, model: String },
+    #[error("the adapter holds no '{name}'")]
+    MissingTensor { name: String },
+    #[error("the adapter's '{name}' is {have:?}, not {want:?}")]
+    Shape { name: String, have: Vec<usize>, want: Vec<usize> },
+    #[error("strategy '{strategy}' does not apply to {structure}\nhint: {hint}")]
+    Strategy { strategy: String, structure: Structure, hint: String },
+    #[error(
+        "merging {structure} by '{strategy}' needs norms of inputs, and there are none\n\
+         hint: give --calibrate FILE, or an adapter of a run of at least one step"
+    )]
+    NoNorms { strategy: String, structure: Structure },
+    #[error("weight '{weight}' of '{path}' is {element}, which cannot be merged into yet\nhint: merge into a float export of the model")]
+    Quantised { weight: String, path: String, element: ElementType },
+    #[error("the model's nodes do not match its configuration: {0}")]
+    Nodes(String),
+}
+
+/// The configuration that an injected model carries.
+pub fn config(model: &Model) -> Result<Config, MergeError> {
+    let file = model.path().display().to_string();
+    let text = model.metadata(CONFIG_KEY).ok_or_else(|| MergeError::NotInjected { file: file.clone() })?;
+    serde_json::from_str(text).map_err(|e| MergeError::Config { file, why: e.to_string() })
+}
+
+/// Checks that an adapter belongs to an injected model; returns a note if it cannot be told.
+pub fn check_base(model: &Model, adapter: &Adapter) -> Result<Option<String>, MergeError> {
+    match (&adapter.base, model.metadata(BASE_KEY)) {
+        (Some(a), Some(m)) if a != m => Err(MergeError::OtherBase { adapter: a.clone(), model: m.into() }),
+        (Some(_), Some(_)) => Ok(None),
+        _ => Ok(Some("the adapter does not say which base it was trained on: accepted as it is".into())),
+    }
+}
+
+/// The model that was injected into: adapters' nodes and initializers removed, nothing merged.
+pub fn strip(injected: &Model, config: &Config) -> Result<Model, MergeError> {
+    let mut model = injected.clone();
+    let emitted = emitted(injected, config)?;
+    let names: HashSet<&str> = emitted.iter().flat_map(|(_, nodes)| nodes).map(|n| n.name.as_str()).collect();
+    let doomed: Vec<NodeId> = injected.nodes().filter(|(_, n)| names.contains(n.name())).map(|(id, _)| id).collect();
+    if doomed.len() != names.len() {
+        return Err(MergeError::Nodes(format!("{} of {} adapter nodes are there", doomed.len(), names.len())));
+    }
+    for (linear, nodes) in &emitted {
+        let last = nodes.last().expect("a block ends in an Add");
+        model.node_mut(*linear).rename_output(&last.inputs[0], &last.outputs[0]);
+    }
+    doomed.into_iter().for_each(|id| model.remove_node(id));
+    let factors = config.targets.iter().flat_map(|t| [t.a(), t.b()]);
+    for name in factors.chain([SCALE.to_string(), DROPOUT_RATIO.to_string()]) {
+        model.remove_initializer(&name);
+    }
+    for key in model.metadata_keys().iter().filter(|k| k.starts_with("reslora.")) {
+        model.set_metadata(key, None);
+    }
+    Ok(model)
+}
+
+/// The nodes that injection added, found by adding them again to the model as it would be without them.
+fn emitted(injected: &Model, config: &Config) -> Result<Vec<(NodeId, Vec<onnx::NewNode>)>, MergeError> {
+    let producers = injected.producers();
+    let mut out = Vec::new();
+    for (id, mut nodes) in inject::emit(injected, config) {
+        // The linear node's output has its base name now; the value it had is that of the last Add.
+        let last = nodes.last_mut().expect("a block ends in an Add");
+        let add = injected.nodes().find(|(_, n)| n.name() == last.name).map(|(_, n)| n);
+        let add = add.ok_or_else(|| MergeError::Nodes(format!("there is no node '{}'", last.name)))?;
+        if producers.get(add.inputs()[0].as_str()) != Some(&id) {
+            return Err(MergeError::Nodes(format!("'{}' does not follow its linear node", last.name)));
+        }
+        last.outputs = vec![add.outputs()[0].clone()];
+        out.push((id, nodes));
+    }
+    let found: HashSet<String> = onnx::linear_nodes(injected).into_iter().map(|l| l.path).collect();
+    match config.targets.iter().find(|t| !found.contains(&t.path)) {
+        Some(t) => Err(MergeError::Nodes(format!("there is no linear node '{}'", t.path))),
+        None => Ok(out),
+    }
+}
+
+/// Folds an adapter into the model it was injected into.
+pub fn merge(
+    injected: &Model,
+    adapter: &Adapter,
+    strategy: Strategy,
+    norms: &BTreeMap<String, Norms>,
+) -> Result<(Model, Report), MergeError> {
+    let config = config(injected)?;
+    let info = strategy.info();
+    if !(info.applies)(config.structure) {
+        let others: Vec<&str> =
+            STRATEGIES.iter().filter(|s| (s.applies)(config.structure)).map(|s| s.name).collect();
+        let hint = format!("--strategy {}", others.join(" or "));
+        return Err(MergeError::Strategy { strategy: info.name.into(), structure: config.structure, hint });
+    }
+    if (info.needs_norms)(config.structure) && config.targets.iter().any(|t| !norms.contains_key(&t.path)) {
+        return Err(MergeError::NoNorms { strategy: info.name.into(), structure: config.structure });
+    }
+    let mut notes: Vec<String> = check_base(injected, adapter)?.into_iter().collect();
+    let factors = factors(&config, adapter)?;
+    let mut model = strip(injected, &config)?;
+    let linear = onnx::linear_nodes(&model);
+    let by_path: HashMap<&str, &Linear> = linear.iter().rev().map(|l| (l.path.as_str(), l)).collect();
+    for t in &config.targets {
+        let l = by_path[t.path.as_str()];
+        let element = model.initializer_type(&l.weight).map_or(ElementType::Other(0), |t| t.0);
+        if !element.is_float() {
+            return Err(MergeError::Quantised { weight: l.weight.clone(), path: t.path.clone(), element });
+        }
+    }
+    // Tensors that are trained themselves first: a target's weight may be one of them.
+    for name in &config.also_train {
+        let t = adapter.tensors.get(name).ok_or_else(|| MergeError::MissingTensor { name: name.clone() })?;
+        let (element, dims) = model.initializer_type(name).expect("also-trained tensors are initializers");
+        check_shape(name, t, &dims)?;
+        let values: Vec<f64> = t.iter().map(|&x| x as f64).collect();
+        let bytes = onnx::encode_floats(element, &values).expect("also-trained tensors are floats");
+        model.replace_data(name, bytes);
+    }
+    let weights = |t: &Target| weight(&model, by_path[t.path.as_str()]);
+    let deltas = (info.deltas)(&Inputs { config: &config, factors: &factors, weights: &weights, norms })?;
+    let bases: Vec<Array2<f64>> = config.targets.iter().map(weights).collect();
+
+    let mut layers = Vec::new();
+    let targets: HashSet<&str> = config.targets.iter().map(|t| t.path.as_str()).collect();
+    for (delta, base) in deltas.iter().zip(bases) {
+        let l = by_path[delta.path.as_str()];
+        let norm = |m: &Array2<f64>| m.iter().map(|x| x * x).sum::<f64>().sqrt();
+        layers.push(LayerReport {
+            path: delta.path.clone(),
+            weight: l.weight.clone(),
+            relative_change: norm(&delta.delta) / norm(&base).max(f64::MIN_POSITIVE),
+            alphas: delta.alphas.clone(),
+        });
+        let new = base + &delta.delta / l.alpha as f64;
+        let name = own_weight(&mut model, &linear, l, &targets, &mut notes);
+        let element = model.initializer_type(&name).expect("its own weight is an initializer").0;
+        let stored: Vec<f64> = if l.transposed { new.iter().copied().collect() } else { new.t().iter().copied().collect() };
+        model.replace_data(&name, onnx::encode_floats(element, &stored).expect("checked above"));
+    }
+    let report =
+        Report { strategy: info.name.into(), layers, also_trained: config.also_train.clone(), notes };
+    Ok((model, report))
+}
+
+fn check_shape(name: &str, t: &ArrayD<f32>, want: &[usize]) -> Result<(), MergeError> {
+    match t.shape() == want {
+        true => Ok(()),
+        false => Err(MergeError::Shape { name: name.into(), have: t.shape().to_vec(), want: want.to_vec() }),
+    }
+}
+
+fn factors(config: &Config, adapter: &Adapter) -> Result<BTreeMap<String, (Array2<f64>, Array2<f64>)>, MergeError> {
+    let get = |name: String, want: [usize; 2]| {
+        let t = adapter.tensors.get(&name).ok_or_else(|| MergeError::MissingTensor { name: name.clone() })?;
+        check_shape(&name, t, &want)?;
+        Ok(t.mapv(|x| x as f64).into_dimensionality::<Ix2>().expect("its shape was checked"))
+    };
+    let pair = |t: &Target| {
+        let a = get(t.a(), [config.rank, t.in_features])?;
+        let b = get(t.b(), [t.out_features, config.rank])?;
+        Ok((t.path.clone(), (a, b)))
+    };
+    config.targets.iter().map(pair).collect()
+}
+
+/// A linear node's weight as `[out, in]`.
+fn weight(model: &Model, l: &Linear) -> Array2<f64> {
+    let view = model.initializer(&l.weight).expect("linear nodes read initializers");
+    let values = view.to_f64().expect("checked to be floats");
+    let stored = Array2::from_shape_vec((view.dims[0], view.dims[1]), values).expect("checked when the file was read");
+    if l.transposed { stored } else { stored.reversed_axes() }
+}
+
+/// The initializer to change for a target: its weight, or a copy of that if another node reads the weight too and does
+/// not belong to the target.
+fn own_weight(model: &mut Model, linear: &[Linear], l: &Linear, targets: &HashSet<&str>, notes: &mut Vec<String>) -> String {
+    let consumers = model.consumers();
+    let readers = consumers.get(&l.weight).cloned().unwrap_or_default();
+    let mine: HashSet<NodeId> =
+        linear.iter().filter(|o| o.path == l.path && o.weight == l.weight).map(|o| o.node).collect();
+    // From each reader of the weight, the linear nodes it leads to; any that is not the target's makes the weight shared.
+    let leads = |reader: &NodeId| -> Vec<NodeId> {
+        let (mut open, mut out) = (vec![*reader], Vec::new());
+        while let Some(id) = open.pop() {
+            let node = model.node(id);
+            match node.op_type() {
+                "Transpose" | "Identity" | "Cast" if !mine.contains(&id) => {
+                    open.extend(node.outputs().iter().flat_map(|o| consumers.get(o).cloned().unwrap_or_default()));
+                }
+                _ => out.push(id),
+            }
+        }
+        out
+    };
+    let ends: Vec<(NodeId, Vec<NodeId>)> = readers.iter().map(|r| (*r, leads(r))).collect();
+    let shared = ends.iter().any(|(_, ends)| ends.iter().any(|id| !mine.contains(id)))
+        || model.outputs().iter().any(|o| o.name == l.weight);
+    if !shared {
+        return l.weight.clone();
+    }
+    let copy = format!("{}.weight.merged", l.path);
+    let view = model.initializer(&l.weight).expect("linear nodes read initializers");
+    let (element, dims, bytes) = (view.element, view.dims.clone(), view.bytes.to_vec());
+    model.add_initializer(&copy, element, &dims, bytes);
+    let also = if targets.len() > 1 { " or to another target" } else { "" };
+    notes.push(format!("'{}' also belongs to a node that is not adapted{also}: '{}' got its own copy", l.weight, l.path));
+    // Point the target's own readers at the copy; a reader that leads elsewhere too is given a twin.
+    for (reader, ends) in ends {
+        if ends.iter().all(|id| mine.contains(id)) {
+            model.node_mut(reader).rename_input(&l.weight, &copy);
+        } else if ends.iter().any(|id| mine.contains(id)) {
+            split_reader(model, reader, &l.weight, &copy, &mine);
+        }
+    }
+    copy
+}
+
+/// A Transpose (or its like) of a shared weight feeds both the target and others: the target's nodes get one of their own.
+fn split_reader(model: &mut Model, reader: NodeId, weight: &str, copy: &str, mine: &HashSet<NodeId>) {
+    let (old, twin) = {
+        let node = model.node(reader);
+        (node.outputs()[0].clone(), format!("{}.merged", node.outputs()[0]))
+    };
+    let id = model.twin(reader, &twin);
+    model.node_mut(id).rename_input(weight, copy);
+    for &linear in mine {
+        model.node_mut(linear).rename_input(&old, &twin);
+    }
+}

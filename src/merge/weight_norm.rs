@@ -1,0 +1,59 @@
+//! `weight-norm`, the paper's merge based on weights: for input-shortcut the ratio comes from the norms of the merged
+//! weights that produced the inputs; for middle-shortcut each earlier block keeps its own A.
+
+use super::input_norm::mean;
+use super::{Delta, Inputs, MergeError, Strategy, StrategyInfo};
+use crate::structure::{Structure, Target};
+use ndarray::Array2;
+use std::collections::HashMap;
+
+pub const STRATEGY: StrategyInfo = StrategyInfo {
+    strategy: Strategy::WeightNorm,
+    name: "weight-norm",
+    needs_norms: |structure| structure == Structure::MiddleShortcut,
+    applies: |structure| !structure.info().exact,
+    deltas,
+};
+
+fn deltas(i: &Inputs) -> Result<Vec<Delta>, MergeError> {
+    match i.config.structure {
+        Structure::MiddleShortcut => Ok(i.config.targets.iter().map(|t| middle(i, t)).collect()),
+        _ => Ok(input(i)),
+    }
+}
+
+/// `ΔW = s B (A + Σ α_k A_{n-k})`, `α_k = f_{n-k} / f_n`, f the root mean square of x over rows.
+fn middle(i: &Inputs, t: &Target) -> Delta {
+    let norm = |t: &Target| mean(i.norms[&t.path].x, i.norms[&t.path].rows);
+    let own = norm(t);
+    let ancestors = i.config.ancestors(t);
+    let alphas: Vec<f64> =
+        ancestors.iter().map(|e| if own == 0.0 { 0.0 } else { (norm(e) / own).sqrt() }).collect();
+    let (a, b) = &i.factors[&t.path];
+    let mut sum: Array2<f64> = a.clone();
+    for (alpha, e) in alphas.iter().zip(ancestors) {
+        sum = sum + &i.factors[&e.path].0 * *alpha;
+    }
+    Delta { path: t.path.clone(), delta: b.dot(&sum) * i.config.scale(), alphas }
+}
+
+/// `ΔW_n = s (1 + α_n) B A`, `α_n = f*_{n-2} / f*_{n-1}`, f* the Frobenius norm of a merged weight; 1 for the first two
+/// blocks of a chain. Blocks are merged in execution order, as each needs those before it.
+fn input(i: &Inputs) -> Vec<Delta> {
+    let mut merged: HashMap<&str, f64> = HashMap::new();
+    let mut out = Vec::new();
+    for t in &i.config.targets {
+        let prev = t.prev.as_ref().and_then(|p| i.config.target(p));
+        let before = prev.and_then(|p| p.prev.as_ref());
+        let alpha = match (prev, before) {
+            (Some(p), Some(pp)) if merged[p.path.as_str()] > 0.0 => merged[pp.as_str()] / merged[p.path.as_str()],
+            _ => 1.0,
+        };
+        let (a, b) = &i.factors[&t.path];
+        let delta = b.dot(a) * (i.config.scale() * (1.0 + alpha));
+        let norm = ((i.weights)(t) + &delta).iter().map(|x| x * x).sum::<f64>().sqrt();
+        merged.insert(&t.path, norm);
+        out.push(Delta { path: t.path.clone(), delta, alphas: vec![alpha] });
+    }
+    out
+}

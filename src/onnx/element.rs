@@ -1,0 +1,153 @@
+//! ONNX element types, and tensors as the file holds them.
+
+use half::{bf16, f16};
+use std::borrow::Cow;
+use std::fmt;
+
+/// Element types that tensors of a model may have (`TensorProto.DataType`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ElementType {
+    F32,
+    U8,
+    I8,
+    U16,
+    I16,
+    I32,
+    I64,
+    Bool,
+    F16,
+    F64,
+    U32,
+    U64,
+    Bf16,
+    U4,
+    I4,
+    /// One that only passes through, by its number.
+    Other(i32),
+}
+
+const TYPES: &[(i32, ElementType, &str, usize)] = &[
+    (1, ElementType::F32, "float32", 32),
+    (2, ElementType::U8, "uint8", 8),
+    (3, ElementType::I8, "int8", 8),
+    (4, ElementType::U16, "uint16", 16),
+    (5, ElementType::I16, "int16", 16),
+    (6, ElementType::I32, "int32", 32),
+    (7, ElementType::I64, "int64", 64),
+    (9, ElementType::Bool, "bool", 8),
+    (10, ElementType::F16, "float16", 16),
+    (11, ElementType::F64, "float64", 64),
+    (12, ElementType::U32, "uint32", 32),
+    (13, ElementType::U64, "uint64", 64),
+    (16, ElementType::Bf16, "bfloat16", 16),
+    (21, ElementType::U4, "uint4", 4),
+    (22, ElementType::I4, "int4", 4),
+];
+
+impl ElementType {
+    pub fn from_number(n: i32) -> ElementType {
+        TYPES.iter().find(|t| t.0 == n).map_or(ElementType::Other(n), |t| t.1)
+    }
+
+    pub fn number(self) -> i32 {
+        match self {
+            ElementType::Other(n) => n,
+            _ => TYPES.iter().find(|t| t.1 == self).expect("every named type is in the table").0,
+        }
+    }
+
+    /// Bits of an element in `raw_data`; `None` for types that only pass through.
+    pub fn bits(self) -> Option<usize> {
+        TYPES.iter().find(|t| t.1 == self).map(|t| t.3)
+    }
+
+    pub fn is_float(self) -> bool {
+        matches!(self, ElementType::F32 | ElementType::F16 | ElementType::Bf16 | ElementType::F64)
+    }
+}
+
+impl fmt::Display for ElementType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match TYPES.iter().find(|t| t.1 == *self) {
+            Some(t) => f.write_str(t.2),
+            None => write!(f, "element type {}", self.number()),
+        }
+    }
+}
+
+/// A tensor's elements as little-endian bytes, as `raw_data` has them.
+#[derive(Clone, Debug)]
+pub struct TensorView<'a> {
+    pub name: &'a str,
+    pub element: ElementType,
+    pub dims: Vec<usize>,
+    pub bytes: Cow<'a, [u8]>,
+}
+
+impl TensorView<'_> {
+    pub fn elements(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// The elements as f32 (rounded if they are wider), or `None` if they are no numbers we know.
+    pub fn to_f32(&self) -> Option<Vec<f32>> {
+        if self.element == ElementType::F32 {
+            return Some(self.bytes.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect());
+        }
+        Some(self.to_f64()?.into_iter().map(|x| x as f32).collect())
+    }
+
+    /// The elements as f64.
+    pub fn to_f64(&self) -> Option<Vec<f64>> {
+        let b = &self.bytes;
+        let two = |c: &[u8]| u16::from_le_bytes([c[0], c[1]]);
+        let four = |c: &[u8]| u32::from_le_bytes([c[0], c[1], c[2], c[3]]);
+        Some(match self.element {
+            ElementType::F32 => b.chunks_exact(4).map(|c| f32::from_bits(four(c)) as f64).collect(),
+            ElementType::F16 => b.chunks_exact(2).map(|c| f16::from_bits(two(c)).to_f64()).collect(),
+            ElementType::Bf16 => b.chunks_exact(2).map(|c| bf16::from_bits(two(c)).to_f64()).collect(),
+            ElementType::F64 => b.chunks_exact(8).map(|c| f64::from_bits(eight(c))).collect(),
+            _ => self.to_i64()?.into_iter().map(|x| x as f64).collect(),
+        })
+    }
+
+    /// The elements as i64 (u64 saturates), or `None` if they are not integers or booleans.
+    pub fn to_i64(&self) -> Option<Vec<i64>> {
+        let b = &self.bytes;
+        let two = |c: &[u8]| u16::from_le_bytes([c[0], c[1]]);
+        let four = |c: &[u8]| u32::from_le_bytes([c[0], c[1], c[2], c[3]]);
+        Some(match self.element {
+            ElementType::U8 | ElementType::Bool => b.iter().map(|&x| x as i64).collect(),
+            ElementType::I8 => b.iter().map(|&x| x as i8 as i64).collect(),
+            ElementType::U16 => b.chunks_exact(2).map(|c| two(c) as i64).collect(),
+            ElementType::I16 => b.chunks_exact(2).map(|c| two(c) as i16 as i64).collect(),
+            ElementType::I32 => b.chunks_exact(4).map(|c| four(c) as i32 as i64).collect(),
+            ElementType::U32 => b.chunks_exact(4).map(|c| four(c) as i64).collect(),
+            ElementType::I64 => b.chunks_exact(8).map(|c| eight(c) as i64).collect(),
+            ElementType::U64 => b.chunks_exact(8).map(|c| i64::try_from(eight(c)).unwrap_or(i64::MAX)).collect(),
+            ElementType::U4 => nibbles(b, self.elements()).map(|x| x as i64).collect(),
+            ElementType::I4 => nibbles(b, self.elements()).map(|x| ((x << 4) as i8 >> 4) as i64).collect(),
+            _ => return None,
+        })
+    }
+}
+
+fn eight(c: &[u8]) -> u64 {
+    u64::from_le_bytes([c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]])
+}
+
+/// Four-bit elements, the first of each byte in its low half.
+fn nibbles(bytes: &[u8], n: usize) -> impl Iterator<Item = u8> {
+    bytes.iter().flat_map(|b| [b & 15, b >> 4]).take(n)
+}
+
+/// Encodes floats in a float element type, rounding once to the nearest; `None` for other types.
+pub fn encode_floats(element: ElementType, values: &[f64]) -> Option<Vec<u8>> {
+    Some(match element {
+        ElementType::F32 => values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
+        ElementType::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ElementType::F16 => values.iter().flat_map(|&x| f16::from_f64(x).to_le_bytes()).collect(),
+        ElementType::Bf16 => values.iter().flat_map(|&x| bf16::from_f64(x).to_le_bytes()).collect(),
+        _ => return None,
+    })
+}

@@ -1,0 +1,74 @@
+//! Tensor data kept in files beside the model.
+
+use super::read::ReadError;
+use onnx_protobuf::TensorProto;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+/// A file of tensor data, mapped.
+#[derive(Debug)]
+pub struct ExternalFile {
+    bytes: memmap2::Mmap,
+}
+
+impl ExternalFile {
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// The external files of one model, each mapped once.
+pub(super) struct Opener {
+    dir: PathBuf,
+    model: PathBuf,
+    files: HashMap<String, Arc<ExternalFile>>,
+}
+
+impl Opener {
+    pub fn new(model: &Path) -> Opener {
+        let dir = model.parent().unwrap_or(Path::new("")).to_path_buf();
+        Opener { dir, model: model.to_path_buf(), files: HashMap::new() }
+    }
+
+    /// The file and bytes that a tensor's `external_data` names.
+    pub fn open(&mut self, t: &TensorProto) -> Result<(Arc<ExternalFile>, Range<usize>), ReadError> {
+        let entry = |key: &str| t.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
+        let bad = |why: String| ReadError::External { model: self.model.clone(), tensor: t.name.clone(), why };
+        let location = entry("location").ok_or_else(|| bad("it names no location".into()))?.to_string();
+        let number = |key: &str| -> Result<Option<usize>, ReadError> {
+            entry(key).map(|v| v.parse().map_err(|_| bad(format!("{key} '{v}' is no number")))).transpose()
+        };
+        let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
+        let file = match self.files.get(&location) {
+            Some(file) => file.clone(),
+            None => {
+                let plain =
+                    Path::new(&location).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+                if !plain {
+                    return Err(bad(format!("location '{location}' leaves the model's folder")));
+                }
+                let path = self.dir.join(&location);
+                let missing = |error| ReadError::ExternalFile {
+                    model: self.model.clone(),
+                    tensor: t.name.clone(),
+                    file: path.clone(),
+                    error,
+                };
+                let handle = std::fs::File::open(&path).map_err(missing)?;
+                // SAFETY: as for the model itself (see read.rs).
+                let bytes = unsafe { memmap2::Mmap::map(&handle) }.map_err(missing)?;
+                let file = Arc::new(ExternalFile { bytes });
+                self.files.insert(location.clone(), file.clone());
+                file
+            }
+        };
+        let have = file.bytes().len();
+        let end = offset.checked_add(length.unwrap_or(have.saturating_sub(offset))).filter(|&e| e <= have);
+        let end = end.ok_or_else(|| {
+            bad(format!("bytes {offset} to {} of '{location}', which has {have}", offset + length.unwrap_or(0)))
+        })?;
+        Ok((file, offset.min(end)..end))
+    }
+}

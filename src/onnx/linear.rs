@@ -1,0 +1,146 @@
+//! Linear nodes: the places an adapter can go.
+
+use super::module_path::module_path;
+use super::{ElementType, Model, NodeId};
+use std::collections::HashMap;
+
+/// A matrix product of a value with a constant.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    pub node: NodeId,
+    pub path: String,
+    /// The initializer that the constant comes from.
+    pub weight: String,
+    /// Whether the product reads the initializer as `[out, in]` rather than `[in, out]`.
+    pub transposed: bool,
+    /// The operators between the initializer and the product, from the product up.
+    pub through: Vec<String>,
+    pub in_features: usize,
+    pub out_features: usize,
+    /// The product is multiplied by this (Gemm's `alpha`).
+    pub alpha: f32,
+    /// Element type of the value read and the value computed.
+    pub element: ElementType,
+    /// Names of the value read and the value computed.
+    pub x: String,
+    pub y: String,
+}
+
+/// Every linear node, in execution order: a MatMul whose right side is a two-dimensional initializer (directly, or
+/// through Transpose, Identity, Cast or DequantizeLinear), a Gemm with such a right side, or a MatMulNBits.
+pub fn linear_nodes(model: &Model) -> Vec<Linear> {
+    let producers = model.producers();
+    let mut found: Vec<Linear> = model.nodes().filter_map(|(id, _)| linear(model, &producers, id)).collect();
+    // One module may hold several weights: the second and later ones get a number.
+    let mut weights: HashMap<String, Vec<String>> = HashMap::new();
+    for l in &mut found {
+        let known = weights.entry(l.path.clone()).or_default();
+        let k = known.iter().position(|w| *w == l.weight).unwrap_or_else(|| {
+            known.push(l.weight.clone());
+            known.len() - 1
+        });
+        if k > 0 {
+            l.path = format!("{}_{k}", l.path);
+        }
+    }
+    found
+}
+
+fn linear(model: &Model, producers: &HashMap<&str, NodeId>, id: NodeId) -> Option<Linear> {
+    let node = model.node(id);
+    let (x, b) = (node.input(0)?, node.input(1)?);
+    let kind = match (node.domain(), node.op_type()) {
+        ("", kind @ ("MatMul" | "Gemm")) | ("com.microsoft", kind @ "MatMulNBits") => kind,
+        _ => return None,
+    };
+    if kind == "MatMulNBits" {
+        let (k, n) = (node.attr_int("K")? as usize, node.attr_int("N")? as usize);
+        return model.is_initializer(b).then(|| Linear {
+            node: id,
+            path: module_path(node, Some(b)),
+            weight: b.to_string(),
+            transposed: true,
+            through: vec![],
+            in_features: k,
+            out_features: n,
+            alpha: 1.0,
+            element: node.input(2).and_then(|s| model.initializer_type(s)).map_or(ElementType::F32, |t| t.0),
+            x: x.to_string(),
+            y: node.outputs()[0].clone(),
+        });
+    }
+    if model.is_initializer(x) || kind == "Gemm" && node.attr_int("transA").unwrap_or(0) != 0 {
+        return None;
+    }
+    let Root { weight, flips, through, element } = root(model, producers, b)?;
+    let (_, dims) = model.initializer_type(&weight)?;
+    let [rows, columns] = dims[..] else { return None };
+    let flag = kind == "Gemm" && node.attr_int("transB").unwrap_or(0) != 0;
+    let transposed = flips != flag;
+    let (out_features, in_features) = if transposed { (rows, columns) } else { (columns, rows) };
+    Some(Linear {
+        node: id,
+        path: module_path(node, Some(&weight)),
+        weight,
+        transposed,
+        through,
+        in_features,
+        out_features,
+        alpha: if kind == "Gemm" { node.attr_float("alpha").unwrap_or(1.0) } else { 1.0 },
+        element,
+        x: x.to_string(),
+        y: node.outputs()[0].clone(),
+    })
+}
+
+/// The initializer behind a value, and what stands between.
+struct Root {
+    weight: String,
+    /// An odd number of transposes.
+    flips: bool,
+    through: Vec<String>,
+    /// Element type of the value.
+    element: ElementType,
+}
+
+fn root(model: &Model, producers: &HashMap<&str, NodeId>, value: &str) -> Option<Root> {
+    let (mut name, mut flips, mut through, mut element) = (value, false, Vec::new(), None);
+    while !model.is_initializer(name) {
+        let node = model.node(*producers.get(name)?);
+        match (node.domain(), node.op_type()) {
+            ("", "Transpose") => match node.attr_ints("perm") {
+                None | Some([1, 0]) => flips = !flips,
+                Some([0, 1]) => {}
+                _ => return None,
+            },
+            ("", "Identity") => {}
+            ("", "Cast") => {
+                element.get_or_insert(ElementType::from_number(node.attr_int("to")? as i32));
+            }
+            ("", "DequantizeLinear") => {
+                element.get_or_insert(model.initializer_type(node.input(1)?)?.0);
+            }
+            _ => return None,
+        }
+        through.push(node.op_type().to_string());
+        name = node.input(0)?;
+    }
+    let element = element.unwrap_or(model.initializer_type(name)?.0);
+    element.is_float().then(|| Root { weight: name.to_string(), flips, through, element })
+}
+
+/// The nearest of `names` to `wanted`, best first.
+pub fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>, count: usize) -> Vec<&'a str> {
+    let mut scored: Vec<(f64, &str)> = names.into_iter().map(|n| (similarity(wanted, n), n)).collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    scored.dedup_by_key(|s| s.1);
+    scored.into_iter().take(count).map(|s| s.1).collect()
+}
+
+/// How well the tail of a path fits what was asked for: people write the end of a path.
+fn similarity(wanted: &str, path: &str) -> f64 {
+    let wanted: String = wanted.chars().filter(|c| c.is_alphanumeric() || *c == '_' || *c == '.').collect();
+    let whole = strsim::jaro_winkler(&wanted, path);
+    let parts = path.split('.').map(|p| strsim::normalized_damerau_levenshtein(&wanted, p));
+    parts.fold(whole, f64::max)
+}

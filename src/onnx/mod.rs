@@ -1,0 +1,21 @@
+//! The ONNX file: read and written without loss, its nodes as a graph, and what the rest of the program asks of it.
+
+mod element;
+mod external_data;
+mod linear;
+mod model;
+mod module_path;
+mod node;
+mod read;
+mod role;
+mod wire;
+mod write;
+
+pub use element::{ElementType, TensorView, encode_floats};
+pub use linear::{Linear, linear_nodes, nearest};
+pub use model::{Dim, Model, NodeId, Signature};
+pub use module_path::module_path;
+pub use node::{AttrValue, NewNode, Node};
+pub use read::{ReadError, read};
+pub use role::{ROLES, Role, roles};
+pub use write::{WriteError, data_path, write};

@@ -1,0 +1,339 @@
+//! An ONNX file, faithfully: everything that is not changed through this module is written back byte for byte.
+
+use super::element::{ElementType, TensorView};
+use super::external_data::ExternalFile;
+use super::node::{NewNode, Node, typed_bytes};
+use super::wire;
+use onnx_protobuf::{GraphProto, Message, ModelProto, StringStringEntryProto, TensorProto};
+use petgraph::graph::{DiGraph, NodeIndex};
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The bytes of a file, mapped.
+pub(super) type Source = Arc<memmap2::Mmap>;
+
+/// Identifies a node within one model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub usize);
+
+/// Where an initializer's elements are.
+#[derive(Clone, Debug)]
+pub(super) enum Data {
+    /// In `raw_data`, at these bytes of the file.
+    Raw(Range<usize>),
+    /// In one of the typed lists of the header, or nowhere (no elements).
+    Typed,
+    /// In another file.
+    External { file: Arc<ExternalFile>, range: Range<usize> },
+    /// In memory: new tensors, and replaced data.
+    Memory(Vec<u8>),
+}
+
+/// An initializer.
+#[derive(Clone, Debug)]
+pub(super) struct Initializer {
+    /// Its place in the file, or `None` for a new one.
+    pub spans: Option<wire::Field>,
+    /// The message without `raw_data`.
+    pub header: TensorProto,
+    pub data: Data,
+    /// New elements for a tensor of the file; its place and form stay.
+    pub replaced: Option<Vec<u8>>,
+}
+
+/// A field of the file's GraphProto, in order.
+#[derive(Clone, Debug)]
+pub(super) enum Item {
+    Node(NodeId),
+    Initializer(String),
+    /// Any other field, tag and all.
+    Other(Range<usize>),
+}
+
+/// Name, type and declared shape of a graph input or output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Signature {
+    pub name: String,
+    pub element: ElementType,
+    /// `None` where the file gives no shape.
+    pub dims: Option<Vec<Dim>>,
+}
+
+/// An axis of a declared shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dim {
+    Fixed(usize),
+    Named(String),
+    Unknown,
+}
+
+/// A model read from a file.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub(super) path: PathBuf,
+    pub(super) source: Source,
+    /// Fields of the ModelProto before and after the graph, tag and all.
+    pub(super) before: Vec<Range<usize>>,
+    pub(super) after: Vec<Range<usize>>,
+    /// The graph field's tag and length.
+    pub(super) graph_header: Range<usize>,
+    pub(super) graph_len: usize,
+    pub(super) items: Vec<Item>,
+    pub(super) nodes: BTreeMap<NodeId, Node>,
+    /// The bytes of nodes that are as the file has them, tag and all.
+    pub(super) node_spans: HashMap<NodeId, Range<usize>>,
+    pub(super) initializers: HashMap<String, Initializer>,
+    pub(super) header: ModelProto,
+    pub(super) signature: GraphProto,
+    /// Entries added to or changed in `metadata_props`; `None` removes one.
+    pub(super) metadata: BTreeMap<String, Option<String>>,
+}
+
+impl Model {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    // ---- reading
+
+    /// Nodes in the file's order, which is one of execution.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.items.iter().filter_map(|item| match item {
+            Item::Node(id) => Some((*id, &self.nodes[id])),
+            _ => None,
+        })
+    }
+
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[&id]
+    }
+
+    /// Names of the initializers, in the file's order.
+    pub fn initializers(&self) -> impl Iterator<Item = &str> {
+        self.items.iter().filter_map(|item| match item {
+            Item::Initializer(name) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    pub fn is_initializer(&self, name: &str) -> bool {
+        self.initializers.contains_key(name)
+    }
+
+    /// Element type and shape of an initializer.
+    pub fn initializer_type(&self, name: &str) -> Option<(ElementType, Vec<usize>)> {
+        let t = &self.initializers.get(name)?.header;
+        Some((ElementType::from_number(t.data_type), t.dims.iter().map(|&d| d.max(0) as usize).collect()))
+    }
+
+    pub fn initializer(&self, name: &str) -> Option<TensorView<'_>> {
+        let (key, t) = self.initializers.get_key_value(name)?;
+        let (element, dims) = self.initializer_type(name)?;
+        let bytes = match (&t.replaced, &t.data) {
+            (Some(bytes), _) | (None, Data::Memory(bytes)) => Cow::Borrowed(bytes.as_slice()),
+            (None, Data::Raw(range)) => Cow::Borrowed(&self.source[range.clone()]),
+            (None, Data::External { file, range }) => Cow::Borrowed(&file.bytes()[range.clone()]),
+            (None, Data::Typed) => typed_bytes(&t.header, element),
+        };
+        Some(TensorView { name: key, element, dims, bytes })
+    }
+
+    /// The version of a domain's operators; 0 if the model does not import it.
+    pub fn opset(&self, domain: &str) -> i64 {
+        let same = |d: &str| d == domain || domain.is_empty() && d == "ai.onnx";
+        self.header.opset_import.iter().find(|o| same(&o.domain)).map_or(0, |o| o.version)
+    }
+
+    pub fn ir_version(&self) -> i64 {
+        self.header.ir_version
+    }
+
+    /// `(domain, name)` of the model's local functions.
+    pub fn functions(&self) -> Vec<(String, String)> {
+        self.header.functions.iter().map(|f| (f.domain.clone(), f.name.clone())).collect()
+    }
+
+    /// Graph inputs that are not initializers.
+    pub fn inputs(&self) -> Vec<Signature> {
+        self.signature.input.iter().filter(|i| !self.is_initializer(&i.name)).map(signature).collect()
+    }
+
+    pub fn outputs(&self) -> Vec<Signature> {
+        self.signature.output.iter().map(signature).collect()
+    }
+
+    /// A value of `metadata_props`.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        match self.metadata.get(key) {
+            Some(value) => value.as_deref(),
+            None => self.header.metadata_props.iter().find(|p| p.key == key).map(|p| p.value.as_str()),
+        }
+    }
+
+    /// Which node computes each value.
+    pub fn producers(&self) -> HashMap<&str, NodeId> {
+        self.nodes().flat_map(|(id, n)| n.outputs().iter().map(move |o| (o.as_str(), id))).collect()
+    }
+
+    /// Which nodes read each value, in order, those that read it inside a graph of their own included.
+    pub fn consumers(&self) -> HashMap<String, Vec<NodeId>> {
+        let mut out: HashMap<String, Vec<NodeId>> = HashMap::new();
+        for (id, n) in self.nodes() {
+            let captured = if n.has_subgraph() { n.captured() } else { vec![] };
+            for name in n.inputs().iter().cloned().chain(captured).filter(|i| !i.is_empty()) {
+                let readers = out.entry(name).or_default();
+                if readers.last() != Some(&id) {
+                    readers.push(id);
+                }
+            }
+        }
+        out
+    }
+
+    /// The nodes as a graph: an edge carries the value that one computes and the other reads.
+    pub fn graph(&self) -> DiGraph<NodeId, String> {
+        let mut g = DiGraph::new();
+        let index: HashMap<NodeId, NodeIndex> = self.nodes().map(|(id, _)| (id, g.add_node(id))).collect();
+        let producers = self.producers();
+        for (value, readers) in self.consumers() {
+            if let Some(from) = producers.get(value.as_str()) {
+                for reader in readers {
+                    g.add_edge(index[from], index[&reader], value.clone());
+                }
+            }
+        }
+        g
+    }
+
+    /// SHA-256 over the file and every byte that its tensors take from other files, in hexadecimal. It is the digest of
+    /// what was read: changes made since do not count.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(&self.source[..]);
+        for item in &self.items {
+            if let Item::Initializer(name) = item
+                && let Data::External { file, range } = &self.initializers[name].data
+            {
+                hash.update(&file.bytes()[range.clone()]);
+            }
+        }
+        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    // ---- changing
+
+    /// Puts new nodes right after `anchor`.
+    pub fn insert_after(&mut self, anchor: NodeId, new: Vec<NewNode>) -> Vec<NodeId> {
+        let place = self.items.iter().position(|i| matches!(i, Item::Node(id) if *id == anchor));
+        let place = place.expect("the anchor is a node of this model") + 1;
+        let first = self.nodes.keys().last().map_or(0, |id| id.0 + 1);
+        let ids: Vec<NodeId> = (first..first + new.len()).map(NodeId).collect();
+        for (&id, node) in ids.iter().zip(new) {
+            self.nodes.insert(id, node.build());
+        }
+        self.items.splice(place..place, ids.iter().map(|&id| Item::Node(id)));
+        ids
+    }
+
+    pub fn remove_node(&mut self, id: NodeId) {
+        self.nodes.remove(&id);
+        self.node_spans.remove(&id);
+        self.items.retain(|i| !matches!(i, Item::Node(n) if *n == id));
+    }
+
+    /// A node, to change: it will be written anew.
+    pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        self.node_spans.remove(&id);
+        self.nodes.get_mut(&id).expect("a node of this model")
+    }
+
+    /// Adds a copy of a node right after it, under the name `output`, which is also its one output.
+    pub fn twin(&mut self, id: NodeId, output: &str) -> NodeId {
+        let mut node = self.nodes[&id].clone();
+        let old = node.outputs()[0].clone();
+        node.rename_output(&old, output);
+        let name = node.name().to_string();
+        node.rename_self(&name, output);
+        let new = NodeId(self.nodes.keys().last().map_or(0, |id| id.0 + 1));
+        self.nodes.insert(new, node);
+        let place = self.items.iter().position(|i| matches!(i, Item::Node(n) if *n == id)).map_or(0, |i| i + 1);
+        self.items.insert(place, Item::Node(new));
+        new
+    }
+
+    /// Adds an initializer after the last one.
+    pub fn add_initializer(&mut self, name: &str, element: ElementType, dims: &[usize], bytes: Vec<u8>) {
+        let header = TensorProto {
+            name: name.to_string(),
+            data_type: element.number(),
+            dims: dims.iter().map(|&d| d as i64).collect(),
+            ..Default::default()
+        };
+        let new = Initializer { spans: None, header, data: Data::Memory(bytes), replaced: None };
+        self.initializers.insert(name.to_string(), new);
+        let last = self.items.iter().rposition(|i| matches!(i, Item::Initializer(_) | Item::Node(_)));
+        self.items.insert(last.map_or(0, |i| i + 1), Item::Initializer(name.to_string()));
+    }
+
+    pub fn remove_initializer(&mut self, name: &str) {
+        self.initializers.remove(name);
+        self.items.retain(|i| !matches!(i, Item::Initializer(n) if n == name));
+    }
+
+    /// Gives an initializer other elements of the same type and number, in the form and place the file has them.
+    /// Panics if there is no such initializer or the sizes differ.
+    pub fn replace_data(&mut self, name: &str, bytes: Vec<u8>) {
+        let old = self.initializer(name).expect("an initializer of this model").bytes.len();
+        assert_eq!(old, bytes.len(), "{name}: replaced data has another size");
+        let t = self.initializers.get_mut(name).expect("an initializer of this model");
+        match &mut t.data {
+            Data::Memory(data) => *data = bytes,
+            _ => t.replaced = Some(bytes),
+        }
+    }
+
+    /// Sets an entry of `metadata_props`, or removes it.
+    pub fn set_metadata(&mut self, key: &str, value: Option<String>) {
+        self.metadata.insert(key.to_string(), value);
+    }
+
+    /// The keys of `metadata_props`.
+    pub fn metadata_keys(&self) -> Vec<String> {
+        let kept = self.header.metadata_props.iter().map(|p| p.key.clone()).filter(|k| self.metadata(k).is_some());
+        let added = self.metadata.iter().filter(|(_, v)| v.is_some()).map(|(k, _)| k.clone());
+        let mut keys: Vec<String> = kept.chain(added).collect();
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+
+    /// `metadata_props` entries to write: new ones, and for each old one its bytes if it stays.
+    pub(super) fn metadata_field(&self, field: &Range<usize>) -> Option<Cow<'_, [u8]>> {
+        let bytes = &self.source[field.clone()];
+        let entry = wire::fields(bytes, 0..bytes.len()).ok()?.into_iter().next()?;
+        let entry = StringStringEntryProto::parse_from_bytes(&bytes[entry.payload]).ok()?;
+        match self.metadata.get(&entry.key) {
+            None => Some(Cow::Borrowed(bytes)),
+            Some(Some(value)) if *value == entry.value => Some(Cow::Borrowed(bytes)),
+            Some(_) => None,
+        }
+    }
+}
+
+fn signature(info: &onnx_protobuf::ValueInfoProto) -> Signature {
+    use onnx_protobuf::tensor_shape_proto::dimension::Value as DimValue;
+    let tensor = info.type_.as_ref().filter(|t| t.has_tensor_type()).map(|t| t.tensor_type());
+    let dims = tensor.and_then(|t| t.shape.as_ref()).map(|s| {
+        let dim = |d: &onnx_protobuf::tensor_shape_proto::Dimension| match &d.value {
+            Some(DimValue::DimValue(n)) if *n >= 0 => Dim::Fixed(*n as usize),
+            Some(DimValue::DimParam(name)) if !name.is_empty() => Dim::Named(name.clone()),
+            _ => Dim::Unknown,
+        };
+        s.dim.iter().map(dim).collect()
+    });
+    Signature { name: info.name.clone(), element: ElementType::from_number(tensor.map_or(0, |t| t.elem_type)), dims }
+}

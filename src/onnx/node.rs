@@ -1,0 +1,251 @@
+//! One node of a model, and values for building new ones.
+
+use super::element::{ElementType, TensorView};
+use super::wire;
+use onnx_protobuf::{
+    AttributeProto, Message, NodeProto, StringStringEntryProto, TensorProto, attribute_proto::AttributeType,
+};
+use std::borrow::Cow;
+
+/// A node: its bytes as the file has them, and the same parsed.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub(super) raw: Vec<u8>,
+    proto: NodeProto,
+}
+
+impl Node {
+    /// Parses a `NodeProto` that [`wire::check`] has passed.
+    pub(super) fn parse(raw: Vec<u8>) -> Result<Node, String> {
+        let proto = NodeProto::parse_from_bytes(&raw).map_err(|e| e.to_string())?;
+        Ok(Node { raw, proto })
+    }
+
+    fn reparse(&mut self) {
+        self.proto = NodeProto::parse_from_bytes(&self.raw).expect("an edited node is still a node");
+    }
+
+    pub fn name(&self) -> &str {
+        &self.proto.name
+    }
+
+    pub fn op_type(&self) -> &str {
+        &self.proto.op_type
+    }
+
+    /// The operator's domain; empty for standard operators, which may also be called `ai.onnx`.
+    pub fn domain(&self) -> &str {
+        if self.proto.domain == "ai.onnx" { "" } else { &self.proto.domain }
+    }
+
+    /// The operator's name for messages, with its domain if it is not a standard one.
+    pub fn operator(&self) -> String {
+        if self.domain().is_empty() { self.op_type().into() } else { format!("{}:{}", self.domain(), self.op_type()) }
+    }
+
+    /// The node's name, or its operator and first output where it has none.
+    pub fn label(&self) -> String {
+        match self.name() {
+            "" => format!("{}({})", self.op_type(), self.outputs().first().map_or("", |o| o)),
+            name => name.to_string(),
+        }
+    }
+
+    /// Names of the inputs; an empty name stands for one left out.
+    pub fn inputs(&self) -> &[String] {
+        &self.proto.input
+    }
+
+    /// The n-th input, unless it is left out.
+    pub fn input(&self, n: usize) -> Option<&str> {
+        self.proto.input.get(n).map(String::as_str).filter(|s| !s.is_empty())
+    }
+
+    pub fn outputs(&self) -> &[String] {
+        &self.proto.output
+    }
+
+    /// A value of the node's metadata.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.proto.metadata_props.iter().find(|p| p.key == key).map(|p| p.value.as_str())
+    }
+
+    fn attr(&self, name: &str) -> Option<&AttributeProto> {
+        self.proto.attribute.iter().find(|a| a.name == name)
+    }
+
+    pub fn attribute_names(&self) -> impl Iterator<Item = &str> {
+        self.proto.attribute.iter().map(|a| a.name.as_str())
+    }
+
+    pub fn attr_int(&self, name: &str) -> Option<i64> {
+        self.attr(name).map(|a| a.i)
+    }
+
+    pub fn attr_float(&self, name: &str) -> Option<f32> {
+        self.attr(name).map(|a| a.f)
+    }
+
+    pub fn attr_ints(&self, name: &str) -> Option<&[i64]> {
+        self.attr(name).map(|a| a.ints.as_slice())
+    }
+
+    pub fn attr_floats(&self, name: &str) -> Option<&[f32]> {
+        self.attr(name).map(|a| a.floats.as_slice())
+    }
+
+    pub fn attr_str(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.attr(name).map(|a| String::from_utf8_lossy(&a.s))
+    }
+
+    pub fn attr_tensor(&self, name: &str) -> Option<TensorView<'_>> {
+        self.attr(name).and_then(|a| a.t.as_ref()).map(view)
+    }
+
+    /// Whether an attribute holds a graph, as those of If, Loop and Scan do.
+    pub fn has_subgraph(&self) -> bool {
+        self.proto.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty())
+    }
+
+    /// Names that the graphs inside this node may take from outside.
+    pub fn captured(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        let graphs = self.proto.attribute.iter().flat_map(|a| a.g.as_ref().into_iter().chain(&a.graphs));
+        let mut open: Vec<_> = graphs.collect();
+        while let Some(g) = open.pop() {
+            for n in &g.node {
+                names.extend(n.input.iter().filter(|i| !i.is_empty()).cloned());
+                open.extend(n.attribute.iter().flat_map(|a| a.g.as_ref().into_iter().chain(&a.graphs)));
+            }
+            names.extend(g.output.iter().map(|o| o.name.clone()));
+        }
+        names
+    }
+
+    fn rename(&mut self, field: u32, old: &str, new: &str) {
+        self.raw = wire::edit(&self.raw, |f, payload| match f.number == field && payload == old.as_bytes() {
+            true => wire::Edit::Payload(new.as_bytes().to_vec()),
+            false => wire::Edit::Keep,
+        });
+        self.reparse();
+    }
+
+    pub(super) fn rename_self(&mut self, old: &str, new: &str) {
+        self.rename(3, old, new);
+    }
+
+    pub fn rename_input(&mut self, old: &str, new: &str) {
+        self.rename(1, old, new);
+    }
+
+    pub fn rename_output(&mut self, old: &str, new: &str) {
+        self.rename(2, old, new);
+    }
+}
+
+/// A view of a tensor inside a node.
+pub(super) fn view(t: &TensorProto) -> TensorView<'_> {
+    let element = ElementType::from_number(t.data_type);
+    let dims: Vec<usize> = t.dims.iter().map(|&d| d.max(0) as usize).collect();
+    TensorView { name: &t.name, element, dims, bytes: typed_bytes(t, element) }
+}
+
+/// The elements of a tensor as little-endian bytes, wherever the message keeps them (but outside the file).
+pub(super) fn typed_bytes(t: &TensorProto, element: ElementType) -> Cow<'_, [u8]> {
+    if !t.raw_data.is_empty() {
+        return Cow::Borrowed(&t.raw_data);
+    }
+    // onnx.proto says which list holds which element type; narrow types stand one to an int32.
+    let bytes = match element {
+        ElementType::F32 => t.float_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ElementType::F64 => t.double_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ElementType::I64 => t.int64_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ElementType::U64 => t.uint64_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ElementType::U32 => t.uint64_data.iter().flat_map(|&x| (x as u32).to_le_bytes()).collect(),
+        ElementType::I32 => t.int32_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ElementType::F16 | ElementType::Bf16 | ElementType::U16 | ElementType::I16 => {
+            t.int32_data.iter().flat_map(|&x| (x as u16).to_le_bytes()).collect()
+        }
+        _ => t.int32_data.iter().map(|&x| x as u8).collect(),
+    };
+    Cow::Owned(bytes)
+}
+
+/// An attribute of a new node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AttrValue {
+    Int(i64),
+    Ints(Vec<i64>),
+    Float(f32),
+    Str(String),
+}
+
+/// A new node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NewNode {
+    pub name: String,
+    pub op_type: String,
+    pub inputs: Vec<String>,
+    pub outputs: Vec<String>,
+    pub attrs: Vec<(String, AttrValue)>,
+    pub metadata: Vec<(String, String)>,
+}
+
+impl NewNode {
+    pub fn new(name: &str, op_type: &str, inputs: &[&str], output: &str) -> NewNode {
+        NewNode {
+            name: name.into(),
+            op_type: op_type.into(),
+            inputs: inputs.iter().map(|s| s.to_string()).collect(),
+            outputs: vec![output.into()],
+            ..NewNode::default()
+        }
+    }
+
+    pub fn attr(mut self, name: &str, value: AttrValue) -> NewNode {
+        self.attrs.push((name.into(), value));
+        self
+    }
+
+    pub(super) fn build(self) -> Node {
+        let attribute = self
+            .attrs
+            .into_iter()
+            .map(|(name, value)| {
+                let mut a = AttributeProto { name, ..Default::default() };
+                let kind = match value {
+                    AttrValue::Int(i) => {
+                        a.i = i;
+                        AttributeType::INT
+                    }
+                    AttrValue::Ints(ints) => {
+                        a.ints = ints;
+                        AttributeType::INTS
+                    }
+                    AttrValue::Float(f) => {
+                        a.f = f;
+                        AttributeType::FLOAT
+                    }
+                    AttrValue::Str(s) => {
+                        a.s = s.into_bytes();
+                        AttributeType::STRING
+                    }
+                };
+                a.type_ = kind.into();
+                a
+            })
+            .collect();
+        let entry = |(key, value)| StringStringEntryProto { key, value, ..Default::default() };
+        let proto = NodeProto {
+            name: self.name,
+            op_type: self.op_type,
+            input: self.inputs,
+            output: self.outputs,
+            attribute,
+            metadata_props: self.metadata.into_iter().map(entry).collect(),
+            ..Default::default()
+        };
+        let raw = proto.write_to_bytes().expect("a new node serialises");
+        Node { raw, proto }
+    }
+}

@@ -1,0 +1,187 @@
+//! Reading a model: the whole file is checked before any of it is trusted.
+
+use super::element::ElementType;
+use super::external_data::Opener;
+use super::model::{Data, Initializer, Item, Model, NodeId};
+use super::node::Node;
+use super::wire::{self, Message as Kind, WireError};
+use onnx_protobuf::{GraphProto, Message, ModelProto, TensorProto, tensor_proto::DataLocation};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Why a file cannot be read as a model.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("cannot open {}: {error}", path.display())]
+    Open { path: PathBuf, error: std::io::Error },
+    #[error("{} is not an ONNX model: {why}\nhint: export one with torch.onnx.export, or check the path", path.display())]
+    NotOnnx { path: PathBuf, why: String },
+    #[error("{} is truncated: {error}\nhint: copy or download the file again", path.display())]
+    Truncated { path: PathBuf, error: WireError },
+    #[error("{} is damaged: {why}", path.display())]
+    Damaged { path: PathBuf, why: String },
+    #[error(
+        "{}: tensor '{tensor}' keeps its data in {}: {error}\nhint: put the data file beside the model under that name",
+        model.display(), file.display()
+    )]
+    ExternalFile { model: PathBuf, tensor: String, file: PathBuf, error: std::io::Error },
+    #[error("{}: the external data of tensor '{tensor}' is unusable: {why}", model.display())]
+    External { model: PathBuf, tensor: String, why: String },
+}
+
+/// Reads a model. External data is mapped, not loaded.
+pub fn read(path: &Path) -> Result<Model, ReadError> {
+    let open = |error| ReadError::Open { path: path.to_path_buf(), error };
+    let file = std::fs::File::open(path).map_err(open)?;
+    if file.metadata().map_err(open)?.is_dir() {
+        return Err(open(std::io::Error::other("it is a folder")));
+    }
+    // SAFETY: a mapped file must not shrink while in use. Our own outputs never overwrite a file in place (they are
+    // renamed over it, which leaves this mapping whole); another program that cuts a model short while it is being read
+    // would end this process, which is the accepted price of not copying gigabytes of weights.
+    let source = Arc::new(unsafe { memmap2::Mmap::map(&file) }.map_err(open)?);
+    parse(path, source)
+}
+
+fn parse(path: &Path, source: Arc<memmap2::Mmap>) -> Result<Model, ReadError> {
+    let bytes: &[u8] = &source;
+    let damaged = |why: String| ReadError::Damaged { path: path.to_path_buf(), why };
+    let not_onnx = |why: String| ReadError::NotOnnx { path: path.to_path_buf(), why };
+    let wire_error = |error: WireError| match error {
+        WireError::Truncated { .. } | WireError::Varint { .. } if looks_like_onnx(bytes) => {
+            ReadError::Truncated { path: path.to_path_buf(), error }
+        }
+        _ if looks_like_onnx(bytes) => damaged(error.to_string()),
+        _ => not_onnx(error.to_string()),
+    };
+    wire::check(bytes, 0..bytes.len(), Kind::Model).map_err(wire_error)?;
+    let top = wire::fields(bytes, 0..bytes.len()).map_err(wire_error)?;
+    let graphs: Vec<_> = top.iter().filter(|f| f.number == 7 && f.wire == wire::BYTES).collect();
+    let [graph] = graphs[..] else {
+        return Err(not_onnx(format!("it holds {} graphs, not one", graphs.len())));
+    };
+    let others: Vec<Range<usize>> = top.iter().filter(|f| *f != graph).map(|f| f.all.clone()).collect();
+    let header = join(bytes, &others);
+    let header = ModelProto::parse_from_bytes(&header).map_err(|e| not_onnx(e.to_string()))?;
+    if header.opset_import.is_empty() {
+        return Err(not_onnx("it imports no operator set".into()));
+    }
+
+    let (mut items, mut rest) = (Vec::new(), Vec::new());
+    let (mut nodes, mut node_spans) = (BTreeMap::new(), HashMap::new());
+    let mut initializers = HashMap::new();
+    let mut external = Opener::new(path);
+    for f in wire::fields(bytes, graph.payload.clone()).map_err(wire_error)? {
+        match f.number {
+            1 => {
+                let id = NodeId(nodes.len());
+                let node = Node::parse(bytes[f.payload.clone()].to_vec());
+                nodes.insert(id, node.map_err(|e| damaged(format!("node {}: {e}", id.0)))?);
+                node_spans.insert(id, f.all);
+                items.push(Item::Node(id));
+            }
+            5 => {
+                let (name, t) = initializer(bytes, f, &mut external, &damaged)?;
+                if initializers.insert(name.clone(), t).is_some() {
+                    return Err(damaged(format!("two initializers are called '{name}'")));
+                }
+                items.push(Item::Initializer(name));
+            }
+            _ => {
+                rest.push(f.all.clone());
+                items.push(Item::Other(f.all));
+            }
+        }
+    }
+    let signature = GraphProto::parse_from_bytes(&join(bytes, &rest)).map_err(|e| damaged(e.to_string()))?;
+    let (before, after) = others.into_iter().partition(|r| r.start < graph.all.start);
+    let model = Model {
+        path: path.to_path_buf(),
+        source: source.clone(),
+        before,
+        after,
+        graph_header: graph.all.start..graph.payload.start,
+        graph_len: graph.payload.len(),
+        items,
+        nodes,
+        node_spans,
+        initializers,
+        header,
+        signature,
+        metadata: BTreeMap::new(),
+    };
+    check_order(&model).map_err(damaged)?;
+    Ok(model)
+}
+
+fn join(bytes: &[u8], ranges: &[Range<usize>]) -> Vec<u8> {
+    ranges.iter().flat_map(|r| &bytes[r.clone()]).copied().collect()
+}
+
+/// A ModelProto begins with its IR version (`08` and a small number) in every exporter's files.
+fn looks_like_onnx(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x08, version, ..] if (1..=32).contains(version)) || matches!(bytes, [0x3a, ..])
+}
+
+fn initializer(
+    bytes: &[u8],
+    field: wire::Field,
+    external: &mut Opener,
+    damaged: &dyn Fn(String) -> ReadError,
+) -> Result<(String, Initializer), ReadError> {
+    let fields = wire::fields(bytes, field.payload.clone()).map_err(|e| damaged(e.to_string()))?;
+    let kept: Vec<Range<usize>> = fields.iter().filter(|f| f.number != 9).map(|f| f.all.clone()).collect();
+    let raw = fields.iter().rfind(|f| f.number == 9).map(|f| f.payload.clone());
+    let header = TensorProto::parse_from_bytes(&join(bytes, &kept)).map_err(|e| damaged(e.to_string()))?;
+    let name = header.name.clone();
+    let data = if header.data_location.enum_value() == Ok(DataLocation::EXTERNAL) {
+        let (file, range) = external.open(&header)?;
+        Data::External { file, range }
+    } else {
+        raw.map_or(Data::Typed, Data::Raw)
+    };
+    let element = ElementType::from_number(header.data_type);
+    if header.dims.iter().any(|&d| d < 0) {
+        return Err(damaged(format!("tensor '{name}' has a negative extent")));
+    }
+    let elements = header.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d as usize));
+    let want = elements.and_then(|n| Some(n.checked_mul(element.bits()?)?.div_ceil(8)));
+    let have = match &data {
+        Data::Raw(r) | Data::External { range: r, .. } => Some(r.len()),
+        _ => Some(super::node::typed_bytes(&header, element).len()),
+    };
+    if element.bits().is_some() && want != have {
+        return Err(damaged(format!(
+            "tensor '{name}' of {element} {:?} should have {} bytes but has {}",
+            header.dims,
+            want.map_or("too many".into(), |n| n.to_string()),
+            have.unwrap_or(0)
+        )));
+    }
+    Ok((name, Initializer { spans: Some(field), header, data, replaced: None }))
+}
+
+/// ONNX wants nodes sorted: each reads only what stands before it.
+fn check_order(model: &Model) -> Result<(), String> {
+    let mut known: std::collections::HashSet<&str> = model.initializers.keys().map(String::as_str).collect();
+    known.extend(model.signature.input.iter().map(|i| i.name.as_str()));
+    known.extend(model.signature.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(|v| v.name.as_str()));
+    for (_, node) in model.nodes() {
+        for input in node.inputs().iter().filter(|i| !i.is_empty()) {
+            if !known.contains(input.as_str()) {
+                return Err(format!("node '{}' reads '{input}', which nothing before it computes", node.label()));
+            }
+        }
+        for output in node.outputs().iter().filter(|o| !o.is_empty()) {
+            if !known.insert(output) {
+                return Err(format!("value '{output}' of node '{}' is defined twice", node.label()));
+            }
+        }
+    }
+    match model.signature.output.iter().find(|o| !known.contains(o.name.as_str())) {
+        Some(o) => Err(format!("output '{}' is not computed by any node", o.name)),
+        None => Ok(()),
+    }
+}

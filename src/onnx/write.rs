@@ -1,0 +1,278 @@
+//! Writing a model: unchanged parts as the bytes they were read from, into temporary files that are renamed when whole.
+
+use super::element::ElementType;
+use super::external_data::ExternalFile;
+use super::model::{Data, Initializer, Item, Model};
+use super::wire::{self, Edit};
+use atomic_write_file::AtomicWriteFile;
+use onnx_protobuf::{Message, StringStringEntryProto};
+use std::borrow::Cow;
+use std::io::{BufWriter, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Why a model cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    #[error("cannot write {}: {error}", path.display())]
+    Io { path: PathBuf, error: std::io::Error },
+    #[error(
+        "{}: {bytes} bytes do not fit one ONNX file, which protobuf limits to 2 GiB\nhint: save the model with external data",
+        path.display()
+    )]
+    TooLarge { path: PathBuf, bytes: usize },
+}
+
+/// Writes `model` to `path`, and the data it keeps outside the file to `<path>.data`.
+pub fn write(model: &Model, path: &Path) -> Result<(), WriteError> {
+    let io = |error| WriteError::Io { path: path.to_path_buf(), error };
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(dir).map_err(io)?;
+    let data_path = data_path(path);
+    let layout = Layout::new(model, &data_path);
+    let parts: Vec<Part> = model.items.iter().map(|item| part(model, item, &layout)).collect();
+    let graph: usize = parts.iter().map(Part::len).sum();
+    if graph > i32::MAX as usize - (1 << 20) {
+        return Err(WriteError::TooLarge { path: path.to_path_buf(), bytes: graph });
+    }
+    let data = match layout.files.is_empty() {
+        true => None,
+        false => {
+            let mut file = AtomicWriteFile::open(&data_path).map_err(io)?;
+            layout.write(model, &mut file).map_err(io)?;
+            Some(file)
+        }
+    };
+    let mut file = AtomicWriteFile::open(path).map_err(io)?;
+    assemble(model, &parts, graph, &mut file).map_err(io)?;
+    if let Some(data) = data {
+        data.commit().map_err(io)?;
+    }
+    file.commit().map_err(io)
+}
+
+/// `<path>.data`
+pub fn data_path(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".data");
+    path.with_file_name(name)
+}
+
+/// The bytes of one field of the graph, tag and all.
+enum Part {
+    Source(Range<usize>),
+    New(Vec<u8>),
+}
+
+impl Part {
+    fn len(&self) -> usize {
+        match self {
+            Part::Source(r) => r.len(),
+            Part::New(bytes) => bytes.len(),
+        }
+    }
+
+    fn field(number: u32, payload: &[u8]) -> Part {
+        let mut out = Vec::with_capacity(payload.len() + 8);
+        wire::put_bytes(&mut out, number, payload);
+        Part::New(out)
+    }
+}
+
+fn part(model: &Model, item: &Item, layout: &Layout) -> Part {
+    match item {
+        Item::Other(range) => Part::Source(range.clone()),
+        Item::Node(id) => match model.node_spans.get(id) {
+            Some(span) => Part::Source(span.clone()),
+            None => Part::field(1, &model.nodes[id].raw),
+        },
+        Item::Initializer(name) => {
+            let t = &model.initializers[name];
+            match (&t.spans, &t.data, &t.replaced) {
+                (Some(s), Data::External { .. }, _) => {
+                    Part::field(5, &relocated(&model.source[s.payload.clone()], t, layout))
+                }
+                (Some(s), _, None) => Part::Source(s.all.clone()),
+                (Some(s), _, Some(new)) => Part::field(5, &replaced(&model.source[s.payload.clone()], t, new)),
+                (None, _, _) => {
+                    let mut message = t.header.write_to_bytes().expect("a new tensor serialises");
+                    if let Data::Memory(bytes) = &t.data {
+                        wire::put_bytes(&mut message, 9, bytes);
+                    }
+                    Part::field(5, &message)
+                }
+            }
+        }
+    }
+}
+
+/// A tensor's message with other elements, in the form (raw bytes or typed list) that it had.
+fn replaced(message: &[u8], t: &Initializer, new: &[u8]) -> Vec<u8> {
+    let element = ElementType::from_number(t.header.data_type);
+    let (number, payload) = match (&t.data, element) {
+        (Data::Typed, ElementType::F32) => (4, new.to_vec()),
+        (Data::Typed, ElementType::F64) => (10, new.to_vec()),
+        (Data::Typed, ElementType::F16 | ElementType::Bf16) => {
+            let mut out = Vec::new();
+            new.chunks_exact(2).for_each(|c| wire::put_varint(&mut out, u16::from_le_bytes([c[0], c[1]]) as u64));
+            (5, out)
+        }
+        _ => (9, new.to_vec()),
+    };
+    let mut payload = Some(payload);
+    let mut out = wire::edit(message, |f, _| match f.number == number {
+        true => payload.take().map_or(Edit::Drop, Edit::Payload),
+        false => Edit::Keep,
+    });
+    if let Some(payload) = payload {
+        wire::put_bytes(&mut out, number, &payload);
+    }
+    out
+}
+
+/// Where the data that a model keeps outside its file goes: each file it came from, whole, one after the other.
+struct Layout {
+    location: String,
+    files: Vec<(Arc<ExternalFile>, usize)>,
+}
+
+/// Files after the first begin at multiples of this, so that offsets stay aligned to pages.
+const ALIGN: usize = 65_536;
+
+impl Layout {
+    fn new(model: &Model, data_path: &Path) -> Layout {
+        let location = data_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut layout = Layout { location, files: vec![] };
+        let mut end = 0;
+        for name in model.initializers() {
+            if let Data::External { file, .. } = &model.initializers[name].data
+                && layout.base(file).is_none()
+            {
+                let base = usize::next_multiple_of(end, ALIGN);
+                end = base + file.bytes().len();
+                layout.files.push((file.clone(), base));
+            }
+        }
+        layout
+    }
+
+    fn base(&self, file: &Arc<ExternalFile>) -> Option<usize> {
+        self.files.iter().find(|(f, _)| Arc::ptr_eq(f, file)).map(|(_, base)| *base)
+    }
+
+    /// Writes every file with the replaced tensors in their places.
+    fn write(&self, model: &Model, to: &mut impl Write) -> std::io::Result<()> {
+        let mut out = BufWriter::new(to);
+        let mut written = 0;
+        for (file, base) in &self.files {
+            out.write_all(&vec![0; base - written])?;
+            let mut patches: Vec<(Range<usize>, &[u8])> = model
+                .initializers
+                .values()
+                .filter_map(|t| match (&t.data, &t.replaced) {
+                    (Data::External { file: f, range }, Some(new)) if Arc::ptr_eq(f, file) => {
+                        Some((range.clone(), new.as_slice()))
+                    }
+                    _ => None,
+                })
+                .collect();
+            patches.sort_by_key(|(r, _)| r.start);
+            let mut at = 0;
+            for (range, new) in patches {
+                out.write_all(&file.bytes()[at..range.start.max(at)])?;
+                out.write_all(new)?;
+                at = range.end;
+            }
+            out.write_all(&file.bytes()[at..])?;
+            written = base + file.bytes().len();
+        }
+        out.flush()
+    }
+}
+
+/// An external tensor's message with its new location, and with its new offset where that moved.
+fn relocated(message: &[u8], t: &Initializer, layout: &Layout) -> Vec<u8> {
+    let Data::External { file, range } = &t.data else { panic!("called for external tensors only") };
+    let base = layout.base(file).expect("the layout holds every external file");
+    let mut seen = (false, false);
+    let text = |key: &str, value: String| {
+        let mut entry = Vec::new();
+        wire::put_bytes(&mut entry, 1, key.as_bytes());
+        wire::put_bytes(&mut entry, 2, value.as_bytes());
+        entry
+    };
+    let mut out = wire::edit(message, |f, payload| {
+        if f.number != 13 {
+            return Edit::Keep;
+        }
+        let entry = StringStringEntryProto::parse_from_bytes(payload).unwrap_or_default();
+        match entry.key.as_str() {
+            "location" => Edit::Payload(text("location", layout.location.clone())),
+            "offset" => {
+                seen.0 = true;
+                match base {
+                    0 => Edit::Keep,
+                    _ => Edit::Payload(text("offset", (base + range.start).to_string())),
+                }
+            }
+            "length" => {
+                seen.1 = true;
+                Edit::Keep
+            }
+            // A checksum of the old file says nothing of the new one.
+            "checksum" => Edit::Drop,
+            _ => Edit::Keep,
+        }
+    });
+    if base > 0 && !seen.0 {
+        wire::put_bytes(&mut out, 13, &text("offset", (base + range.start).to_string()));
+    }
+    if base > 0 && !seen.1 || layout.files.len() > 1 && !seen.1 {
+        wire::put_bytes(&mut out, 13, &text("length", range.len().to_string()));
+    }
+    out
+}
+
+fn assemble(model: &Model, parts: &[Part], graph: usize, to: &mut impl Write) -> std::io::Result<()> {
+    const METADATA: u8 = 14 << 3 | wire::BYTES;
+    let mut out = BufWriter::new(to);
+    let top = |out: &mut dyn Write, ranges: &[Range<usize>]| -> std::io::Result<()> {
+        for r in ranges {
+            match model.source[r.start] {
+                METADATA => out.write_all(&model.metadata_field(r).unwrap_or(Cow::Borrowed(&[])))?,
+                _ => out.write_all(&model.source[r.clone()])?,
+            }
+        }
+        Ok(())
+    };
+    top(&mut out, &model.before)?;
+    if graph == model.graph_len {
+        out.write_all(&model.source[model.graph_header.clone()])?;
+    } else {
+        let mut header = Vec::new();
+        wire::put_header(&mut header, 7, graph);
+        out.write_all(&header)?;
+    }
+    for part in parts {
+        match part {
+            Part::Source(range) => out.write_all(&model.source[range.clone()])?,
+            Part::New(bytes) => out.write_all(bytes)?,
+        }
+    }
+    top(&mut out, &model.after)?;
+    for (key, value) in &model.metadata {
+        let old = model.header.metadata_props.iter().find(|p| p.key == *key).map(|p| &p.value);
+        if let Some(value) = value
+            && old != Some(value)
+        {
+            let mut entry = Vec::new();
+            wire::put_bytes(&mut entry, 1, key.as_bytes());
+            wire::put_bytes(&mut entry, 2, value.as_bytes());
+            let mut field = Vec::new();
+            wire::put_bytes(&mut field, 14, &entry);
+            out.write_all(&field)?;
+        }
+    }
+    out.flush()
+}

@@ -1,0 +1,160 @@
+//! Optimisers as graphs over the flat buffers of parameters, gradients and moments: no kernel of their own.
+//!
+//! A new optimiser is one file with its update rule and one line in [`OPTIMIZERS`].
+
+mod adamw;
+mod sgd;
+
+use crate::ir::{BuildError, Builder, Graph, Rules, Sink, Type, Value};
+
+/// Settings of an optimiser.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hyper {
+    pub weight_decay: f64,
+    pub momentum: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+}
+
+impl Default for Hyper {
+    fn default() -> Hyper {
+        Hyper { weight_decay: 0.01, momentum: 0.0, beta1: 0.9, beta2: 0.999, eps: 1e-8 }
+    }
+}
+
+/// One optimiser.
+#[derive(Debug)]
+pub struct Optimizer {
+    pub name: &'static str,
+    /// Buffers beside the parameters, each as long as they are; zero at the start.
+    pub moments: fn(&Hyper) -> &'static [&'static str],
+    /// Numbers that change from step to step, computed on the host in f64; `step` counts from 1.
+    pub scalars: fn(&Hyper, lr: f64, step: u64) -> Vec<(&'static str, f64)>,
+    /// New parameters and moments.
+    pub update: Update,
+}
+
+/// An optimiser's rule: new parameters and new moments.
+pub type Update = fn(&mut Builder, &Hyper, &Operands) -> Result<(Value, Vec<Value>), BuildError>;
+
+/// What an update rule reads.
+pub struct Operands<'a> {
+    pub parameters: Value,
+    pub gradients: Value,
+    pub moments: &'a [Value],
+    pub scalars: &'a [(&'static str, Value)],
+}
+
+impl Operands<'_> {
+    pub fn scalar(&self, name: &str) -> Value {
+        self.scalars.iter().find(|s| s.0 == name).expect("the optimiser's own scalars").1
+    }
+}
+
+/// Every optimiser.
+pub static OPTIMIZERS: &[Optimizer] = &[adamw::OPTIMIZER, sgd::OPTIMIZER];
+
+pub fn find(name: &str) -> Option<&'static Optimizer> {
+    OPTIMIZERS.iter().find(|o| o.name == name)
+}
+
+/// One flat buffer to update: the names of its states, and its words.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Flat {
+    pub parameters: String,
+    pub gradients: String,
+    pub moments: Vec<String>,
+    pub words: usize,
+}
+
+/// The name of a moment's state beside the parameters' state.
+pub fn moment_state(moment: &str, parameters: &str) -> String {
+    format!("{moment}.{parameters}")
+}
+
+/// The run's input that carries an optimiser's scalar.
+pub fn scalar_input(name: &str) -> String {
+    format!("optimizer.{name}")
+}
+
+/// One optimiser step over all buffers. Gradients are scaled by `min(1, clip / (norm + 1e-6))` if `clip` is positive;
+/// the norm before that is fetched as `grad_norm`.
+pub fn step(
+    rules: Rules,
+    optimizer: &Optimizer,
+    hyper: &Hyper,
+    clip: f64,
+    flats: &[Flat],
+) -> Result<Graph, BuildError> {
+    let mut b = Builder::new(rules);
+    b.set_origin(optimizer.name);
+    let gradients: Vec<Value> = flats.iter().map(|f| b.state(&f.gradients, Type::f32([f.words]))).collect();
+    let norm = norm(&mut b, &gradients)?;
+    b.output("grad_norm", norm, Sink::Fetch);
+    let coefficient = match clip > 0.0 {
+        true => {
+            let (tiny, limit, one) = (b.scalar(1e-6), b.scalar(clip), b.scalar(1.0));
+            let safe = b.add(norm, tiny)?;
+            let ratio = b.div(limit, safe)?;
+            Some(b.binary("min", ratio, one)?)
+        }
+        false => None,
+    };
+    let names = (optimizer.scalars)(hyper, 0.0, 1);
+    let scalars: Vec<(&'static str, Value)> =
+        names.iter().map(|(name, _)| (*name, b.input(&scalar_input(name), Type::f32([])))).collect();
+    for (flat, &gradient) in flats.iter().zip(&gradients) {
+        let ty = Type::f32([flat.words]);
+        let parameters = b.state(&flat.parameters, ty.clone());
+        let moments: Vec<Value> = flat.moments.iter().map(|m| b.state(m, ty.clone())).collect();
+        let gradients = match coefficient {
+            Some(c) => b.mul(gradient, c)?,
+            None => gradient,
+        };
+        let operands = Operands { parameters, gradients, moments: &moments, scalars: &scalars };
+        let (new, new_moments) = (optimizer.update)(&mut b, hyper, &operands)?;
+        b.output(flat.parameters.clone(), new, Sink::State(flat.parameters.clone()));
+        for (name, value) in flat.moments.iter().zip(new_moments) {
+            b.output(name.clone(), value, Sink::State(name.clone()));
+        }
+    }
+    Ok(b.graph)
+}
+
+/// The norm of all gradients together, summed in rows of 64 so that many workgroups share the work.
+fn norm(b: &mut Builder, gradients: &[Value]) -> Result<Value, BuildError> {
+    let mut total: Option<Value> = None;
+    for &g in gradients {
+        let n = b.shape(g).elements();
+        let square = b.mul(g, g)?;
+        let rows = if n % 64 == 0 { b.reshape(square, [n / 64, 64])? } else { b.reshape(square, [1, n])? };
+        let partial = b.reduce_sum(rows, &[1], false)?;
+        let sum = b.reduce_sum(partial, &[0], false)?;
+        total = Some(match total {
+            Some(t) => b.add(t, sum)?,
+            None => sum,
+        });
+    }
+    let total = total.expect("training has parameters");
+    b.unary("sqrt", total)
+}
+
+/// `to := from`, or `to := to + from`, over all buffers: how micro-batches accumulate.
+pub fn accumulate(rules: Rules, first: bool, buffers: &[(String, String, usize)]) -> Result<Graph, BuildError> {
+    let mut b = Builder::new(rules);
+    b.set_origin("accumulate");
+    for (from, to, words) in buffers {
+        let ty = Type::f32([*words]);
+        let new = b.state(from, ty.clone());
+        let sum = match first {
+            true => new,
+            false => {
+                let old = b.state(to, ty);
+                b.add(old, new)?
+            }
+        };
+        b.output(to.clone(), sum, Sink::State(to.clone()));
+    }
+    Ok(b.graph)
+}

@@ -1,0 +1,245 @@
+//! From a model and a shape to a plan.
+
+use super::{Error, ValueShapes};
+use crate::calibrate::{self, BlockValues};
+use crate::ir::{DType, Graph, Leaf, Sink, outputs};
+use crate::lower::loss::{self, Loss};
+use crate::lower::{self, Lowered, Request};
+use crate::onnx::{self, Dim, Model, Signature};
+use crate::passes;
+use crate::plan::{self, Layout, Limits, Plan};
+use crate::structure::{Config, Structure, a_name};
+use crate::train::{CompileError, Compiler, Purpose, Shapes};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Where the loss comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LossChoice {
+    /// Added to this output.
+    Added { loss: Loss, logits: String },
+    /// This scalar output of the model's own.
+    Held { output: String },
+}
+
+/// What is compiled, for any shape.
+#[derive(Clone)]
+pub struct Program {
+    pub model: Arc<Model>,
+    /// Initializers that are parameters.
+    pub trained: BTreeSet<String>,
+    /// `None` where nothing but outputs or statistics is wanted.
+    pub loss: Option<LossChoice>,
+    /// The configuration of an injected model, for statistics of its blocks.
+    pub config: Option<Config>,
+    /// Outputs that [`Purpose::Infer`] fetches.
+    pub outputs: Vec<String>,
+    /// Whether optimisations beyond the necessary run.
+    pub fuse: bool,
+}
+
+/// Compiles a program for one device.
+pub struct ModelCompiler {
+    pub program: Program,
+    pub layout: Layout,
+    pub limits: Limits,
+}
+
+impl Compiler for ModelCompiler {
+    fn compile(&mut self, shapes: &Shapes, purpose: Purpose) -> Result<Plan, CompileError> {
+        let graph = self.program.graph(shapes, purpose)?;
+        Ok(plan::plan(graph, &self.layout, self.limits)?)
+    }
+
+    fn finish(&mut self, graph: Graph) -> Result<Graph, CompileError> {
+        passes::check(&graph, "build")?;
+        let graph = passes::run(graph, passes::BACKWARD)?;
+        Ok(if self.program.fuse { passes::run(graph, passes::FUSE)? } else { graph })
+    }
+}
+
+impl Program {
+    /// The finished graph for a shape.
+    pub fn graph(&self, shapes: &Shapes, purpose: Purpose) -> Result<Graph, Error> {
+        let graph = self.forward(shapes, purpose)?;
+        let mut graph = passes::run(graph, passes::FORWARD)?;
+        if let Purpose::Train { .. } = purpose {
+            graph = passes::differentiate(graph, outputs::LOSS)?;
+            passes::check(&graph, "differentiate")?;
+        }
+        graph = passes::run(graph, passes::BACKWARD)?;
+        Ok(if self.fuse { passes::run(graph, passes::FUSE)? } else { graph })
+    }
+
+    /// Lowered, with the outputs that a purpose wants.
+    pub fn forward(&self, shapes: &Shapes, purpose: Purpose) -> Result<Graph, Error> {
+        let training = matches!(purpose, Purpose::Train { .. });
+        let statistics = matches!(purpose, Purpose::Calibrate | Purpose::Train { statistics: true });
+        let blocks = if statistics { self.block_names() } else { vec![] };
+        let mut wanted: Vec<String> = match (purpose, &self.loss) {
+            (Purpose::Infer, _) => self.outputs.clone(),
+            (Purpose::Calibrate, _) | (_, None) => vec![],
+            (_, Some(LossChoice::Added { logits: name, .. } | LossChoice::Held { output: name })) => vec![name.clone()],
+        };
+        wanted.extend(blocks.iter().flat_map(|(x, xa)| [Some(x.clone()), xa.clone()]).flatten());
+        let request =
+            Request { model: &self.model, shapes, trained: &self.trained, wanted: &wanted, training };
+        let Lowered { mut b, values } = lower::lower(&request)?;
+        match (purpose, &self.loss) {
+            (Purpose::Infer, _) => {
+                for name in &self.outputs {
+                    b.output(name.clone(), values[name], Sink::Fetch);
+                }
+            }
+            (Purpose::Calibrate, _) | (_, None) => {}
+            (_, Some(LossChoice::Held { output })) => {
+                let value = loss::attach_held(&mut b, values[output])?;
+                b.output(outputs::LOSS, value, Sink::Fetch);
+            }
+            (_, Some(LossChoice::Added { loss, logits })) => {
+                let (value, correct) = loss::attach(&mut b, *loss, values[logits])?;
+                b.output(outputs::LOSS, value, Sink::Fetch);
+                if let (Purpose::Evaluate, Some(correct)) = (purpose, correct) {
+                    b.output(outputs::CORRECT, correct, Sink::Fetch);
+                }
+            }
+        }
+        if statistics {
+            let mask = values.get("attention_mask").copied();
+            let blocks: Vec<BlockValues> =
+                blocks.iter().map(|(x, xa)| BlockValues { x: values[x], xa: xa.as_ref().map(|v| values[v]) }).collect();
+            calibrate::attach(&mut b, &blocks, mask)?;
+        }
+        passes::check(&b.graph, "lower")?;
+        Ok(b.graph)
+    }
+
+    /// Module paths of the blocks that have statistics, in order.
+    pub fn blocks(&self) -> Vec<String> {
+        match &self.config {
+            Some(c) if !c.structure.info().exact => c.targets.iter().map(|t| t.path.clone()).collect(),
+            _ => vec![],
+        }
+    }
+
+    /// For each block, the names of its input and (for middle-shortcut) of its own projection.
+    fn block_names(&self) -> Vec<(String, Option<String>)> {
+        let Some(config) = &self.config else { return vec![] };
+        let linear = onnx::linear_nodes(&self.model);
+        let name = |path: &String| {
+            let l = linear.iter().find(|l| l.path == *path).expect("a target is a linear node");
+            let xa = (config.structure == Structure::MiddleShortcut)
+                .then(|| a_name(path).strip_suffix(".weight").unwrap_or_default().to_string());
+            (l.x.clone(), xa)
+        };
+        self.blocks().iter().map(name).collect()
+    }
+
+    /// The parameters and their numbers of elements.
+    pub fn parameters(&self) -> Vec<(String, usize)> {
+        let size = |name: &String| {
+            let (_, dims) = self.model.initializer_type(name).expect("trained tensors are initializers");
+            (name.clone(), dims.iter().product())
+        };
+        self.trained.iter().map(size).collect()
+    }
+}
+
+/// A shape to try a model at: two examples, a few positions.
+pub fn sample_shapes(inputs: &[Signature]) -> Shapes {
+    let extent = |rank: usize, d: usize, dim: &Dim| match dim {
+        Dim::Fixed(n) => *n,
+        Dim::Named(n) if n.contains("past") && !n.contains("+") => 0,
+        _ if d == 0 => 2,
+        // An image's height and width.
+        _ if rank == 4 && d >= 2 => 64,
+        _ => 8,
+    };
+    let shape = |s: &Signature| {
+        let dims = s.dims.clone().unwrap_or_default();
+        (s.name.clone(), dims.iter().enumerate().map(|(d, dim)| extent(dims.len(), d, dim)).collect())
+    };
+    inputs.iter().map(shape).collect()
+}
+
+/// The shape of every value that the model's first output depends on, at a sample shape.
+pub fn value_shapes(model: &Arc<Model>) -> Result<ValueShapes, Error> {
+    let operators = lower::unsupported(model);
+    if !operators.is_empty() {
+        return Err(lower::LowerError::Unsupported { file: model.path().display().to_string(), operators }.into());
+    }
+    let shapes = sample_shapes(&model.inputs());
+    let wanted: Vec<String> = model.outputs().into_iter().map(|o| o.name).collect();
+    let trained = BTreeSet::new();
+    let request = Request { model, shapes: &shapes, trained: &trained, wanted: &wanted, training: false };
+    let Lowered { b, values } = lower::lower(&request)?;
+    Ok(values.into_iter().map(|(name, v)| (name, b.shape(v).0.clone())).collect())
+}
+
+/// For each integer input whose elements name rows of a table, the number of rows.
+pub fn index_bounds(graph: &Graph) -> BTreeMap<String, usize> {
+    let mut bounds = BTreeMap::new();
+    for node in graph.nodes.iter().filter(|n| n.op == "gather") {
+        let index = graph.through_reshapes(node.inputs[1]);
+        if let Some(Leaf::Input(name)) = graph.leaf(index) {
+            let n = graph.shape(node.inputs[0])[node.attrs.int("axis") as usize];
+            let bound = bounds.entry(name.clone()).or_insert(n);
+            *bound = n.min(*bound);
+        }
+    }
+    bounds
+}
+
+/// Which loss: what was asked for, else what the data's labels and the model's outputs suggest. Shapes are those of a
+/// batch of the data.
+pub fn choose_loss(
+    model: &Arc<Model>,
+    shapes: &Shapes,
+    asked: Option<Loss>,
+    loss_output: Option<&str>,
+    label_type: Option<DType>,
+) -> Result<LossChoice, Error> {
+    let all = model.outputs();
+    if let Some(name) = loss_output {
+        let known = all.iter().any(|o| o.name == name);
+        if !known {
+            let have: Vec<&str> = all.iter().map(|o| o.name.as_str()).collect();
+            return Err(Error::Usage(format!("there is no output '{name}'\nhint: its outputs are {}", have.join(", "))));
+        }
+        return Ok(LossChoice::Held { output: name.into() });
+    }
+    let own_labels = model.inputs().iter().any(|i| i.name == "labels");
+    if asked.is_none() && (own_labels || label_type.is_none()) {
+        let names: Vec<String> = all.iter().filter(|o| o.element.is_float()).map(|o| o.name.clone()).collect();
+        let trained = BTreeSet::new();
+        let request = Request { model, shapes, trained: &trained, wanted: &names, training: false };
+        let Lowered { b, values } = lower::lower(&request)?;
+        let scalars = names.iter().filter(|n| b.shape(values[*n]).elements() == 1);
+        let mut scalars: Vec<&String> = scalars.collect();
+        scalars.sort_by_key(|n| n.as_str() != "loss");
+        return match scalars.first() {
+            Some(name) => Ok(LossChoice::Held { output: name.to_string() }),
+            None => Err(Error::Usage(
+                "the data holds no 'labels', and the model has no scalar output to train on\n\
+                 hint: add a tensor 'labels', or name the loss with --loss-output"
+                    .into(),
+            )),
+        };
+    }
+    let logits = all.iter().find(|o| o.name == "logits").or(all.iter().find(|o| o.element.is_float()));
+    let logits = logits.ok_or_else(|| Error::Model("the model has no float output to train on".into()))?.name.clone();
+    let loss = match (asked, label_type) {
+        (Some(loss), _) => loss,
+        (None, Some(DType::F32)) => Loss::MeanSquare,
+        (None, _) => Loss::CrossEntropy,
+    };
+    Ok(LossChoice::Added { loss, logits })
+}
+
+/// Shape of the output that a loss is added to.
+pub fn output_shape(model: &Arc<Model>, shapes: &Shapes, name: &str) -> Result<(Vec<usize>, Graph), Error> {
+    let (wanted, trained) = (vec![name.to_string()], BTreeSet::new());
+    let request = Request { model, shapes, trained: &trained, wanted: &wanted, training: false };
+    let Lowered { b, values } = lower::lower(&request)?;
+    Ok((b.shape(values[name]).0.clone(), b.graph))
+}

@@ -1,0 +1,36 @@
+//! What can go wrong on the way, each module's error as it is.
+
+/// An error of any module.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Read(#[from] crate::onnx::ReadError),
+    #[error(transparent)]
+    Write(#[from] crate::onnx::WriteError),
+    #[error(transparent)]
+    Inject(#[from] crate::inject::InjectError),
+    #[error(transparent)]
+    Lower(#[from] crate::lower::LowerError),
+    #[error(transparent)]
+    Build(#[from] crate::ir::BuildError),
+    #[error(transparent)]
+    Pass(#[from] crate::passes::PassError),
+    #[error(transparent)]
+    Differentiate(#[from] crate::passes::DifferentiateError),
+    #[error(transparent)]
+    Plan(#[from] crate::plan::PlanError),
+    #[error(transparent)]
+    Device(#[from] crate::device::DeviceError),
+    #[error(transparent)]
+    Data(#[from] crate::train::data::DataError),
+    #[error(transparent)]
+    Train(#[from] crate::train::TrainError),
+    #[error(transparent)]
+    Adapter(#[from] crate::adapter::AdapterError),
+    #[error(transparent)]
+    Merge(#[from] crate::merge::MergeError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Model(String),
+}

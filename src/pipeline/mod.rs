@@ -1,0 +1,59 @@
+//! The straight line: each step is one module's entry function from one plain data type to the next.
+//!
+//! ```text
+//! model.onnx -> read -> Model -> inject -> Model with adapters -> write -> model.reslora.onnx
+//! model.reslora.onnx -> read -> lower -> Graph -> recognise -> differentiate -> fuse -> plan -> device -> train -> Adapter
+//! model.reslora.onnx + Adapter (+ statistics) -> merge -> write -> merged.onnx
+//! ```
+
+mod compile;
+mod devices;
+mod error;
+
+mod training;
+
+pub use compile::{LossChoice, ModelCompiler, Program, index_bounds, sample_shapes};
+pub use devices::{DeviceChoice, DeviceInfo, list_devices, open_device};
+pub use error::Error;
+
+pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, evaluate, load, train};
+
+use crate::inject::{self, Options, Report};
+use crate::ir::DType;
+use crate::lower;
+use crate::onnx::{self, Dim, Model};
+use crate::train::data::{Axis, InputSpec};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Reads a model.
+pub fn read(path: &Path) -> Result<Arc<Model>, Error> {
+    Ok(Arc::new(onnx::read(path)?))
+}
+
+/// Injects adapters. The base is lowered at a sample shape first: that finds operators without a lowering before anything
+/// is written, and the shapes that chains depend on.
+pub fn inject(base: &Arc<Model>, options: &Options) -> Result<(Model, Report), Error> {
+    let shapes = compile::value_shapes(base)?;
+    let lookup = |name: &str| shapes.get(name).cloned();
+    Ok(inject::inject(base, options, &lookup)?)
+}
+
+/// The graph inputs as the data set sees them. Types without arithmetic count as integers, which no data will fit.
+pub fn input_specs(model: &Model) -> Vec<InputSpec> {
+    let axis = |d: &Dim| match d {
+        Dim::Fixed(n) => Axis::Fixed(*n),
+        Dim::Named(n) => Axis::Named(n.clone()),
+        Dim::Unknown => Axis::Unknown,
+    };
+    let spec = |s: onnx::Signature| InputSpec {
+        dtype: lower::dtype(s.element).unwrap_or(DType::I32),
+        dims: s.dims.map(|d| d.iter().map(axis).collect()),
+        name: s.name,
+    };
+    model.inputs().into_iter().map(spec).collect()
+}
+
+/// Names of a model's values and their shapes at a sample batch.
+pub type ValueShapes = HashMap<String, Vec<usize>>;

@@ -1,0 +1,233 @@
+//! Training and evaluation from files.
+
+use super::compile::{self, LossChoice, ModelCompiler, Program};
+use super::{Error, input_specs};
+use crate::adapter::Adapter;
+use crate::device::Device;
+use crate::ir::DType;
+use crate::lower::loss::Loss;
+use crate::merge;
+use crate::onnx::Model;
+use crate::ops::RULES;
+use crate::plan::{Layout, parameters_state};
+use crate::structure::{BASE_KEY, Config};
+use crate::train::checkpoint;
+use crate::train::data::{Dataset, InputSpec};
+use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, Totals, Trained};
+use ndarray::ArrayD;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A model with what is trained in it, ready to be compiled for a device.
+pub struct Trainee {
+    pub program: Program,
+    pub inputs: Vec<InputSpec>,
+    /// First values of the parameters.
+    pub parameters: BTreeMap<String, ArrayD<f32>>,
+    pub base: Option<String>,
+}
+
+/// Loads a model for training or evaluation. `adapter` replaces the values that the file has; a model without adapters has
+/// nothing to train.
+pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Error> {
+    let config: Option<Config> = match model.metadata(crate::structure::CONFIG_KEY) {
+        Some(_) => Some(merge::config(model)?),
+        None => None,
+    };
+    let mut trained = BTreeSet::new();
+    if let Some(c) = &config {
+        trained.extend(c.targets.iter().flat_map(|t| [t.a(), t.b()]));
+        trained.extend(c.also_train.iter().cloned());
+    }
+    let mut parameters = BTreeMap::new();
+    for name in &trained {
+        let view = model.initializer(name).ok_or_else(|| Error::Model(format!("the model has no initializer '{name}'")))?;
+        let values = view.to_f32().ok_or_else(|| Error::Model(format!("'{name}' is {}, not a float", view.element)))?;
+        let array = ArrayD::from_shape_vec(view.dims.clone(), values).expect("checked when the file was read");
+        parameters.insert(name.clone(), array);
+    }
+    if let Some(adapter) = adapter {
+        if config.is_none() {
+            let file = model.path().display().to_string();
+            return Err(merge::MergeError::NotInjected { file }.into());
+        }
+        merge::check_base(model, adapter)?;
+        for (name, value) in &mut parameters {
+            let new = adapter.tensors.get(name);
+            let new = new.ok_or_else(|| merge::MergeError::MissingTensor { name: name.clone() })?;
+            if new.shape() != value.shape() {
+                let (have, want) = (new.shape().to_vec(), value.shape().to_vec());
+                return Err(merge::MergeError::Shape { name: name.clone(), have, want }.into());
+            }
+            *value = new.clone();
+        }
+    }
+    let outputs = model.outputs().into_iter().map(|o| o.name).collect();
+    let program = Program { model: model.clone(), trained, loss: None, config, outputs, fuse: true };
+    let base = model.metadata(BASE_KEY).map(String::from);
+    Ok(Trainee { program, inputs: input_specs(model), parameters, base })
+}
+
+/// What to train.
+pub struct TrainRequest<'a> {
+    pub model: &'a Arc<Model>,
+    pub data: &'a Dataset,
+    pub eval: Option<&'a Dataset>,
+    pub settings: &'a Settings,
+    pub max_length: usize,
+    pub loss: Option<Loss>,
+    pub loss_output: Option<&'a str>,
+    pub fuse: bool,
+    pub dir: &'a Path,
+    pub resume: bool,
+}
+
+/// Trains an injected model.
+pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn Observer) -> Result<Outcome, Error> {
+    let mut trainee = load(request.model, None)?;
+    if trainee.program.trained.is_empty() {
+        let file = request.model.path().display().to_string();
+        let hint = "hint: reslora-compile inject MODEL puts adapters into it";
+        return Err(Error::Model(format!("{file} has no adapters to train\n{hint}")));
+    }
+    trainee.program.fuse = request.fuse;
+    trainee.set_loss(request.data, request.settings.batch_size, request.max_length, request.loss, request.loss_output)?;
+    if let Some(eval) = request.eval {
+        trainee.check(eval, request.settings.batch_size, request.max_length)?;
+    }
+    let config = request.model.metadata(crate::structure::CONFIG_KEY).unwrap_or_default().to_string();
+    let blocks = trainee.program.blocks();
+    let trained =
+        Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, blocks };
+    let resume = match request.resume {
+        true => Some(checkpoint::read(&request.dir.join("last"))?),
+        false => None,
+    };
+    trainee.session(device, request.max_length, |session| {
+        let r = request;
+        Ok(train::train(session, RULES, &trained, r.data, r.eval, r.settings, r.dir, resume, observer)?)
+    })
+}
+
+/// What to evaluate.
+pub struct EvalRequest<'a> {
+    pub model: &'a Arc<Model>,
+    pub adapter: Option<&'a Adapter>,
+    pub data: &'a Dataset,
+    pub batch_size: usize,
+    pub max_length: usize,
+    pub loss: Option<Loss>,
+    pub loss_output: Option<&'a str>,
+}
+
+/// What an evaluation gave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    pub totals: Totals,
+    /// Mean loss over counted labels.
+    pub loss: f64,
+    /// Hits among counted labels, where labels are classes.
+    pub accuracy: Option<f64>,
+    pub perplexity: Option<f64>,
+}
+
+/// Evaluates a model, with an adapter if it was injected for one.
+pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evaluation, Error> {
+    let mut trainee = load(request.model, request.adapter)?;
+    trainee.set_loss(request.data, request.batch_size, request.max_length, request.loss, request.loss_output)?;
+    let totals = trainee.session(device, request.max_length, |session| {
+        Ok(session.evaluate(request.data, request.batch_size)?)
+    })?;
+    let e = train::evaluation(&totals, request.data, 0, 0.0);
+    Ok(Evaluation { totals, loss: e.eval_loss, accuracy: e.eval_accuracy, perplexity: e.eval_perplexity })
+}
+
+impl Trainee {
+    /// Chooses the loss from what was asked and what the data holds, and checks the data against the model.
+    pub fn set_loss(
+        &mut self,
+        data: &Dataset,
+        batch_size: usize,
+        max_length: usize,
+        asked: Option<Loss>,
+        output: Option<&str>,
+    ) -> Result<(), Error> {
+        let shapes = self.shapes(data, batch_size, max_length)?;
+        let choice = compile::choose_loss(&self.program.model, &shapes, asked, output, data.label_type())?;
+        self.program.loss = Some(choice);
+        self.check(data, batch_size, max_length)
+    }
+
+    /// The shapes of a data set's first batch.
+    fn shapes(&self, data: &Dataset, batch_size: usize, max_length: usize) -> Result<Shapes, Error> {
+        let first: Vec<usize> = (0..data.len().min(batch_size.max(1))).collect();
+        let batch = data.batch(&self.inputs, &first, max_length)?;
+        Ok(batch.inputs.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect())
+    }
+
+    /// Checks a data set: its tensors against the inputs, its labels against the loss, its indices against the tables
+    /// they are looked up in.
+    pub fn check(&self, data: &Dataset, batch_size: usize, max_length: usize) -> Result<(), Error> {
+        let shapes = self.shapes(data, batch_size, max_length)?;
+        let name = match self.program.loss.as_ref().expect("the loss is chosen first") {
+            LossChoice::Added { logits, .. } => logits,
+            LossChoice::Held { output } => output,
+        };
+        let (shape, graph) = compile::output_shape(&self.program.model, &shapes, name)?;
+        data.check_indices(&compile::index_bounds(&graph))?;
+        if let Some(LossChoice::Added { loss, logits }) = &self.program.loss {
+            let classes = shape.last().copied().unwrap_or(0);
+            let wanted = match loss {
+                Loss::CrossEntropy => (DType::I32, &shape[..shape.len().saturating_sub(1)]),
+                Loss::MeanSquare => (DType::F32, &shape[..]),
+            };
+            let first: Vec<usize> = (0..data.len().min(batch_size.max(1))).collect();
+            let batch = data.batch(&self.inputs, &first, max_length)?;
+            let labels = batch.labels.as_ref();
+            let fits = labels.is_some_and(|l| l.dtype() == wanted.0 && l.shape() == wanted.1);
+            if !fits {
+                let have = labels.map_or("there are none".to_string(), |l| format!("they are {}", l.ty()));
+                let want = crate::ir::Type::new(wanted.0, wanted.1);
+                let why = format!("output '{logits}' is {shape:?}, so labels must be {want}, but {have}");
+                return Err(crate::train::data::DataError::Fit { path: data.path.clone(), why }.into());
+            }
+            if *loss == Loss::CrossEntropy {
+                data.check_labels(classes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `f` with a session on `device` that holds the parameters.
+    pub fn session<T>(
+        &self,
+        device: &mut dyn Device,
+        max_length: usize,
+        f: impl FnOnce(&mut Session) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let sizes = self.program.parameters();
+        let limits = device.limits();
+        let layout = Layout::new(sizes.iter().map(|(n, s)| (n.as_str(), *s)), limits.value_words);
+        for (i, segment) in layout.segments.iter().enumerate() {
+            device.reserve(&parameters_state(i), segment.words)?;
+        }
+        for (name, values) in &self.parameters {
+            let slot = layout.slot(name).expect("the layout holds every parameter");
+            let values: Vec<f32> = values.iter().copied().collect();
+            device.write(&parameters_state(slot.segment), slot.offset, bytemuck::cast_slice(&values))?;
+        }
+        let mut compiler = ModelCompiler { program: self.program.clone(), layout: layout.clone(), limits };
+        let holds_loss = matches!(self.program.loss, Some(LossChoice::Held { .. }));
+        let mut session = Session {
+            device,
+            compiler: &mut compiler,
+            inputs: &self.inputs,
+            layout: &layout,
+            holds_loss,
+            max_length,
+            plans: HashMap::new(),
+        };
+        f(&mut session)
+    }
+}

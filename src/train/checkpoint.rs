@@ -1,0 +1,77 @@
+//! `last/`: everything that resuming a run needs.
+
+use super::TrainError;
+use atomic_write_file::AtomicWriteFile;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Optimiser steps done.
+    pub step: u64,
+    pub seconds: f64,
+    pub best_loss: Option<f64>,
+    pub best_step: u64,
+    /// What must not change between the parts of a run.
+    pub identity: BTreeMap<String, String>,
+}
+
+/// A checkpoint: progress, the device's states, and the statistics of the last steps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Checkpoint {
+    pub progress: Progress,
+    pub states: BTreeMap<String, Vec<f32>>,
+    /// One row a step.
+    pub statistics: Vec<Vec<f32>>,
+}
+
+const STATISTICS: &str = "reslora.statistics";
+
+pub fn write(dir: &Path, checkpoint: &Checkpoint) -> Result<(), TrainError> {
+    let fail = |error: std::io::Error| TrainError::Write { path: dir.to_path_buf(), error };
+    std::fs::create_dir_all(dir).map_err(fail)?;
+    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    let bytes = |xs: &[f32]| -> Vec<u8> { xs.iter().flat_map(|x| x.to_le_bytes()).collect() };
+    for (name, values) in &checkpoint.states {
+        tensors.insert(name.clone(), (vec![values.len()], bytes(values)));
+    }
+    if let Some(first) = checkpoint.statistics.first() {
+        let shape = vec![checkpoint.statistics.len(), first.len()];
+        tensors.insert(STATISTICS.into(), (shape, bytes(&checkpoint.statistics.concat())));
+    }
+    let views = tensors.iter().map(|(name, (shape, data))| {
+        (name, TensorView::new(Dtype::F32, shape.clone(), data).expect("four bytes an element"))
+    });
+    let states = safetensors::serialize(views, None).map_err(|e| fail(std::io::Error::other(e)))?;
+    let progress = serde_json::to_vec_pretty(&checkpoint.progress).expect("numbers and text");
+    // The progress is renamed last: until then it speaks of the states before.
+    for (name, content) in [("states.safetensors", states), ("progress.json", progress)] {
+        let mut file = AtomicWriteFile::open(dir.join(name)).map_err(fail)?;
+        file.write_all(&content).and_then(|()| file.commit()).map_err(fail)?;
+    }
+    Ok(())
+}
+
+pub fn read(dir: &Path) -> Result<Checkpoint, TrainError> {
+    let fail = |why: String| TrainError::Resume { path: dir.to_path_buf(), why };
+    let progress = std::fs::read(dir.join("progress.json"))
+        .map_err(|e| fail(format!("progress.json: {e}\nhint: --resume goes on with the run in -o RUN_DIR")))?;
+    let progress = serde_json::from_slice(&progress).map_err(|e| fail(e.to_string()))?;
+    let bytes = std::fs::read(dir.join("states.safetensors")).map_err(|e| fail(e.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(e.to_string()))?;
+    let mut out = Checkpoint { progress, ..Checkpoint::default() };
+    for (name, view) in file.tensors() {
+        let values: Vec<f32> =
+            view.data().chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect();
+        if name == STATISTICS {
+            out.statistics = values.chunks(view.shape()[1].max(1)).map(<[f32]>::to_vec).collect();
+        } else {
+            out.states.insert(name, values);
+        }
+    }
+    Ok(out)
+}

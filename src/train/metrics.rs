@@ -1,0 +1,150 @@
+//! What a run writes as it goes: `metrics.jsonl` and TensorBoard events.
+
+use protobuf::CodedOutputStream;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// One optimiser step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// From 1.
+    pub step: u64,
+    pub loss: f64,
+    /// The norm of all gradients together, before clipping.
+    pub grad_norm: f64,
+    pub lr: f64,
+    /// Positions that were not padding (examples, where there are no positions).
+    pub tokens: usize,
+    /// Wall time of the step.
+    pub seconds: f64,
+}
+
+/// One evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalMetrics {
+    /// Steps done when it was made.
+    pub step: u64,
+    /// Mean loss over counted labels.
+    pub eval_loss: f64,
+    /// Share of counted labels that the largest logit hits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_accuracy: Option<f64>,
+    /// `e^loss`, of language models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_perplexity: Option<f64>,
+    pub seconds: f64,
+}
+
+/// The files of a run.
+pub struct Writer {
+    jsonl: File,
+    events: File,
+}
+
+impl Writer {
+    /// Opens a run's metrics. On resuming after `keep` steps, later lines are dropped and new ones appended.
+    pub fn open(dir: &Path, keep: Option<u64>) -> std::io::Result<Writer> {
+        let path = dir.join("metrics.jsonl");
+        let mut kept = String::new();
+        if let Some(keep) = keep {
+            for line in BufReader::new(File::open(&path)?).lines() {
+                let line = line?;
+                let step = serde_json::from_str::<serde_json::Value>(&line).ok().and_then(|v| v["step"].as_u64());
+                if step.is_some_and(|s| s <= keep) {
+                    kept += &line;
+                    kept.push('\n');
+                }
+            }
+        }
+        let mut jsonl = File::create(&path)?;
+        jsonl.write_all(kept.as_bytes())?;
+        let seconds = now();
+        let mut events = File::create(dir.join(format!("events.out.tfevents.{}.reslora", seconds as u64)))?;
+        write_record(&mut events, &event(seconds, 0, |out| out.write_string(3, "brain.Event:2"))?)?;
+        Ok(Writer { jsonl, events })
+    }
+
+    pub fn step(&mut self, m: &StepMetrics) -> std::io::Result<()> {
+        self.line(m)?;
+        self.scalars(m.step, &[("train/loss", m.loss), ("train/grad_norm", m.grad_norm), ("train/lr", m.lr)])
+    }
+
+    pub fn evaluation(&mut self, m: &EvalMetrics) -> std::io::Result<()> {
+        self.line(m)?;
+        let mut values = vec![("eval/loss", m.eval_loss)];
+        values.extend(m.eval_accuracy.map(|x| ("eval/accuracy", x)));
+        values.extend(m.eval_perplexity.map(|x| ("eval/perplexity", x)));
+        self.scalars(m.step, &values)
+    }
+
+    fn line(&mut self, m: &impl Serialize) -> std::io::Result<()> {
+        let mut text = serde_json::to_string(m)?;
+        text.push('\n');
+        self.jsonl.write_all(text.as_bytes())
+    }
+
+    /// An Event whose summary holds one value for each scalar (tensorflow/core/framework/summary.proto).
+    fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> std::io::Result<()> {
+        let mut summary = Vec::new();
+        {
+            let mut out = CodedOutputStream::vec(&mut summary);
+            for (tag, value) in values {
+                let mut one = Vec::new();
+                let mut inner = CodedOutputStream::vec(&mut one);
+                inner.write_string(1, tag)?;
+                inner.write_float(2, *value as f32)?;
+                inner.flush()?;
+                drop(inner);
+                out.write_bytes(1, &one)?;
+            }
+            out.flush()?;
+        }
+        let event = event(now(), step, |out| out.write_bytes(5, &summary))?;
+        write_record(&mut self.events, &event)
+    }
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+/// An Event message (tensorflow/core/util/event.proto): wall time, step, and one more field.
+fn event(
+    time: f64,
+    step: u64,
+    more: impl FnOnce(&mut CodedOutputStream) -> protobuf::Result<()>,
+) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut out = CodedOutputStream::vec(&mut bytes);
+    out.write_double(1, time)?;
+    out.write_int64(2, step as i64)?;
+    more(&mut out)?;
+    out.flush()?;
+    drop(out);
+    Ok(bytes)
+}
+
+/// A TFRecord: length, its masked checksum, data, the data's masked checksum.
+fn write_record(file: &mut File, data: &[u8]) -> std::io::Result<()> {
+    let masked = |bytes: &[u8]| crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes();
+    let length = (data.len() as u64).to_le_bytes();
+    let record = [&length[..], &masked(&length), data, &masked(data)].concat();
+    file.write_all(&record)
+}
+
+/// Every line of a run's metrics: steps and evaluations.
+pub fn read(dir: &Path) -> std::io::Result<(Vec<StepMetrics>, Vec<EvalMetrics>)> {
+    let (mut steps, mut evaluations) = (Vec::new(), Vec::new());
+    for line in BufReader::new(File::open(dir.join("metrics.jsonl"))?).lines() {
+        let line = line?;
+        if let Ok(m) = serde_json::from_str(&line) {
+            steps.push(m);
+        } else if let Ok(m) = serde_json::from_str(&line) {
+            evaluations.push(m);
+        }
+    }
+    Ok((steps, evaluations))
+}

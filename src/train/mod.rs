@@ -1,0 +1,163 @@
+//! Training: the step loop, and what a run directory holds.
+
+pub mod checkpoint;
+pub mod data;
+pub mod metrics;
+mod report;
+mod run;
+mod schedule;
+mod session;
+
+pub use report::write as write_report;
+pub use schedule::{SCHEDULES, Schedule};
+pub use session::{CompileError, Compiler, Purpose, Session, Shapes, Totals};
+
+use crate::adapter::{Adapter, AdapterError};
+use crate::device::DeviceError;
+use crate::ir::Rules;
+use crate::optim::{Hyper, Optimizer};
+use crate::plan::PlanError;
+use checkpoint::Checkpoint;
+use data::{DataError, Dataset, Order};
+use metrics::{EvalMetrics, StepMetrics};
+use ndarray::ArrayD;
+use run::RunState;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// How to train.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub batch_size: usize,
+    /// Micro-batches to an optimiser step.
+    pub accumulate: usize,
+    pub epochs: usize,
+    /// Ends training earlier (or later) than `epochs`.
+    pub max_steps: Option<u64>,
+    pub optimizer: &'static Optimizer,
+    pub hyper: Hyper,
+    pub lr: f64,
+    pub schedule: Schedule,
+    pub warmup_steps: u64,
+    /// Zero turns clipping off.
+    pub clip_norm: f64,
+    pub order: Order,
+    /// Steps between evaluations; `None` evaluates at the end of each epoch.
+    pub eval_every: Option<u64>,
+    pub save_every: Option<u64>,
+}
+
+/// What is trained: parameters by name with their shapes and first values, and what goes into the adapter's file.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    pub parameters: BTreeMap<String, ArrayD<f32>>,
+    pub base: Option<String>,
+    pub config: String,
+    /// Module paths of the blocks whose statistics are recorded, in order; empty for structures that need none.
+    pub blocks: Vec<String>,
+}
+
+/// Follows a run as it goes.
+pub trait Observer {
+    fn started(&mut self, _total: u64, _done: u64) {}
+    fn step(&mut self, _metrics: &StepMetrics) {}
+    fn evaluated(&mut self, _metrics: &EvalMetrics, _best: bool) {}
+    /// Whether to stop after this step, keeping what is there.
+    fn stop(&mut self) -> bool {
+        false
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub steps: u64,
+    pub losses: Vec<f64>,
+    pub evaluations: Vec<EvalMetrics>,
+    /// What was written to `adapter.safetensors`.
+    pub adapter: Adapter,
+    pub interrupted: bool,
+    /// The step whose parameters the adapter holds.
+    pub adapter_step: u64,
+}
+
+/// Why training stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Build(#[from] crate::ir::BuildError),
+    #[error("{0}")]
+    Compile(Box<dyn std::error::Error + Send + Sync>),
+    #[error("cannot write {}: {error}", path.display())]
+    Write { path: PathBuf, error: std::io::Error },
+    #[error("cannot resume from {}: {why}", path.display())]
+    Resume { path: PathBuf, why: String },
+    #[error("the loss of step {step} is {loss}\nhint: a smaller --lr, longer --warmup-steps, or --clip-norm 1")]
+    NotFinite { step: u64, loss: f64 },
+    #[error("{0}")]
+    Settings(String),
+}
+
+/// The last steps whose statistics the adapter's file keeps.
+pub const STATISTICS_STEPS: u64 = 100;
+
+/// Trains on `data` into the run directory `dir`.
+pub fn train(
+    session: &mut Session,
+    rules: Rules,
+    trained: &Trained,
+    data: &Dataset,
+    eval: Option<&Dataset>,
+    settings: &Settings,
+    dir: &Path,
+    resume: Option<Checkpoint>,
+    observer: &mut dyn Observer,
+) -> Result<Outcome, TrainError> {
+    let mut run = RunState::new(session, rules, trained, data, settings, dir, resume)?;
+    observer.started(run.total, run.done);
+    let mut stopped = false;
+    while run.submitted < run.total && !stopped {
+        run.submit_step()?;
+        run.drain(observer, false)?;
+        stopped = observer.stop();
+        let step = run.submitted;
+        let last = step == run.total || stopped;
+        let evaluates = match settings.eval_every {
+            Some(n) => step % n.max(1) == 0,
+            None => step % run.steps_per_epoch as u64 == 0,
+        };
+        let saves = settings.save_every.is_some_and(|n| step % n.max(1) == 0);
+        if last || evaluates && eval.is_some() || saves {
+            run.drain(observer, true)?;
+        }
+        if let Some(eval) = eval.filter(|_| evaluates || last && !stopped) {
+            run.evaluate(eval, observer)?;
+        }
+        if saves || last {
+            run.save()?;
+        }
+    }
+    run.finish(eval.is_some(), stopped)
+}
+
+/// Metrics of an evaluation from its sums.
+pub fn evaluation(totals: &Totals, data: &Dataset, step: u64, seconds: f64) -> EvalMetrics {
+    let n = totals.counted.max(1) as f64;
+    let loss = totals.loss / n;
+    let language = data.task() == data::Task::LanguageModel;
+    EvalMetrics {
+        step,
+        eval_loss: loss,
+        eval_accuracy: totals.correct.filter(|_| !language).map(|c| c / n),
+        eval_perplexity: language.then(|| loss.exp()),
+        seconds,
+    }
+}

@@ -1,0 +1,343 @@
+//! A run in progress: what is on the device, what is on its way back, and what has been written.
+
+use super::checkpoint::{self, Checkpoint, Progress};
+use super::data::Dataset;
+use super::metrics::{EvalMetrics, StepMetrics, Writer};
+use super::{Observer, Outcome, Purpose, STATISTICS_STEPS, Session, Settings, TrainError, Trained, evaluation};
+use crate::adapter::{self, Adapter, Norms};
+use crate::device::{Fetched, PlanId, Run};
+use crate::ir::{Graph, Rules, Tensor, outputs};
+use crate::optim::{self, Flat};
+use crate::plan::{self, Limits, gradients_state, parameters_state};
+use ndarray::ArrayD;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::time::Instant;
+
+/// A run in progress.
+pub(super) struct RunState<'a, 'b> {
+    session: &'a mut Session<'b>,
+    trained: &'a Trained,
+    data: &'a Dataset,
+    settings: &'a Settings,
+    dir: &'a Path,
+    flats: Vec<Flat>,
+    optimizer_plan: PlanId,
+    /// Plans that start and go on accumulating; `None` where a step is one micro-batch.
+    accumulate: Option<[PlanId; 2]>,
+    pub(super) total: u64,
+    pub(super) steps_per_epoch: usize,
+    /// Steps handed to the device, and steps whose results are back.
+    pub(super) submitted: u64,
+    pub(super) done: u64,
+    pending: VecDeque<(u64, f64, usize)>,
+    losses: Vec<f64>,
+    evaluations: Vec<EvalMetrics>,
+    statistics: VecDeque<Vec<f32>>,
+    best: Option<(f64, u64, Adapter)>,
+    epoch: Option<(usize, Vec<Vec<usize>>)>,
+    writer: Writer,
+    clock: Instant,
+    identity: BTreeMap<String, String>,
+}
+
+impl<'a, 'b> RunState<'a, 'b> {
+    pub(super) fn new(
+        session: &'a mut Session<'b>,
+        rules: Rules,
+        trained: &'a Trained,
+        data: &'a Dataset,
+        settings: &'a Settings,
+        dir: &'a Path,
+        resume: Option<Checkpoint>,
+    ) -> Result<RunState<'a, 'b>, TrainError> {
+        let fail = |error| TrainError::Write { path: dir.to_path_buf(), error };
+        std::fs::create_dir_all(dir).map_err(fail)?;
+        let batches = data.len().div_ceil(settings.batch_size);
+        let steps_per_epoch = batches.div_ceil(settings.accumulate).max(1);
+        let total = settings.max_steps.unwrap_or((settings.epochs * steps_per_epoch) as u64);
+        let identity = BTreeMap::from([
+            ("data".to_string(), data.digest.clone()),
+            ("batch_size".into(), settings.batch_size.to_string()),
+            ("accumulate".into(), settings.accumulate.to_string()),
+            ("optimizer".into(), settings.optimizer.name.to_string()),
+            ("shuffle".into(), settings.order.shuffle.to_string()),
+            ("seed".into(), settings.order.seed.to_string()),
+            ("base".into(), trained.base.clone().unwrap_or_default()),
+        ]);
+        let accumulates = settings.accumulate > 1;
+        let flats = reserve(session, settings, accumulates)?;
+        let limits = session.device.limits();
+        let graph = optim::step(rules, settings.optimizer, &settings.hyper, settings.clip_norm, &flats)?;
+        let optimizer_plan = session.load_small(graph, limits)?;
+        let accumulate = match accumulates {
+            true => {
+                let buffers: Vec<(String, String, usize)> = (session.layout.segments.iter().enumerate())
+                    .map(|(i, s)| (gradients_state(i), accumulated_state(i), s.words))
+                    .collect();
+                let first = session.load_small(optim::accumulate(rules, true, &buffers)?, limits)?;
+                let next = session.load_small(optim::accumulate(rules, false, &buffers)?, limits)?;
+                Some([first, next])
+            }
+            false => None,
+        };
+
+        let done = resume.as_ref().map_or(0, |c| c.progress.step);
+        let mut statistics = VecDeque::new();
+        let mut best = None;
+        if let Some(c) = resume {
+            let path = dir.join("last");
+            if let Some((key, was)) = c.progress.identity.iter().find(|(k, v)| identity.get(*k) != Some(v)) {
+                let now = identity.get(key).map_or("nothing", |v| v.as_str());
+                let why = format!("its {key} was {was}, now it is {now}\nhint: give the settings the run began with");
+                return Err(TrainError::Resume { path, why });
+            }
+            for (name, values) in &c.states {
+                session.device.write(name, 0, bytemuck::cast_slice(values))?;
+            }
+            statistics = c.statistics.into();
+            if let Some(loss) = c.progress.best_loss {
+                best = Some((loss, c.progress.best_step, adapter::read(dir)?));
+            }
+        } else {
+            for (name, values) in &trained.parameters {
+                let slot = session.layout.slot(name).expect("the layout holds every parameter");
+                let values: Vec<f32> = values.iter().copied().collect();
+                session.device.write(&parameters_state(slot.segment), slot.offset, bytemuck::cast_slice(&values))?;
+            }
+        }
+        let writer = Writer::open(dir, (done > 0).then_some(done)).map_err(fail)?;
+        Ok(RunState {
+            session,
+            trained,
+            data,
+            settings,
+            dir,
+            flats,
+            optimizer_plan,
+            accumulate,
+            total,
+            steps_per_epoch,
+            submitted: done,
+            done,
+            pending: VecDeque::new(),
+            losses: vec![],
+            evaluations: vec![],
+            statistics,
+            best,
+            epoch: None,
+            writer,
+            clock: Instant::now(),
+            identity,
+        })
+    }
+
+    /// The micro-batches of a step (from 0), as lists of examples.
+    fn examples(&mut self, step: u64) -> Vec<Vec<usize>> {
+        let per = self.steps_per_epoch as u64;
+        let epoch = (step / per) as usize;
+        if self.epoch.as_ref().is_none_or(|e| e.0 != epoch) {
+            let batches = self.settings.order.epoch(epoch, self.data.len(), self.settings.batch_size);
+            self.epoch = Some((epoch, batches));
+        }
+        let batches = &self.epoch.as_ref().expect("just set").1;
+        let first = (step % per) as usize * self.settings.accumulate;
+        batches[first..(first + self.settings.accumulate).min(batches.len())].to_vec()
+    }
+
+    /// Hands one optimiser step to the device, as one submission.
+    pub(super) fn submit_step(&mut self) -> Result<(), TrainError> {
+        let step = self.submitted;
+        let micro: Vec<_> = self
+            .examples(step)
+            .iter()
+            .map(|e| self.data.batch(self.session.inputs, e, self.session.max_length))
+            .collect::<Result<_, _>>()?;
+        let counted: usize = micro.iter().map(|b| b.counted).sum();
+        let statistics = !self.trained.blocks.is_empty() && step + STATISTICS_STEPS >= self.total;
+        let mut runs = Vec::new();
+        for (k, batch) in micro.iter().enumerate() {
+            let plan = self.session.plan(batch, Purpose::Train { statistics })?;
+            let seed = draw_seed(self.settings.order.seed, step, k);
+            runs.push(self.session.run(plan, batch, counted.max(1) as f64, seed));
+            if let Some(plans) = self.accumulate {
+                runs.push(Run { plan: plans[(k > 0) as usize], inputs: vec![] });
+            }
+        }
+        let s = self.settings;
+        let lr = s.schedule.rate(s.lr, step, self.total, s.warmup_steps);
+        let scalars = (s.optimizer.scalars)(&s.hyper, lr, step + 1);
+        let inputs = scalars.iter().map(|(n, x)| (optim::scalar_input(n), Tensor::scalar(*x as f32))).collect();
+        runs.push(Run { plan: self.optimizer_plan, inputs });
+        self.session.device.submit(runs)?;
+        self.pending.push_back((step, lr, micro.iter().map(|b| b.tokens).sum()));
+        self.submitted += 1;
+        Ok(())
+    }
+
+    /// Takes in the results that are back.
+    pub(super) fn drain(&mut self, observer: &mut dyn Observer, wait: bool) -> Result<(), TrainError> {
+        for fetched in self.session.device.collect(wait)? {
+            let (step, lr, tokens) = self.pending.pop_front().expect("one submission a step");
+            let seconds = self.clock.elapsed().as_secs_f64();
+            self.clock = Instant::now();
+            let (loss, grad_norm) = self.take(fetched);
+            let metrics = StepMetrics { step: step + 1, loss, grad_norm, lr, tokens, seconds };
+            self.writer.step(&metrics).map_err(|error| TrainError::Write { path: self.dir.to_path_buf(), error })?;
+            observer.step(&metrics);
+            self.losses.push(loss);
+            self.done = step + 1;
+            if !loss.is_finite() || !grad_norm.is_finite() {
+                return Err(TrainError::NotFinite {
+                    step: step + 1,
+                    loss: if loss.is_finite() { grad_norm } else { loss },
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Loss and gradient norm of a step; its statistics go on record.
+    fn take(&mut self, fetched: Fetched) -> (f64, f64) {
+        let (mut loss, mut norm, mut statistics) = (0.0, 0.0, Vec::new());
+        for (name, t) in fetched.runs.into_iter().flatten() {
+            let values = t.as_f32().unwrap_or_default();
+            match name.as_str() {
+                outputs::LOSS => loss += values[0] as f64,
+                "grad_norm" => norm = values[0] as f64,
+                outputs::STATISTICS => {
+                    statistics.resize(values.len(), 0.0);
+                    statistics.iter_mut().zip(values).for_each(|(s, &v)| *s += v);
+                }
+                _ => {}
+            }
+        }
+        if !statistics.is_empty() {
+            self.statistics.push_back(statistics);
+            while self.statistics.len() > STATISTICS_STEPS as usize {
+                self.statistics.pop_front();
+            }
+        }
+        (loss, norm)
+    }
+
+    pub(super) fn evaluate(&mut self, eval: &Dataset, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        if self.evaluations.last().is_some_and(|e| e.step == self.done) {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let totals = self.session.evaluate(eval, self.settings.batch_size)?;
+        let metrics = evaluation(&totals, eval, self.done, start.elapsed().as_secs_f64());
+        let better = self.best.as_ref().is_none_or(|b| metrics.eval_loss < b.0);
+        if better {
+            let adapter = self.adapter()?;
+            adapter::write(&adapter, &self.dir.join("adapter.safetensors"))?;
+            self.best = Some((metrics.eval_loss, self.done, adapter));
+        }
+        self.writer.evaluation(&metrics).map_err(|error| TrainError::Write { path: self.dir.to_path_buf(), error })?;
+        observer.evaluated(&metrics, better);
+        self.evaluations.push(metrics);
+        self.clock = Instant::now();
+        Ok(())
+    }
+
+    /// The adapter as the device has it now.
+    fn adapter(&mut self) -> Result<Adapter, TrainError> {
+        let mut states: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+        let mut tensors = BTreeMap::new();
+        for (name, first) in &self.trained.parameters {
+            let slot = self.session.layout.slot(name).expect("the layout holds every parameter");
+            if let std::collections::btree_map::Entry::Vacant(e) = states.entry(slot.segment) {
+                e.insert(self.session.device.read(&parameters_state(slot.segment))?);
+            }
+            let words = &states[&slot.segment][slot.offset..slot.offset + slot.words];
+            let values: Vec<f32> = words.iter().map(|&w| f32::from_bits(w)).collect();
+            tensors.insert(name.clone(), ArrayD::from_shape_vec(first.shape(), values).expect("as many as the first"));
+        }
+        let mut statistics: BTreeMap<String, Norms> = BTreeMap::new();
+        for row in &self.statistics {
+            for (path, s) in self.trained.blocks.iter().zip(row.chunks_exact(3)) {
+                let sum = statistics.entry(path.clone()).or_default();
+                sum.x += s[0] as f64;
+                sum.xa += s[1] as f64;
+                sum.rows += s[2] as f64;
+            }
+        }
+        let (base, config) = (self.trained.base.clone(), Some(self.trained.config.clone()));
+        Ok(Adapter { tensors, base, config, statistics })
+    }
+
+    /// Writes `last/`.
+    pub(super) fn save(&mut self) -> Result<(), TrainError> {
+        let mut states = BTreeMap::new();
+        for flat in &self.flats {
+            for name in [&flat.parameters].into_iter().chain(&flat.moments) {
+                states.insert(name.clone(), bytemuck::cast_vec(self.session.device.read(name)?));
+            }
+        }
+        let progress = Progress {
+            step: self.done,
+            seconds: 0.0,
+            best_loss: self.best.as_ref().map(|b| b.0),
+            best_step: self.best.as_ref().map_or(0, |b| b.1),
+            identity: self.identity.clone(),
+        };
+        let statistics = self.statistics.iter().cloned().collect();
+        checkpoint::write(&self.dir.join("last"), &Checkpoint { progress, states, statistics })
+    }
+
+    pub(super) fn finish(mut self, evaluated: bool, interrupted: bool) -> Result<Outcome, TrainError> {
+        let (adapter, adapter_step) = match self.best.take().filter(|_| evaluated) {
+            Some((_, step, adapter)) => (adapter, step),
+            None => {
+                let adapter = self.adapter()?;
+                adapter::write(&adapter, &self.dir.join("adapter.safetensors"))?;
+                (adapter, self.done)
+            }
+        };
+        Ok(Outcome {
+            steps: self.done,
+            losses: self.losses,
+            evaluations: self.evaluations,
+            adapter,
+            interrupted,
+            adapter_step,
+        })
+    }
+}
+
+fn accumulated_state(segment: usize) -> String {
+    format!("accumulated.{segment}")
+}
+
+/// Makes the device's states, and lists them as flat buffers.
+fn reserve(session: &mut Session, settings: &Settings, accumulates: bool) -> Result<Vec<Flat>, TrainError> {
+    let mut flats = Vec::new();
+    for (i, segment) in session.layout.segments.iter().enumerate() {
+        let (parameters, words) = (parameters_state(i), segment.words);
+        let gradients = if accumulates { accumulated_state(i) } else { gradients_state(i) };
+        let names = (settings.optimizer.moments)(&settings.hyper);
+        let moments: Vec<String> = names.iter().map(|m| optim::moment_state(m, &parameters)).collect();
+        for name in [&parameters, &gradients_state(i), &gradients].into_iter().chain(&moments) {
+            session.device.reserve(name, words)?;
+        }
+        flats.push(Flat { parameters, gradients, moments, words });
+    }
+    Ok(flats)
+}
+
+/// A seed for the draws of one micro-batch: a hash, so that neighbouring steps draw alike in nothing.
+fn draw_seed(seed: u64, step: u64, micro: usize) -> i32 {
+    let mut h = seed ^ step.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (micro as u64).wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
+    h = (h ^ h >> 33).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
+    h = (h ^ h >> 33).wrapping_mul(0xC4CE_B9FE_1A85_EC53);
+    (h >> 33) as i32
+}
+
+impl Session<'_> {
+    /// Plans and loads a graph over states alone.
+    fn load_small(&mut self, graph: Graph, limits: Limits) -> Result<PlanId, TrainError> {
+        let graph = self.compiler.finish(graph).map_err(TrainError::Compile)?;
+        Ok(self.device.load(plan::plan(graph, self.layout, limits)?)?)
+    }
+}

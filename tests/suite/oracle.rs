@@ -1,0 +1,188 @@
+//! Oracle cases: models, and what training them in PyTorch gave.
+
+use ndarray::ArrayD;
+use reslora_compile::adapter::{self, Adapter};
+use reslora_compile::inject::{Options, Selector};
+use reslora_compile::merge::Strategy;
+use reslora_compile::onnx;
+use reslora_compile::optim::{self, Hyper};
+use reslora_compile::pipeline::{self, DeviceChoice, TrainRequest};
+use reslora_compile::structure::Structure;
+use reslora_compile::train::data::{self, Order};
+use reslora_compile::train::{Observer, Schedule, Settings};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub struct Case {
+    pub dir: PathBuf,
+    pub json: Value,
+    pub expected: Adapter,
+}
+
+struct Quiet;
+impl Observer for Quiet {}
+
+/// The cases that travel with the source.
+pub fn fixtures() -> Vec<Case> {
+    cases(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/cases")))
+}
+
+pub fn cases(dir: &Path) -> Vec<Case> {
+    let mut names: Vec<PathBuf> = std::fs::read_dir(dir).expect("a folder of cases").map(|e| e.unwrap().path()).collect();
+    names.sort();
+    names.into_iter().filter(|p| p.join("case.json").exists()).map(Case::open).collect()
+}
+
+impl Case {
+    pub fn open(dir: PathBuf) -> Case {
+        let json = std::fs::read_to_string(dir.join("case.json")).expect("case.json");
+        let json = serde_json::from_str(&json).expect("JSON");
+        let expected = adapter::read(&dir.join("expected.safetensors")).expect("expected.safetensors");
+        Case { dir, json, expected }
+    }
+
+    pub fn name(&self) -> String {
+        self.dir.file_name().unwrap().to_string_lossy().into_owned()
+    }
+
+    pub fn number(&self, key: &str) -> f64 {
+        self.json[key].as_f64().unwrap_or_else(|| panic!("{key} of {}", self.name()))
+    }
+
+    pub fn structure(&self) -> Structure {
+        match self.json["residual"].as_str().unwrap() {
+            "input" => Structure::InputShortcut,
+            "block" => Structure::BlockShortcut,
+            "middle" => Structure::MiddleShortcut,
+            other => Structure::parse(other).unwrap(),
+        }
+    }
+
+    pub fn options(&self, adapter: &str) -> Options {
+        Options {
+            targets: vec![Selector::Path(regex::Regex::new(self.json["target"].as_str().unwrap()).unwrap())],
+            exclude: vec![],
+            structure: self.structure(),
+            pre_num: self.number("pre_num") as i64,
+            rank: self.number("rank") as usize,
+            alpha: self.number("alpha"),
+            dropout: 0.0,
+            rslora: false,
+            also_train: vec![],
+            seed: 0,
+            adapter: Some(adapter::read(&self.dir.join(adapter)).unwrap()),
+        }
+    }
+
+    /// The model with the adapters of a file of the case.
+    pub fn injected(&self, adapter: &str, to: &Path) -> Arc<onnx::Model> {
+        let base = pipeline::read(&self.dir.join("model.onnx")).unwrap();
+        let (model, report) = pipeline::inject(&base, &self.options(adapter)).unwrap();
+        for t in &report.config.targets {
+            assert_eq!(self.json["chain_prev"][&t.path].as_str(), t.prev.as_deref(), "{}: chain at {}", self.name(), t.path);
+        }
+        onnx::write(&model, to).unwrap();
+        pipeline::read(to).unwrap()
+    }
+
+    pub fn settings(&self) -> Settings {
+        Settings {
+            batch_size: 2,
+            accumulate: self.number("accum") as usize,
+            epochs: 1,
+            max_steps: None,
+            optimizer: optim::find("adamw").unwrap(),
+            hyper: Hyper { weight_decay: 0.1, ..Hyper::default() },
+            lr: self.number("lr"),
+            schedule: Schedule::Constant,
+            warmup_steps: self.number("warmup") as u64,
+            clip_norm: self.number("clip"),
+            order: Order { shuffle: false, seed: 0 },
+            eval_every: None,
+            save_every: None,
+        }
+    }
+}
+
+/// `‖a - b‖ / ‖b‖`
+pub fn relative(a: &ArrayD<f32>, b: &ArrayD<f32>) -> f64 {
+    assert_eq!(a.shape(), b.shape());
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(x, y)| (*x - *y) as f64));
+    difference / norm(&mut b.iter().map(|x| *x as f64)).max(f64::MIN_POSITIVE)
+}
+
+fn train_case(case: &Case, adapter: &str, settings: &Settings, choice: DeviceChoice) -> (Vec<f64>, Adapter) {
+    let dir = tempfile::tempdir().unwrap();
+    let model = case.injected(adapter, &dir.path().join("t.onnx"));
+    let options = data::Options { tokenizer: None, max_length: 512 };
+    let data = data::read(&case.dir.join("data.safetensors"), &options).unwrap();
+    let mut device = pipeline::open_device(choice).unwrap();
+    let request = TrainRequest {
+        model: &model,
+        data: &data,
+        eval: None,
+        settings,
+        max_length: 512,
+        loss: None,
+        loss_output: None,
+        fuse: true,
+        dir: &dir.path().join("run"),
+        resume: false,
+    };
+    let outcome = pipeline::train(&request, device.as_mut(), &mut Quiet).unwrap_or_else(|e| panic!("{}: {e}", case.name()));
+    (outcome.losses, outcome.adapter)
+}
+
+/// Probe loss to 1e-5 and probe gradients to 1e-4 relative per tensor: PyTorch in f32 and in f64 differ by far less.
+pub fn check_probe(case: &Case, choice: DeviceChoice) {
+    let settings = Settings {
+        optimizer: optim::find("sgd").unwrap(),
+        hyper: Hyper { weight_decay: 0.0, ..Hyper::default() },
+        lr: 1.0,
+        warmup_steps: 0,
+        clip_norm: 0.0,
+        accumulate: 1,
+        max_steps: Some(1),
+        ..case.settings()
+    };
+    let (losses, after) = train_case(case, "probe.safetensors", &settings, choice);
+    let want = case.number("probe_loss");
+    assert!((losses[0] - want).abs() <= 1e-5 * want.abs(), "{}: probe loss {} but {want}", case.name(), losses[0]);
+    let before = adapter::read(&case.dir.join("probe.safetensors")).unwrap();
+    for (name, start) in &before.tensors {
+        let gradient = start - &after.tensors[name];
+        let error = relative(&gradient, &case.expected.tensors[&format!("probe.grad.{name}")]);
+        assert!(error < 1e-4, "{}: gradient of {name} off by {error:.1e}", case.name());
+    }
+}
+
+/// Every training loss to 1e-4, and the adapter it ends with.
+pub fn check_training(case: &Case, choice: DeviceChoice) {
+    let (losses, after) = train_case(case, "init.safetensors", &case.settings(), choice);
+    let want: Vec<f64> = case.json["losses"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+    assert_eq!(losses.len(), want.len(), "{}", case.name());
+    for (step, (got, want)) in losses.iter().zip(&want).enumerate() {
+        assert!((got - want).abs() <= 1e-4 * want.abs(), "{} step {step}: loss {got} but {want}", case.name());
+    }
+    for (name, value) in &after.tensors {
+        let error = relative(value, &case.expected.tensors[&format!("final.{name}")]);
+        assert!(error < 2e-3, "{}: {name} ends off by {error:.1e}", case.name());
+    }
+}
+
+#[test]
+fn probe_on_cpu() {
+    fixtures().iter().for_each(|c| check_probe(c, DeviceChoice::Cpu));
+}
+
+#[test]
+fn training_on_cpu() {
+    fixtures().iter().for_each(|c| check_training(c, DeviceChoice::Cpu));
+}
+
+#[allow(dead_code)]
+fn strategies(case: &Case) -> Vec<Strategy> {
+    if case.structure().info().exact { vec![Strategy::Exact] } else { vec![Strategy::InputNorm, Strategy::WeightNorm] }
+}
