@@ -1,8 +1,11 @@
 //! Devices: a store of named buffers and frozen weights, and plans that run over it.
 
 mod cpu;
+mod gpu;
+mod shader;
 
 pub use cpu::Cpu;
+pub use gpu::{Gpu, GpuInfo, list as list_gpus};
 
 use crate::ir::Tensor;
 use crate::plan::{Limits, Plan};

@@ -1,7 +1,7 @@
 //! Choosing a device.
 
 use super::Error;
-use crate::device::{self, Device, DeviceError};
+use crate::device::{self, Device};
 
 /// What `--device` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,25 +37,56 @@ pub struct DeviceInfo {
     pub kind: String,
     pub backend: String,
     pub driver: String,
-    /// MiB that one value may take.
-    pub value_mib: u64,
+    pub software: bool,
+    /// MiB that one binding may have; `None` where there is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_mib: Option<u64>,
 }
 
+/// Every device, the cpu device first.
 pub fn list_devices() -> Vec<DeviceInfo> {
     let cpu = DeviceInfo {
         id: "cpu".into(),
         name: device::Cpu::new().name(),
-        kind: "cpu".into(),
-        backend: "host".into(),
+        kind: "processor".into(),
+        backend: String::new(),
         driver: String::new(),
-        value_mib: u64::MAX >> 20,
+        software: false,
+        value_mib: None,
     };
-    vec![cpu]
+    let gpu = |(i, g): (usize, device::GpuInfo)| DeviceInfo {
+        id: format!("gpu:{i}"),
+        name: g.name,
+        kind: if g.software { "software adapter".into() } else { g.kind },
+        backend: g.backend,
+        driver: g.driver,
+        software: g.software,
+        value_mib: Some(g.binding >> 20),
+    };
+    [cpu].into_iter().chain(device::list_gpus().into_iter().enumerate().map(gpu)).collect()
 }
 
+/// The environment variable that lowers the MiB one binding may have, to try what larger models meet on smaller devices.
+pub const MAX_BINDING: &str = "RESLORA_MAX_BINDING_MIB";
+
+/// Opens a device.
 pub fn open_device(choice: DeviceChoice) -> Result<Box<dyn Device>, Error> {
-    match choice {
-        DeviceChoice::Cpu | DeviceChoice::Auto => Ok(Box::new(device::Cpu::new())),
-        DeviceChoice::Gpu(_) => Err(DeviceError::NoDevice { wanted: "gpu".into(), hint: "--device cpu".into() }.into()),
-    }
+    let max_binding = match std::env::var(MAX_BINDING) {
+        Ok(text) => {
+            let mib: u64 = text.parse().map_err(|_| Error::Usage(format!("{MAX_BINDING}={text} is no number of MiB")))?;
+            Some(mib << 20)
+        }
+        Err(_) => None,
+    };
+    let choice = match choice {
+        DeviceChoice::Auto => {
+            let hardware = device::list_gpus().iter().position(|g| !g.software);
+            hardware.map_or(DeviceChoice::Cpu, |i| DeviceChoice::Gpu(Some(i)))
+        }
+        other => other,
+    };
+    Ok(match choice {
+        DeviceChoice::Gpu(index) => Box::new(device::Gpu::open(index, max_binding)?),
+        _ => Box::new(device::Cpu::new()),
+    })
 }

@@ -1,4 +1,5 @@
 //! The whole test suite in one binary, so that dependencies are linked once.
 
+mod gpu;
 mod oracle;
 mod primitives;
