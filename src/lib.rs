@@ -1,6 +1,7 @@
 pub mod adapter;
 pub mod device;
 pub mod calibrate;
+pub mod cli;
 pub mod inject;
 pub mod ir;
 pub mod lower;
@@ -13,3 +14,4 @@ pub mod pipeline;
 pub mod plan;
 pub mod structure;
 pub mod train;
+pub mod verify;

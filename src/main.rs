@@ -1,1 +1,5 @@
-fn main() {}
+//! The `reslora-compile` program.
+
+fn main() -> std::process::ExitCode {
+    reslora_compile::cli::main()
+}

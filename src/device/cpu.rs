@@ -69,7 +69,7 @@ impl Device for Cpu {
     fn load(&mut self, plan: Plan) -> Result<PlanId, DeviceError> {
         for info in &plan.graph.values {
             if let Def::Leaf(Leaf::Weight(w)) = &info.def {
-                self.weights.entry(w.name.clone()).or_insert_with(|| w.load());
+                self.weights.entry(w.key()).or_insert_with(|| w.load());
             }
         }
         for place in plan.places.iter().flatten() {

@@ -519,9 +519,9 @@ impl Device for Gpu {
     fn load(&mut self, plan: Plan) -> Result<PlanId, DeviceError> {
         for info in &plan.graph.values {
             if let Def::Leaf(Leaf::Weight(w)) = &info.def
-                && !self.weights.contains_key(&w.name)
+                && !self.weights.contains_key(&w.key())
             {
-                self.load_weight(&w.name, &w.load())?;
+                self.load_weight(&w.key(), &w.load())?;
             }
         }
         for (a, &words) in plan.arenas.iter().enumerate() {

@@ -372,7 +372,7 @@ fn leaf_key(leaf: &Leaf) -> Option<String> {
     match leaf {
         Leaf::Input(n) => Some(format!("input {n}")),
         Leaf::Parameter(n) => Some(format!("parameter {n}")),
-        Leaf::Weight(w) => Some(format!("weight {}", w.name)),
+        Leaf::Weight(w) => Some(format!("weight {}", w.key())),
         Leaf::State(n) => Some(format!("state {n}")),
         Leaf::Constant(t) if t.elements() <= 16 => Some(format!("constant {} {:?}", t.ty(), t.words())),
         Leaf::Constant(_) => None,

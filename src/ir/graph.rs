@@ -104,17 +104,24 @@ impl Attrs {
     }
 }
 
-/// A frozen tensor of the model, loaded when a device first needs it. The name identifies it: two leaves of the same
-/// name hold the same data, so plans of several batch shapes share one copy.
+/// A frozen tensor of a model, loaded when a device first needs it. Name and source identify it: two leaves that agree in
+/// both hold the same data, so plans of several batch shapes share one copy.
 #[derive(Clone)]
 pub struct Weight {
     pub name: String,
+    /// Which state of which model it belongs to.
+    pub source: u64,
     load: Arc<dyn Fn() -> Tensor + Send + Sync>,
 }
 
 impl Weight {
-    pub fn new(name: impl Into<String>, load: impl Fn() -> Tensor + Send + Sync + 'static) -> Weight {
-        Weight { name: name.into(), load: Arc::new(load) }
+    pub fn new(name: impl Into<String>, source: u64, load: impl Fn() -> Tensor + Send + Sync + 'static) -> Weight {
+        Weight { name: name.into(), source, load: Arc::new(load) }
+    }
+
+    /// What a device's store knows it by.
+    pub fn key(&self) -> String {
+        format!("{}@{}", self.name, self.source)
     }
 
     pub fn load(&self) -> Tensor {
@@ -124,7 +131,7 @@ impl Weight {
 
 impl PartialEq for Weight {
     fn eq(&self, other: &Weight) -> bool {
-        self.name == other.name
+        self.name == other.name && self.source == other.source
     }
 }
 

@@ -155,7 +155,7 @@ fn parse_line(graph: &mut Graph, c: &mut Cursor) -> Result<(), String> {
         "weight" => {
             let name = c.string()?;
             let message = format!("weight {name} was read from text and has no data");
-            Some(Leaf::Weight(Weight::new(name, move || panic!("{message}"))))
+            Some(Leaf::Weight(Weight::new(name, 0, move || panic!("{message}"))))
         }
         "constant" => Some(Leaf::Constant(Arc::new(c.constant(&outs[0].1)?))),
         _ => None,

@@ -4,6 +4,7 @@
 //! operator is one function in the file of its family and one line in [`REGISTRY`].
 
 mod context;
+mod conv;
 mod dropout;
 mod elementwise;
 mod layout;
@@ -130,6 +131,7 @@ pub static REGISTRY: &[Operator] = &[
     op("Concat", layout::concat),
     op("Constant", shape::constant),
     op("ConstantOfShape", shape::constant_of_shape),
+    op("Conv", conv::conv),
     op("Cos", elementwise::cos),
     op("CumSum", reduce::cum_sum),
     op("Div", elementwise::div),
@@ -320,10 +322,10 @@ fn value(lowered: &mut Lowered, request: &Request, name: &str) -> Result<Value, 
     let v = if request.trained.contains(name) {
         lowered.b.leaf(Leaf::Parameter(name.to_string()), Type::f32(dims))
     } else if element.is_float() && elements > MAX_CONSTANT {
-        let (model, key) = (model.clone(), name.to_string());
+        let (model, key, revision) = (model.clone(), name.to_string(), model.revision());
         let load = move || load(&model.initializer(&key).expect("the model keeps its initializers"));
         let load = move || load().expect("a float tensor");
-        lowered.b.weight(Weight::new(name, load), Type::f32(dims))
+        lowered.b.weight(Weight::new(name, revision, load), Type::f32(dims))
     } else {
         let view = model.initializer(name).expect("its type was just read");
         lowered.b.constant(load(&view)?)

@@ -1,5 +1,6 @@
 //! The ONNX file: read and written without loss, its nodes as a graph, and what the rest of the program asks of it.
 
+mod dot;
 mod element;
 mod external_data;
 mod linear;
@@ -11,6 +12,7 @@ mod role;
 mod wire;
 mod write;
 
+pub use dot::dot;
 pub use element::{ElementType, TensorView, encode_floats};
 pub use linear::{Linear, linear_nodes, nearest};
 pub use model::{Dim, Model, NodeId, Signature};

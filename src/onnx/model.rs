@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The bytes of a file, mapped.
 pub(super) type Source = Arc<memmap2::Mmap>;
@@ -91,6 +92,13 @@ pub struct Model {
     pub(super) signature: GraphProto,
     /// Entries added to or changed in `metadata_props`; `None` removes one.
     pub(super) metadata: BTreeMap<String, Option<String>>,
+    pub(super) revision: u64,
+}
+
+/// A number that no other state of any model has.
+pub(super) fn next_revision() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Model {
@@ -99,6 +107,11 @@ impl Model {
     }
 
     // ---- reading
+
+    /// Identifies the state of the model's tensors: it changes whenever they do.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
 
     /// Nodes in the file's order, which is one of execution.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
@@ -273,6 +286,7 @@ impl Model {
             dims: dims.iter().map(|&d| d as i64).collect(),
             ..Default::default()
         };
+        self.revision = next_revision();
         let new = Initializer { spans: None, header, data: Data::Memory(bytes), replaced: None };
         self.initializers.insert(name.to_string(), new);
         let last = self.items.iter().rposition(|i| matches!(i, Item::Initializer(_) | Item::Node(_)));
@@ -280,6 +294,7 @@ impl Model {
     }
 
     pub fn remove_initializer(&mut self, name: &str) {
+        self.revision = next_revision();
         self.initializers.remove(name);
         self.items.retain(|i| !matches!(i, Item::Initializer(n) if n == name));
     }
@@ -289,6 +304,7 @@ impl Model {
     pub fn replace_data(&mut self, name: &str, bytes: Vec<u8>) {
         let old = self.initializer(name).expect("an initializer of this model").bytes.len();
         assert_eq!(old, bytes.len(), "{name}: replaced data has another size");
+        self.revision = next_revision();
         let t = self.initializers.get_mut(name).expect("an initializer of this model");
         match &mut t.data {
             Data::Memory(data) => *data = bytes,

@@ -2,7 +2,7 @@
 
 use super::element::ElementType;
 use super::external_data::Opener;
-use super::model::{Data, Initializer, Item, Model, NodeId};
+use super::model::{Data, Initializer, Item, Model, NodeId, next_revision};
 use super::node::Node;
 use super::wire::{self, Message as Kind, WireError};
 use onnx_protobuf::{GraphProto, Message, ModelProto, TensorProto, tensor_proto::DataLocation};
@@ -111,6 +111,7 @@ fn parse(path: &Path, source: Arc<memmap2::Mmap>) -> Result<Model, ReadError> {
         header,
         signature,
         metadata: BTreeMap::new(),
+        revision: next_revision(),
     };
     check_order(&model).map_err(damaged)?;
     Ok(model)

@@ -21,6 +21,7 @@ mod equal;
 mod erf;
 mod exp;
 mod floor;
+mod fold;
 mod fused;
 mod gather;
 mod gelu;
@@ -57,6 +58,7 @@ mod rms_norm;
 mod rms_norm_grad;
 mod round;
 mod rows;
+mod samples;
 mod scatter_add;
 mod select;
 mod sigmoid;
@@ -71,10 +73,12 @@ mod sqrt;
 mod sub;
 mod tanh;
 mod transpose;
+mod unfold;
 mod unslice;
 mod xor;
 
 pub use host::{RULES, eval, interpret};
+pub use samples::draw;
 pub use primitive::{
     Binding, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Fill, Gpu, GpuCall, GpuTraits, Primitive, Sample, Shader,
     Vjp, VjpCall,
@@ -100,6 +104,7 @@ pub static PRIMITIVES: &[Primitive] = &[
     erf::PRIMITIVE,
     exp::PRIMITIVE,
     floor::PRIMITIVE,
+    fold::PRIMITIVE,
     fused::PRIMITIVE,
     gather::PRIMITIVE,
     gelu::PRIMITIVE,
@@ -142,6 +147,7 @@ pub static PRIMITIVES: &[Primitive] = &[
     sub::PRIMITIVE,
     tanh::PRIMITIVE,
     transpose::PRIMITIVE,
+    unfold::PRIMITIVE,
     unslice::PRIMITIVE,
     xor::PRIMITIVE,
 ];
@@ -149,6 +155,11 @@ pub static PRIMITIVES: &[Primitive] = &[
 /// The primitive of this name. The table is in order of names.
 pub fn find(name: &str) -> Option<&'static Primitive> {
     PRIMITIVES.binary_search_by(|p| p.name.cmp(name)).ok().map(|i| &PRIMITIVES[i])
+}
+
+/// Places of a window along each axis of images `(B, C, H, W)`, or why the window does not fit.
+pub fn windows(shape: &[usize], attrs: &crate::ir::Attrs) -> Result<[usize; 2], String> {
+    Ok(unfold::Windows::new(shape, attrs)?.out)
 }
 
 /// The dispatches that compute one node on a device, in order; none for an alias.

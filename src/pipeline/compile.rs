@@ -147,13 +147,18 @@ impl Program {
 
 /// A shape to try a model at: two examples, a few positions.
 pub fn sample_shapes(inputs: &[Signature]) -> Shapes {
+    shapes_at(inputs, 2, 8)
+}
+
+/// The inputs' shapes at a batch and sequence length, where the file leaves them open.
+pub fn shapes_at(inputs: &[Signature], batch: usize, seq: usize) -> Shapes {
     let extent = |rank: usize, d: usize, dim: &Dim| match dim {
         Dim::Fixed(n) => *n,
-        Dim::Named(n) if n.contains("past") && !n.contains("+") => 0,
-        _ if d == 0 => 2,
+        Dim::Named(n) if n.contains("past") && !n.contains('+') => 0,
+        _ if d == 0 => batch,
         // An image's height and width.
         _ if rank == 4 && d >= 2 => 64,
-        _ => 8,
+        _ => seq,
     };
     let shape = |s: &Signature| {
         let dims = s.dims.clone().unwrap_or_default();

@@ -8,15 +8,21 @@
 
 mod compile;
 mod devices;
+mod doctor;
 mod error;
+mod inspecting;
+mod merging;
 
 mod training;
 
 pub use compile::{LossChoice, ModelCompiler, Program, index_bounds, sample_shapes};
 pub use devices::{DeviceChoice, DeviceInfo, list_devices, open_device};
+pub use doctor::{KERNEL_TOLERANCE, KernelCheck, self_check};
 pub use error::Error;
+pub use inspecting::{Found, Inspection, MemoryNeed, dot, inspect};
+pub use merging::{Calibration, MergeRequest, Merged, calibrate, compare_outputs, infer, merge, synthetic};
 
-pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, evaluate, load, train};
+pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};
 
 use crate::inject::{self, Options, Report};
 use crate::ir::DType;
@@ -53,6 +59,13 @@ pub fn input_specs(model: &Model) -> Vec<InputSpec> {
         name: s.name,
     };
     model.inputs().into_iter().map(spec).collect()
+}
+
+/// A program that gives a model's outputs as they are.
+pub fn inferring(model: &Arc<Model>) -> Program {
+    let outputs = model.outputs().into_iter().map(|o| o.name).collect();
+    let trained = std::collections::BTreeSet::new();
+    Program { model: model.clone(), trained, loss: None, config: None, outputs, fuse: true }
 }
 
 /// Names of a model's values and their shapes at a sample batch.

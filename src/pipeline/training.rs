@@ -11,7 +11,7 @@ use crate::onnx::Model;
 use crate::ops::RULES;
 use crate::plan::{Layout, parameters_state};
 use crate::structure::{BASE_KEY, Config};
-use crate::train::checkpoint;
+use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::data::{Dataset, InputSpec};
 use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, Totals, Trained};
 use ndarray::ArrayD;
@@ -83,8 +83,12 @@ pub struct TrainRequest<'a> {
     pub resume: bool,
 }
 
-/// Trains an injected model.
-pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn Observer) -> Result<Outcome, Error> {
+/// Everything about a request that can be wrong before a device is used: the model's adapters, the data, the checkpoint.
+pub fn check(request: &TrainRequest) -> Result<(), Error> {
+    prepare(request).map(|_| ())
+}
+
+fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpoint>), Error> {
     let mut trainee = load(request.model, None)?;
     if trainee.program.trained.is_empty() {
         let file = request.model.path().display().to_string();
@@ -92,18 +96,25 @@ pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn
         return Err(Error::Model(format!("{file} has no adapters to train\n{hint}")));
     }
     trainee.program.fuse = request.fuse;
-    trainee.set_loss(request.data, request.settings.batch_size, request.max_length, request.loss, request.loss_output)?;
+    let (size, length) = (request.settings.batch_size, request.max_length);
+    trainee.set_loss(request.data, size, length, request.loss, request.loss_output)?;
     if let Some(eval) = request.eval {
-        trainee.check(eval, request.settings.batch_size, request.max_length)?;
+        trainee.check(eval, size, length)?;
     }
-    let config = request.model.metadata(crate::structure::CONFIG_KEY).unwrap_or_default().to_string();
-    let blocks = trainee.program.blocks();
-    let trained =
-        Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, blocks };
     let resume = match request.resume {
         true => Some(checkpoint::read(&request.dir.join("last"))?),
         false => None,
     };
+    Ok((trainee, resume))
+}
+
+/// Trains an injected model.
+pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn Observer) -> Result<Outcome, Error> {
+    let (trainee, resume) = prepare(request)?;
+    let config = request.model.metadata(crate::structure::CONFIG_KEY).unwrap_or_default().to_string();
+    let blocks = trainee.program.blocks();
+    let trained =
+        Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, blocks };
     trainee.session(device, request.max_length, |session| {
         let r = request;
         Ok(train::train(session, RULES, &trained, r.data, r.eval, r.settings, r.dir, resume, observer)?)

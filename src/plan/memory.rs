@@ -121,7 +121,7 @@ pub fn assign(graph: Graph, uses: &Uses, layout: &Layout, limits: Limits) -> Res
         if let Def::Leaf(leaf) = &info.def {
             places[i] = Some(match leaf {
                 Leaf::Input(name) => Place::Input(name.clone()),
-                Leaf::Weight(w) => Place::Weight(w.name.clone()),
+                Leaf::Weight(w) => Place::Weight(w.key()),
                 Leaf::Constant(_) => Place::Constant(Value(i as u32)),
                 Leaf::State(name) => Place::State { name: name.clone(), offset: 0 },
                 Leaf::Parameter(name) => {

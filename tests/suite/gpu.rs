@@ -1,10 +1,9 @@
 //! The device kernels on whatever adapter is there, a software one included.
 
 use crate::oracle;
-use crate::primitives::draw;
 use reslora_compile::device::{Device, Gpu, Run};
 use reslora_compile::ir::{Builder, DType, Sink, Tensor, Value};
-use reslora_compile::ops::{self, Gpu as GpuKernel, PRIMITIVES, RULES};
+use reslora_compile::ops::{self, Gpu as GpuKernel, draw, PRIMITIVES, RULES};
 use reslora_compile::pipeline::DeviceChoice;
 use reslora_compile::plan::{self, Layout};
 
@@ -75,5 +74,12 @@ fn oracle_probe() {
 fn oracle_training() {
     if available() {
         oracle::fixtures().iter().for_each(|c| oracle::check_training(c, DeviceChoice::Gpu(None)));
+    }
+}
+
+#[test]
+fn oracle_merges() {
+    if available() {
+        oracle::fixtures().iter().for_each(|c| oracle::check_merges(c, DeviceChoice::Gpu(None)));
     }
 }

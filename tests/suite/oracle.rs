@@ -3,10 +3,10 @@
 use ndarray::ArrayD;
 use reslora_compile::adapter::{self, Adapter};
 use reslora_compile::inject::{Options, Selector};
-use reslora_compile::merge::Strategy;
+use reslora_compile::merge::STRATEGIES;
 use reslora_compile::onnx;
 use reslora_compile::optim::{self, Hyper};
-use reslora_compile::pipeline::{self, DeviceChoice, TrainRequest};
+use reslora_compile::pipeline::{self, Calibration, DeviceChoice, MergeRequest, TrainRequest};
 use reslora_compile::structure::Structure;
 use reslora_compile::train::data::{self, Order};
 use reslora_compile::train::{Observer, Schedule, Settings};
@@ -182,7 +182,57 @@ fn training_on_cpu() {
     fixtures().iter().for_each(|c| check_training(c, DeviceChoice::Cpu));
 }
 
-#[allow(dead_code)]
-fn strategies(case: &Case) -> Vec<Strategy> {
-    if case.structure().info().exact { vec![Strategy::Exact] } else { vec![Strategy::InputNorm, Strategy::WeightNorm] }
+/// Merged logits to 1e-3, for every strategy that applies, from the oracle's own final adapters.
+pub fn check_merges(case: &Case, choice: DeviceChoice) {
+    let dir = tempfile::tempdir().unwrap();
+    let injected = case.injected("init.safetensors", &dir.path().join("t.onnx"));
+    let mut adapter = Adapter::default();
+    for (name, value) in &case.expected.tensors {
+        if let Some(name) = name.strip_prefix("final.").filter(|n| *n != "logits") {
+            adapter.tensors.insert(name.to_string(), value.clone());
+        }
+    }
+    let options = data::Options { tokenizer: None, max_length: 512 };
+    let all = data::read(&case.dir.join("data.safetensors"), &options).unwrap();
+    // The oracle calibrates on the first eight micro-batches of two, and looks at the logits of the first.
+    let calibration = all.subset(0..16.min(all.len()));
+    let probe = all.batch(&pipeline::input_specs(&injected), &[0, 1], 512).unwrap().inputs;
+    let mut device = pipeline::open_device(choice).unwrap();
+    for info in STRATEGIES.iter().filter(|s| (s.applies)(case.structure())) {
+        let calibrate = Some(Calibration { data: &calibration, batch_size: 2, max_length: 512 });
+        let request = MergeRequest {
+            injected: &injected,
+            adapter: &adapter,
+            strategy: Some(info.strategy),
+            calibrate,
+            fallback: None,
+        };
+        let merged = pipeline::merge(&request, device.as_mut()).unwrap();
+        let model = Arc::new(merged.model);
+        let trainee = pipeline::load(&model, None).unwrap();
+        let logits = &pipeline::infer(&trainee, std::slice::from_ref(&probe), device.as_mut()).unwrap()["logits"][0];
+        let logits = ArrayD::from_shape_vec(logits.shape(), logits.as_f32().unwrap().to_vec()).unwrap();
+        let key = match info.name {
+            "input-norm" => "input",
+            "weight-norm" => "weight",
+            other => other,
+        };
+        let error = relative(&logits, &case.expected.tensors[&format!("merged.{key}.logits")]);
+        assert!(error < 1e-3, "{}: {} logits off by {error:.1e}", case.name(), info.name);
+        if case.structure().info().exact {
+            let worst = merged.differences.iter().map(|d| d.relative).fold(0.0, f64::max);
+            assert!(worst < 1e-4, "{}: exact merge changes outputs by {worst:.1e}", case.name());
+        }
+    }
+}
+
+#[test]
+fn merges_on_cpu() {
+    fixtures().iter().for_each(|c| check_merges(c, DeviceChoice::Cpu));
+}
+
+/// A folder of the material that lies beside a development checkout; users' clones have none.
+pub fn shared(name: &str) -> Option<PathBuf> {
+    let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(name);
+    dir.is_dir().then_some(dir)
 }

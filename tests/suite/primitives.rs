@@ -3,43 +3,8 @@
 use reslora_compile::ir::Builder;
 use reslora_compile::ir::{DType, Graph, Leaf, Sink, Tensor, Type, Value};
 use reslora_compile::ops::host::Buffer;
-use reslora_compile::ops::{self, Fill, Gpu, GpuCall, GpuTraits, PRIMITIVES, RULES, Sample, Vjp};
+use reslora_compile::ops::{self, Fill, draw, Gpu, GpuCall, GpuTraits, PRIMITIVES, RULES, Sample, Vjp};
 use reslora_compile::passes::differentiate;
-
-/// Deterministic draws for a sample's inputs.
-pub fn draw(ty: &Type, fill: Fill, seed: u64) -> Tensor {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03;
-    let mut uniform = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) as f64 / (1u64 << 53) as f64
-    };
-    (0..8).for_each(|_| {
-        uniform();
-    });
-    let n = ty.elements();
-    let mut float =
-        |f: &mut dyn FnMut(f64, f64) -> f64| -> Vec<f32> { (0..n).map(|_| f(uniform(), uniform()) as f32).collect() };
-    match fill {
-        Fill::Normal => {
-            let gauss = |a: f64, b: f64| (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();
-            Tensor::f32(ty.shape.clone(), float(&mut { gauss }))
-        }
-        Fill::Positive => Tensor::f32(ty.shape.clone(), float(&mut |a, _| 0.5 + 1.5 * a)),
-        Fill::Index(k) => {
-            let ints = float(&mut |a, _| (a * k as f64).floor()).into_iter().map(|x| x as i32).collect();
-            Tensor::i32(ty.shape.clone(), ints)
-        }
-        Fill::Label(k) => {
-            let ints = float(&mut |a, _| (a * (k + 1) as f64).floor() - 1.0).into_iter().map(|x| x as i32).collect();
-            Tensor::i32(ty.shape.clone(), ints)
-        }
-        Fill::Flag => {
-            Tensor::bool(ty.shape.clone(), float(&mut |a, _| a).into_iter().map(|x| (x < 0.5) as u32).collect())
-        }
-    }
-}
 
 fn inputs_of(sample: &Sample) -> Vec<Tensor> {
     sample.inputs.iter().enumerate().map(|(i, (ty, fill))| draw(ty, *fill, i as u64 + 1)).collect()

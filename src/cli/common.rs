@@ -1,0 +1,167 @@
+//! What subcommands share: printing, exit codes, data flags, and finding a model's files.
+
+use crate::device::DeviceError;
+use crate::inject::InjectError;
+use crate::lower::loss::Loss;
+use crate::pipeline::{self, DeviceChoice, Error};
+use crate::train::data::{self, Dataset};
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// How a subcommand ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    Failed,
+    AboveTolerance,
+    Interrupted,
+}
+
+/// Prints a result as text or as one JSON object. What is said on the way goes to standard error.
+pub struct Printer {
+    pub json: bool,
+}
+
+impl Printer {
+    pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
+        let out = match self.json {
+            true => serde_json::to_string_pretty(value).expect("results serialise"),
+            false => text(),
+        };
+        // A reader that has gone away is no error of ours.
+        let _ = writeln!(std::io::stdout(), "{}", out.trim_end());
+    }
+
+    pub fn note(&self, text: impl AsRef<str>) {
+        eprintln!("note: {}", text.as_ref());
+    }
+}
+
+/// Reports an error: its causes on one line, hints on their own.
+pub fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(if is_usage(error) { 2 } else { 1 })
+}
+
+/// Whether the caller asked for something that cannot be, rather than something failing.
+fn is_usage(error: &anyhow::Error) -> bool {
+    if error.downcast_ref::<Usage>().is_some() {
+        return true;
+    }
+    match error.downcast_ref::<Error>() {
+        Some(Error::Usage(_)) => true,
+        Some(Error::Inject(e)) => !matches!(e, InjectError::NoLinear | InjectError::Opset { .. }),
+        Some(Error::Device(DeviceError::NoDevice { .. })) => true,
+        _ => false,
+    }
+}
+
+/// A wrong flag.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// Flags that say how data is read and where things run.
+#[derive(clap::Args, Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DataArgs {
+    /// A Hugging Face tokenizer.json, for text
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Tokens kept of each text
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub max_length: usize,
+    /// Examples to a micro-batch
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub batch_size: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub device: DeviceArg,
+    /// What to train on, or measure
+    #[arg(long, default_value = "auto", value_name = "LOSS", value_parser = ["auto", "cross-entropy", "mse"])]
+    pub loss: String,
+    /// A scalar output of the model that is its loss
+    #[arg(long, value_name = "NAME")]
+    pub loss_output: Option<String>,
+}
+
+#[derive(clap::Args, Clone, Debug, Serialize, Deserialize)]
+pub struct DeviceArg {
+    /// Where to run: auto, gpu, gpu:N or cpu
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: String,
+}
+
+impl DeviceArg {
+    pub fn choice(&self) -> anyhow::Result<DeviceChoice> {
+        self.device.parse().map_err(|why| {
+            Usage(format!("--device '{}': {why}\nhint: `reslora-compile devices` lists them", self.device)).into()
+        })
+    }
+
+    pub fn open(&self) -> anyhow::Result<Box<dyn crate::device::Device>> {
+        Ok(pipeline::open_device(self.choice()?)?)
+    }
+}
+
+impl DataArgs {
+    pub fn check(&self) -> anyhow::Result<()> {
+        match (self.batch_size, self.max_length) {
+            (0, _) => Err(Usage("--batch-size must be at least 1".into()).into()),
+            (_, 0) => Err(Usage("--max-length must be at least 1".into()).into()),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn read(&self, path: &Path, printer: &Printer) -> anyhow::Result<Dataset> {
+        let options = data::Options { tokenizer: self.tokenizer.clone(), max_length: self.max_length };
+        let data = data::read(path, &options).map_err(Error::from)?;
+        data.notes.iter().for_each(|n| printer.note(n));
+        Ok(data)
+    }
+
+    pub fn loss(&self) -> Option<Loss> {
+        match self.loss.as_str() {
+            "cross-entropy" => Some(Loss::CrossEntropy),
+            "mse" => Some(Loss::MeanSquare),
+            _ => None,
+        }
+    }
+}
+
+/// A file name without `.onnx`, and without `.reslora`.
+pub fn stem(model: &Path) -> String {
+    let name = model.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.strip_suffix(".onnx").unwrap_or(&name);
+    name.strip_suffix(".reslora").unwrap_or(name).to_string()
+}
+
+/// A file beside `model` called `{stem}.{what}.onnx`.
+pub fn beside(model: &Path, what: &str) -> PathBuf {
+    model.with_file_name(format!("{}.{what}.onnx", stem(model)))
+}
+
+/// A number with groups of three digits.
+pub fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, d) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(d);
+    }
+    out
+}
+
+/// A table without rules: columns padded, the header underlined by position alone.
+pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut t = comfy_table::Table::new();
+    t.load_preset(comfy_table::presets::NOTHING).set_header(header.to_vec());
+    for row in rows {
+        t.add_row(row);
+    }
+    t.lines().map(|l| l.trim_end().to_string()).collect::<Vec<_>>().join("\n")
+}

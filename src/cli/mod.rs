@@ -1,0 +1,96 @@
+//! The command line: one file per subcommand, printing, progress, and errors as exit codes.
+
+mod common;
+mod completions;
+mod devices;
+mod doctor;
+mod eval;
+mod inject;
+mod inspect;
+mod merge;
+mod progress;
+mod quickstart;
+mod settings;
+mod train;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use common::{Outcome, Printer};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Fine-tune an ONNX model with ResLoRA on any GPU, and merge it back into the same ONNX.
+#[derive(Parser)]
+#[command(name = "reslora-compile", version, max_term_width = 100, args_override_self = true)]
+struct Cli {
+    /// Print one JSON object on standard output
+    #[arg(long, global = true)]
+    json: bool,
+    /// Read flags from a TOML file; flags given on the command line win
+    #[arg(long, global = true, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show a model's linear nodes, their roles and chains, and what training it would need
+    Inspect(inspect::Args),
+    /// Put adapters into a model
+    Inject(inject::Args),
+    /// Train the adapters of an injected model
+    Train(train::Args),
+    /// Fold trained adapters into the weights and take the adapters out
+    Merge(merge::Args),
+    /// Measure a model on a data set
+    Eval(eval::Args),
+    /// Run two models on the same inputs with tract, and compare their outputs
+    Verify(verify::Args),
+    /// List the devices that --device can name
+    Devices(devices::Args),
+    /// Check every kernel on every device
+    Doctor(doctor::Args),
+    /// Inject, train, merge and verify a small model that comes with the program
+    Quickstart(quickstart::Args),
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    quiet_drivers();
+    let arguments = match settings::arguments(std::env::args_os().collect()) {
+        Ok(arguments) => arguments,
+        Err(error) => return common::fail(&error),
+    };
+    let cli = Cli::try_parse_from(arguments).unwrap_or_else(|e| e.exit());
+    let printer = Printer { json: cli.json };
+    let result = match cli.command {
+        Command::Inspect(args) => inspect::run(&args, &printer),
+        Command::Inject(args) => inject::run(&args, &printer),
+        Command::Train(args) => train::run(&args, &printer),
+        Command::Merge(args) => merge::run(&args, &printer),
+        Command::Eval(args) => eval::run(&args, &printer),
+        Command::Verify(args) => verify::run(&args, &printer),
+        Command::Devices(args) => devices::run(&args, &printer),
+        Command::Doctor(args) => doctor::run(&args, &printer),
+        Command::Quickstart(args) => quickstart::run(&args, &printer),
+        Command::Completions(args) => completions::run(&args, &printer),
+    };
+    match result {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Failed) => ExitCode::from(1),
+        Ok(Outcome::AboveTolerance) => ExitCode::from(3),
+        Ok(Outcome::Interrupted) => ExitCode::from(130),
+        Err(error) => common::fail(&error),
+    }
+}
+
+/// Mesa's device-selection layer looks for a display and complains where there is none; it has nothing to select for us.
+fn quiet_drivers() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: nothing else runs yet.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}

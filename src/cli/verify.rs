@@ -1,0 +1,142 @@
+//! `verify`
+
+use super::common::{DataArgs, Outcome, Printer, table};
+use crate::ir::Tensor;
+use crate::onnx::Model;
+use crate::pipeline::{self, Error};
+use crate::verify::{self, Difference, Feed, Output};
+use anyhow::Result;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+#[derive(clap::Args)]
+pub struct Args {
+    first: PathBuf,
+    second: PathBuf,
+    /// Inputs to compare on [default: made up]
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    how: DataArgs,
+    /// The largest relative difference of an output; above it the exit code is 3
+    #[arg(long, default_value_t = 1e-4, value_name = "F")]
+    tolerance: f64,
+}
+
+#[derive(Serialize)]
+struct Result_ {
+    /// What ran the files: tract, or the cpu device where tract could not.
+    engine: String,
+    batches: usize,
+    outputs: Vec<Difference>,
+    tolerance: f64,
+    above_tolerance: bool,
+    notes: Vec<String>,
+}
+
+/// The most batches of a data file that are run.
+const BATCHES: usize = 4;
+
+type Inputs = Vec<(String, Tensor)>;
+
+pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
+    args.how.check()?;
+    let (first, second) = (pipeline::read(&args.first)?, pipeline::read(&args.second)?);
+    let batches: Vec<Inputs> = match &args.data {
+        Some(path) => {
+            let data = args.how.read(path, printer)?;
+            let specs = pipeline::input_specs(&first);
+            let all: Vec<usize> = (0..data.len()).collect();
+            let batches = all.chunks(args.how.batch_size).take(BATCHES);
+            batches.map(|rows| Ok(data.batch(&specs, rows, args.how.max_length)?.inputs)).collect::<Result<_, Error>>()?
+        }
+        None => vec![pipeline::synthetic(&first, 0)?],
+    };
+    let (engine, outputs, notes) = compare(&first, &second, &batches)?;
+    // Not a number is above any tolerance.
+    let above = outputs.iter().any(|d| !(d.relative <= args.tolerance));
+    let result = Result_ {
+        engine,
+        batches: batches.len(),
+        outputs,
+        tolerance: args.tolerance,
+        above_tolerance: above,
+        notes,
+    };
+    printer.result(&result, || {
+        let rows = result.outputs.iter().map(|d| {
+            vec![d.output.clone(), format!("{:.2e}", d.largest), format!("{:.2e}", d.relative)]
+        });
+        let mut out = table(&["output", "largest difference", "relative"], rows.collect());
+        out += &format!("\n\nran with {}", result.engine);
+        for note in &result.notes {
+            out += &format!("\nnote: {note}");
+        }
+        out + &match result.above_tolerance {
+            true => format!("\nabove the tolerance of {:.1e}", result.tolerance),
+            false => format!("\nwithin the tolerance of {:.1e}", result.tolerance),
+        }
+    });
+    Ok(if above { Outcome::AboveTolerance } else { Outcome::Done })
+}
+
+/// Runs both files on every batch with one engine, and joins the differences of each output over batches.
+pub fn compare(first: &Arc<Model>, second: &Arc<Model>, batches: &[Inputs]) -> Result<(String, Vec<Difference>, Vec<String>)> {
+    let mut notes = Vec::new();
+    let tract = |m: &Arc<Model>| -> Result<Vec<Output>, verify::EngineError> {
+        let runs: Result<Vec<_>, _> = batches.iter().map(|b| verify::run(m, &feeds(b))).collect();
+        Ok(joined(runs?))
+    };
+    let (engine, a, b) = match (tract(first), tract(second)) {
+        (Ok(a), Ok(b)) => ("tract".to_string(), a, b),
+        (a, b) => {
+            notes.extend(a.err().into_iter().chain(b.err()).map(|e| e.to_string()));
+            notes.push("the cpu device ran both files instead".into());
+            ("the cpu device".to_string(), ours(first, batches)?, ours(second, batches)?)
+        }
+    };
+    let outputs = verify::compare(&a, &b).map_err(Error::Model)?;
+    Ok((engine, outputs, notes))
+}
+
+fn feeds(batch: &Inputs) -> Vec<Feed> {
+    let feed = |(name, t): &(String, Tensor)| Feed {
+        name: name.clone(),
+        dims: t.shape().to_vec(),
+        values: match (t.as_f32(), t.as_i32()) {
+            (Some(x), _) => x.iter().map(|&x| x as f64).collect(),
+            (_, Some(x)) => x.iter().map(|&x| x as f64).collect(),
+            _ => vec![],
+        },
+    };
+    batch.iter().map(feed).collect()
+}
+
+/// One output from those of all batches, end to end.
+fn joined(runs: Vec<Vec<Output>>) -> Vec<Output> {
+    let mut runs = runs.into_iter();
+    let mut all = runs.next().unwrap_or_default();
+    for run in runs {
+        for (sum, more) in all.iter_mut().zip(run) {
+            sum.values.extend(more.values);
+            sum.dims = vec![sum.values.len()];
+        }
+    }
+    all
+}
+
+fn ours(model: &Arc<Model>, batches: &[Inputs]) -> Result<Vec<Output>> {
+    let trainee = pipeline::load(model, None)?;
+    let mut device = pipeline::open_device(pipeline::DeviceChoice::Cpu)?;
+    let outputs = pipeline::infer(&trainee, batches, device.as_mut())?;
+    let values = |ts: &[Tensor]| -> Vec<f64> { ts.iter().flat_map(|t| feeds(&vec![(String::new(), t.clone())])[0].values.clone()).collect() };
+    Ok(outputs
+        .into_iter()
+        .map(|(name, ts)| {
+            let values = values(&ts);
+            let dims = if ts.len() == 1 { ts[0].shape().to_vec() } else { vec![values.len()] };
+            Output { name, dims, values }
+        })
+        .collect())
+}

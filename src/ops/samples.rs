@@ -1,0 +1,40 @@
+//! Drawing the inputs of samples.
+
+use super::primitive::Fill;
+use crate::ir::{Tensor, Type};
+
+/// Deterministic draws for a sample's inputs.
+pub fn draw(ty: &Type, fill: Fill, seed: u64) -> Tensor {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03;
+    let mut uniform = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    (0..8).for_each(|_| {
+        uniform();
+    });
+    let n = ty.elements();
+    let mut float =
+        |f: &mut dyn FnMut(f64, f64) -> f64| -> Vec<f32> { (0..n).map(|_| f(uniform(), uniform()) as f32).collect() };
+    match fill {
+        Fill::Normal => {
+            let gauss = |a: f64, b: f64| (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();
+            Tensor::f32(ty.shape.clone(), float(&mut { gauss }))
+        }
+        Fill::Positive => Tensor::f32(ty.shape.clone(), float(&mut |a, _| 0.5 + 1.5 * a)),
+        Fill::Index(k) => {
+            let ints = float(&mut |a, _| (a * k as f64).floor()).into_iter().map(|x| x as i32).collect();
+            Tensor::i32(ty.shape.clone(), ints)
+        }
+        Fill::Label(k) => {
+            let ints = float(&mut |a, _| (a * (k + 1) as f64).floor() - 1.0).into_iter().map(|x| x as i32).collect();
+            Tensor::i32(ty.shape.clone(), ints)
+        }
+        Fill::Flag => {
+            Tensor::bool(ty.shape.clone(), float(&mut |a, _| a).into_iter().map(|x| (x < 0.5) as u32).collect())
+        }
+    }
+}
+

@@ -1,0 +1,135 @@
+//! What can be said of a model before anything is allocated.
+
+use super::compile::{self, LossChoice, Program};
+use super::{Error, training};
+use crate::inject::{self, Options};
+use crate::ir::Sink;
+use crate::lower::loss::Loss;
+use crate::lower::{self, Unsupported};
+use crate::onnx::{self, Linear, Model, Role};
+use crate::plan::{self, Layout, Limits, Plan};
+use crate::structure::CONFIG_KEY;
+use crate::train::{Purpose, Shapes};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// A linear node with what is known of it.
+pub struct Found {
+    pub linear: Linear,
+    pub role: Option<Role>,
+    /// Its module path with digits blanked: blocks of one chain share it.
+    pub chain: String,
+    /// Whether `inject` without flags adapts it, or the model carries an adapter for it.
+    pub target: bool,
+}
+
+/// Memory of a training step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct MemoryNeed {
+    pub batch: usize,
+    pub seq: usize,
+    /// Frozen weights, in bytes.
+    pub weights: usize,
+    /// Parameters, gradients and AdamW's moments.
+    pub states: usize,
+    /// Values of a step.
+    pub arenas: usize,
+    /// The least that values of a step need at once.
+    pub lower_bound: usize,
+}
+
+/// What inspection finds.
+pub struct Inspection {
+    pub found: Vec<Found>,
+    pub unsupported: Vec<Unsupported>,
+    pub memory: Option<MemoryNeed>,
+    /// Targets that no gradient reaches.
+    pub unreached: Vec<String>,
+    pub notes: Vec<String>,
+}
+
+/// Inspects a model; an injected one as it is, any other with the adapters that `inject` puts in by default.
+pub fn inspect(model: &Arc<Model>, options: &Options, batch: usize, seq: usize, limits: Limits) -> Result<Inspection, Error> {
+    let factors = |l: &Linear| l.weight.ends_with(".lora_A.weight") || l.weight.ends_with(".lora_B.weight");
+    let linear: Vec<Linear> = onnx::linear_nodes(model).into_iter().filter(|l| !factors(l)).collect();
+    let roles = onnx::roles(model, &linear);
+    let unsupported = lower::unsupported(model);
+    let mut notes = Vec::new();
+    let (injected, config) = match model.metadata(CONFIG_KEY) {
+        Some(_) => (model.clone(), Some(crate::merge::config(model)?)),
+        None if linear.is_empty() => (model.clone(), None),
+        None => match inject::inject(model, options, &|_| None) {
+            Ok((m, report)) => (Arc::new(m), Some(report.config)),
+            Err(e) => {
+                notes.push(e.to_string());
+                (model.clone(), None)
+            }
+        },
+    };
+    let targets: BTreeSet<&str> = config.iter().flat_map(|c| &c.targets).map(|t| t.path.as_str()).collect();
+    let found = linear
+        .into_iter()
+        .zip(roles)
+        .map(|(l, role)| Found {
+            role,
+            chain: crate::structure::chain::key(&l.path),
+            target: targets.contains(l.path.as_str()),
+            linear: l,
+        })
+        .collect();
+    let mut out = Inspection { found, unsupported, memory: None, unreached: vec![], notes };
+    if out.unsupported.is_empty()
+        && let Some(config) = &config
+    {
+        match trial(&injected, batch, seq, limits) {
+            Ok((plan, states)) => {
+                let reached: BTreeSet<&str> = plan
+                    .graph
+                    .outputs
+                    .iter()
+                    .filter_map(|o| match &o.sink {
+                        Sink::Gradient(name) => Some(name.as_str()),
+                        _ => None,
+                    })
+                    .collect();
+                out.unreached = config
+                    .targets
+                    .iter()
+                    .filter(|t| !reached.contains(t.b().as_str()) || !reached.contains(t.a().as_str()))
+                    .map(|t| t.path.clone())
+                    .collect();
+                out.memory = Some(MemoryNeed {
+                    batch,
+                    seq,
+                    weights: plan.weight_bytes(),
+                    states,
+                    arenas: plan.arena_bytes(),
+                    lower_bound: plan.lower_bound * 4,
+                });
+            }
+            Err(e) => out.notes.push(e.to_string()),
+        }
+    }
+    Ok(out)
+}
+
+/// Plans a training step at a shape; the loss is the mean square of the first float output, which costs what others do.
+fn trial(model: &Arc<Model>, batch: usize, seq: usize, limits: Limits) -> Result<(Plan, usize), Error> {
+    let trainee = training::load(model, None)?;
+    let outputs = model.outputs();
+    let first = outputs.iter().find(|o| o.name == "logits").or(outputs.iter().find(|o| o.element.is_float()));
+    let first = first.ok_or_else(|| Error::Model("the model has no float output".into()))?;
+    let loss = Some(LossChoice::Added { loss: Loss::MeanSquare, logits: first.name.clone() });
+    let program = Program { loss, ..trainee.program };
+    let shapes: Shapes = compile::shapes_at(&model.inputs(), batch, seq);
+    let graph = program.graph(&shapes, Purpose::Train { statistics: false })?;
+    let sizes = program.parameters();
+    let layout = Layout::new(sizes.iter().map(|(n, s)| (n.as_str(), *s)), limits.value_words);
+    let words: usize = layout.segments.iter().map(|s| s.words).sum();
+    Ok((plan::plan(graph, &layout, limits)?, words * 4 * 4))
+}
+
+/// The model's nodes as a Graphviz file, residual edges between adapters drawn apart.
+pub fn dot(model: &Model) -> String {
+    onnx::dot(model)
+}

@@ -1,0 +1,69 @@
+//! ONNX files survive: byte for byte where nothing changed, and after inject and merge with B = 0.
+
+use crate::oracle::{self, Case};
+use reslora_compile::inject::Options;
+use reslora_compile::merge;
+use reslora_compile::onnx;
+use reslora_compile::pipeline;
+use reslora_compile::structure::STRUCTURES;
+use std::path::Path;
+
+fn bytes(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap()
+}
+
+/// Every model that is at hand: the cases that travel with the source, and those beside it.
+fn models() -> Vec<std::path::PathBuf> {
+    let mut out: Vec<_> = oracle::fixtures().iter().map(|c| c.dir.join("model.onnx")).collect();
+    for name in ["cases", "real"] {
+        match oracle::shared(name) {
+            Some(dir) => out.extend(
+                std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path().join("model.onnx")).filter(|p| p.exists()),
+            ),
+            None => eprintln!("\n*** ../shared/{name} IS MISSING: its models were NOT tested ***\n"),
+        }
+    }
+    out
+}
+
+#[test]
+fn reading_and_writing_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in models() {
+        let copy = dir.path().join("model.onnx");
+        onnx::write(&onnx::read(&path).unwrap(), &copy).unwrap();
+        assert!(bytes(&path) == bytes(&copy), "{}", path.display());
+        let (data, copied) = (onnx::data_path(&path), onnx::data_path(&copy));
+        assert_eq!(data.exists(), copied.exists());
+        assert!(!data.exists() || bytes(&data) == bytes(&copied), "{}", data.display());
+        let _ = std::fs::remove_file(copied);
+    }
+}
+
+fn fresh(case: &Case, structure: &str) -> Options {
+    Options {
+        structure: reslora_compile::structure::Structure::parse(structure).unwrap(),
+        dropout: 0.1,
+        adapter: None,
+        ..case.options("init.safetensors")
+    }
+}
+
+#[test]
+fn inject_and_merge_with_b_zero_gives_the_base_back() {
+    let dir = tempfile::tempdir().unwrap();
+    for case in oracle::fixtures() {
+        let path = case.dir.join("model.onnx");
+        let base = pipeline::read(&path).unwrap();
+        for s in STRUCTURES {
+            let (model, _) = pipeline::inject(&base, &fresh(&case, s.name)).unwrap();
+            let injected = dir.path().join("injected.onnx");
+            onnx::write(&model, &injected).unwrap();
+            let model = onnx::read(&injected).unwrap();
+            let config = merge::config(&model).unwrap();
+            let merged = dir.path().join("merged.onnx");
+            onnx::write(&merge::strip(&model, &config).unwrap(), &merged).unwrap();
+            assert!(bytes(&path) == bytes(&merged), "{} {}", case.name(), s.name);
+        }
+    }
+}
