@@ -25,6 +25,8 @@ struct Prepared {
 /// The cpu device.
 #[derive(Default)]
 pub struct Cpu {
+    /// Bytes that one weight may have, if limited.
+    max_weight: Option<u64>,
     states: HashMap<String, Vec<u32>>,
     weights: HashMap<String, Tensor>,
     /// Shared by all plans, each as large as the largest of its number.
@@ -35,8 +37,9 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    pub fn new() -> Cpu {
-        Cpu::default()
+    /// `max_weight` limits the bytes of one weight, as devices with small bindings do.
+    pub fn new(max_weight: Option<u64>) -> Cpu {
+        Cpu { max_weight, ..Cpu::default() }
     }
 }
 
@@ -46,7 +49,8 @@ impl Device for Cpu {
     }
 
     fn limits(&self) -> Limits {
-        Limits { value_words: usize::MAX / 8, arena_words: usize::MAX / 8 }
+        let weight_words = self.max_weight.map_or(usize::MAX / 8, |b| b as usize / 4);
+        Limits { value_words: usize::MAX / 8, weight_words, arena_words: usize::MAX / 8 }
     }
 
     fn reserve(&mut self, state: &str, words: usize) -> Result<(), DeviceError> {

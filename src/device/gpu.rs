@@ -30,6 +30,7 @@ pub struct Gpu {
     limits: wgpu::Limits,
     traits: GpuTraits,
     value_words: usize,
+    weight_words: usize,
     states: HashMap<String, wgpu::Buffer>,
     weights: HashMap<String, wgpu::Buffer>,
     /// Shared by all plans; a plan that needs a larger one brings it, and earlier plans keep theirs.
@@ -115,9 +116,9 @@ pub fn list() -> Vec<GpuInfo> {
 }
 
 impl Gpu {
-    /// Opens the `index`-th adapter, or the best: discrete before integrated before software. `max_binding` lowers the
-    /// bytes that one binding may have.
-    pub fn open(index: Option<usize>, max_binding: Option<u64>) -> Result<Gpu, DeviceError> {
+    /// Opens the `index`-th adapter, or the best: discrete before integrated before software. `max_weight` limits the
+    /// bytes of one weight below what the adapter binds.
+    pub fn open(index: Option<usize>, max_weight: Option<u64>) -> Result<Gpu, DeviceError> {
         let mut all = adapters();
         let count = all.len();
         let rank = |a: &wgpu::Adapter| match a.get_info().device_type {
@@ -148,15 +149,16 @@ impl Gpu {
             let mut slot = slot.lock().unwrap_or_else(|p| p.into_inner());
             slot.get_or_insert(e.to_string());
         }));
-        let binding = info.binding.min(max_binding.unwrap_or(u64::MAX));
+        let weight = info.binding.min(max_weight.unwrap_or(u64::MAX));
         let traits =
             GpuTraits { software: info.software, max_workgroups: limits.max_compute_workgroups_per_dimension };
         Ok(Gpu {
             device,
             queue,
+            value_words: (info.binding / 4) as usize,
             info,
             traits,
-            value_words: (binding / 4) as usize,
+            weight_words: (weight / 4) as usize,
             limits,
             states: HashMap::new(),
             weights: HashMap::new(),
@@ -210,7 +212,8 @@ impl Gpu {
 
     fn load_weight(&mut self, name: &str, tensor: &Tensor) -> Result<(), DeviceError> {
         if tensor.elements() > self.value_words {
-            let why = format!("weight '{name}' of {} does not fit one binding of {} MiB", tensor.ty(), self.value_words >> 18);
+            let (ty, mib) = (tensor.ty(), self.value_words >> 18);
+            let why = format!("weight '{name}' of {ty} does not fit one binding of {mib} MiB, and is not used in a way that can be split");
             return Err(self.failed(why));
         }
         let buffer = self.storage(tensor.elements(), name)?;
@@ -482,7 +485,7 @@ impl Device for Gpu {
 
     fn limits(&self) -> Limits {
         let arena = (self.limits.max_buffer_size / 4).min(u32::MAX as u64 / 4);
-        Limits { value_words: self.value_words, arena_words: arena as usize }
+        Limits { value_words: self.value_words, weight_words: self.weight_words, arena_words: arena as usize }
     }
 
     fn reserve(&mut self, state: &str, words: usize) -> Result<(), DeviceError> {

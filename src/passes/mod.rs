@@ -9,6 +9,7 @@ pub mod recognise_activation;
 pub mod recognise_norm;
 pub mod recognise_softmax;
 pub mod rewrite;
+pub mod shard_weights;
 
 use crate::ir::{BuildError, Graph, verify};
 use crate::ops::RULES;
@@ -55,6 +56,14 @@ pub static BACKWARD: &[Pass] = &[
 ];
 
 pub static FUSE: &[Pass] = &[Pass { name: "fuse_elementwise", run: |g| Ok(fuse_elementwise::fuse_elementwise(g)) }];
+
+/// Between the two, for devices that bind less than the largest weight: it takes their limit, so it is no [`Pass`].
+pub fn shard(graph: Graph, limit: usize) -> Result<Graph, PassError> {
+    let pass = "shard_weights";
+    let graph = shard_weights::shard_weights(&graph, limit).map_err(|error| PassError::Build { pass, error })?;
+    check(&graph, pass)?;
+    Ok(graph)
+}
 
 /// Runs passes in order, checking the program after each.
 pub fn run(mut graph: Graph, passes: &[Pass]) -> Result<Graph, PassError> {

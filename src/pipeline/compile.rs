@@ -47,7 +47,7 @@ pub struct ModelCompiler {
 
 impl Compiler for ModelCompiler {
     fn compile(&mut self, shapes: &Shapes, purpose: Purpose) -> Result<Plan, CompileError> {
-        let graph = self.program.graph(shapes, purpose)?;
+        let graph = self.program.graph(shapes, purpose, self.limits.weight_words)?;
         Ok(plan::plan(graph, &self.layout, self.limits)?)
     }
 
@@ -59,10 +59,11 @@ impl Compiler for ModelCompiler {
 }
 
 impl Program {
-    /// The finished graph for a shape.
-    pub fn graph(&self, shapes: &Shapes, purpose: Purpose) -> Result<Graph, Error> {
+    /// The finished graph for a shape, with weights of at most `weight_words`.
+    pub fn graph(&self, shapes: &Shapes, purpose: Purpose, weight_words: usize) -> Result<Graph, Error> {
         let graph = self.forward(shapes, purpose)?;
-        let mut graph = passes::run(graph, passes::FORWARD)?;
+        let graph = passes::run(graph, passes::FORWARD)?;
+        let mut graph = passes::shard(graph, weight_words)?;
         if let Purpose::Train { .. } = purpose {
             graph = passes::differentiate(graph, outputs::LOSS)?;
             passes::check(&graph, "differentiate")?;

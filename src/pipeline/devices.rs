@@ -47,7 +47,7 @@ pub struct DeviceInfo {
 pub fn list_devices() -> Vec<DeviceInfo> {
     let cpu = DeviceInfo {
         id: "cpu".into(),
-        name: device::Cpu::new().name(),
+        name: device::Cpu::new(None).name(),
         kind: "processor".into(),
         backend: String::new(),
         driver: String::new(),
@@ -66,14 +66,15 @@ pub fn list_devices() -> Vec<DeviceInfo> {
     [cpu].into_iter().chain(device::list_gpus().into_iter().enumerate().map(gpu)).collect()
 }
 
-/// The environment variable that lowers the MiB one binding may have, to try what larger models meet on smaller devices.
-pub const MAX_BINDING: &str = "RESLORA_MAX_BINDING_MIB";
+/// The environment variable that limits the MiB of one weight on a device, to try what larger models meet on smaller
+/// devices.
+pub const MAX_WEIGHT: &str = "RESLORA_MAX_WEIGHT_MIB";
 
 /// Opens a device.
 pub fn open_device(choice: DeviceChoice) -> Result<Box<dyn Device>, Error> {
-    let max_binding = match std::env::var(MAX_BINDING) {
+    let max_weight = match std::env::var(MAX_WEIGHT) {
         Ok(text) => {
-            let mib: u64 = text.parse().map_err(|_| Error::Usage(format!("{MAX_BINDING}={text} is no number of MiB")))?;
+            let mib: u64 = text.parse().map_err(|_| Error::Usage(format!("{MAX_WEIGHT}={text} is no number of MiB")))?;
             Some(mib << 20)
         }
         Err(_) => None,
@@ -86,7 +87,7 @@ pub fn open_device(choice: DeviceChoice) -> Result<Box<dyn Device>, Error> {
         other => other,
     };
     Ok(match choice {
-        DeviceChoice::Gpu(index) => Box::new(device::Gpu::open(index, max_binding)?),
-        _ => Box::new(device::Cpu::new()),
+        DeviceChoice::Gpu(index) => Box::new(device::Gpu::open(index, max_weight)?),
+        _ => Box::new(device::Cpu::new(max_weight)),
     })
 }

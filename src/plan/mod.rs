@@ -58,6 +58,8 @@ pub struct Plan {
 pub struct Limits {
     /// The most words of one value.
     pub value_words: usize,
+    /// The most words of one frozen weight; larger ones are split.
+    pub weight_words: usize,
     /// The most words of one arena.
     pub arena_words: usize,
 }
