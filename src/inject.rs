@@ -3,9 +3,9 @@
 //! The result is valid ONNX. With B = 0 it computes what the base computes, and [`crate::merge`] takes the nodes out again.
 
 use crate::adapter::Adapter;
-use crate::onnx::{self, ElementType, Linear, Model, NewNode, Role};
+use crate::onnx::{self, ElementType, Linear, Model, Role};
 use crate::structure::chain::{self, Break, Link};
-use crate::structure::{self, BASE_KEY, Block, CONFIG_KEY, Config, Emitter, Structure, Target, base_name};
+use crate::structure::{self, BASE_KEY, CONFIG_KEY, Config, Structure, Target};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use regex::Regex;
@@ -140,7 +140,7 @@ pub fn inject(
     };
 
     let mut model = base.clone();
-    for (id, nodes) in emit(base, &config) {
+    for (id, nodes) in structure::emit(base, &config) {
         let linear = linear.iter().find(|l| l.node == id).expect("emitted for linear nodes");
         let base_value = nodes.last().expect("a block ends in an Add").inputs[0].clone();
         model.node_mut(id).rename_output(&linear.y, &base_value);
@@ -274,38 +274,6 @@ fn also_trained(model: &Model, linear: &[Linear], o: &Options) -> Result<Vec<Str
         chosen.extend(hits);
     }
     Ok(candidates.iter().filter(|n| chosen.contains(n)).map(|n| n.to_string()).collect())
-}
-
-/// The nodes to insert after each adapted linear node of `base`; the last of each is the Add that gives its old output.
-pub fn emit(base: &Model, config: &Config) -> Vec<(onnx::NodeId, Vec<NewNode>)> {
-    let linear = onnx::linear_nodes(base);
-    let first_x: HashMap<&str, &str> = linear.iter().rev().map(|l| (l.path.as_str(), l.x.as_str())).collect();
-    let mut calls: HashMap<&str, usize> = HashMap::new();
-    let mut known = HashSet::new();
-    let mut out = Vec::new();
-    for l in &linear {
-        let Some(target) = config.target(&l.path) else { continue };
-        let call = calls.entry(&target.path).or_default();
-        let mut e = Emitter::new(&l.path, *call, l.element, config.dropout, std::mem::take(&mut known));
-        let ancestors =
-            config.ancestors(target).into_iter().map(|t| (t.path.as_str(), first_x[t.path.as_str()])).collect();
-        let block = Block { path: &l.path, x: &l.x, ancestors };
-        let term = (config.structure.info().emit)(&mut e, &block);
-        let scaled = e.node("lora_scale", "Mul", &[&term, structure::SCALE]);
-        let base_value = match *call {
-            0 => base_name(&l.path),
-            n => format!("{}.call{n}", base_name(&l.path)),
-        };
-        let add = e.node("lora_add", "Add", &[&base_value, &scaled]);
-        let last = e.nodes.last_mut().expect("just added");
-        debug_assert_eq!(last.name, add);
-        last.outputs = vec![l.y.clone()];
-        *call += 1;
-        let (nodes, now_known) = e.finish();
-        known = now_known;
-        out.push((l.node, nodes));
-    }
-    out
 }
 
 fn add_initializers(model: &mut Model, config: &Config, o: &Options, element: ElementType) -> Result<(), InjectError> {

@@ -5,9 +5,8 @@ mod input_norm;
 mod weight_norm;
 
 use crate::adapter::{Adapter, Norms};
-use crate::inject;
 use crate::onnx::{self, ElementType, Linear, Model, NodeId};
-use crate::structure::{BASE_KEY, CONFIG_KEY, Config, DROPOUT_RATIO, SCALE, Structure, Target};
+use crate::structure::{self, BASE_KEY, CONFIG_KEY, Config, DROPOUT_RATIO, SCALE, Structure, Target};
 use ndarray::{Array2, ArrayD, Ix2};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -150,7 +149,7 @@ pub fn strip(injected: &Model, config: &Config) -> Result<Model, MergeError> {
 fn emitted(injected: &Model, config: &Config) -> Result<Vec<(NodeId, Vec<onnx::NewNode>)>, MergeError> {
     let producers = injected.producers();
     let mut out = Vec::new();
-    for (id, mut nodes) in inject::emit(injected, config) {
+    for (id, mut nodes) in structure::emit(injected, config) {
         // The linear node's output has its base name now; the value it had is that of the last Add.
         let last = nodes.last_mut().expect("a block ends in an Add");
         let add = injected.nodes().find(|(_, n)| n.name() == last.name).map(|(_, n)| n);

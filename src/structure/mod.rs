@@ -11,13 +11,15 @@
 
 mod block_shortcut;
 pub mod chain;
+mod emit;
 mod input_shortcut;
 mod lora;
 mod middle_shortcut;
 
-use crate::onnx::{AttrValue, ElementType, NewNode};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+
+pub use emit::{Block, Emitter, emit};
 
 /// Which residual paths join the adapters of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -182,88 +184,6 @@ pub fn b_name(path: &str) -> String {
 /// The output of the linear node at `path` before its adapter's term is added.
 pub fn base_name(path: &str) -> String {
     format!("{path}.base")
-}
-
-/// One block to emit.
-pub struct Block<'a> {
-    pub path: &'a str,
-    /// The linear node's input.
-    pub x: &'a str,
-    /// Paths and inputs of the blocks before it that it reads, nearest first.
-    pub ancestors: Vec<(&'a str, &'a str)>,
-}
-
-/// Collects the nodes of one block.
-pub struct Emitter {
-    pub nodes: Vec<NewNode>,
-    /// Distinguishes the nodes of a module's second and later calls; empty for the first.
-    suffix: String,
-    path: String,
-    /// The element type of activations, to which factors are cast if it is not f32.
-    element: ElementType,
-    dropout: f64,
-    /// Values that earlier blocks have computed, and this one may read.
-    known: std::collections::HashSet<String>,
-}
-
-impl Emitter {
-    pub fn new(
-        path: &str,
-        call: usize,
-        element: ElementType,
-        dropout: f64,
-        known: std::collections::HashSet<String>,
-    ) -> Emitter {
-        let suffix = if call == 0 { String::new() } else { format!(".call{call}") };
-        Emitter { nodes: vec![], suffix, path: path.to_string(), element, dropout, known }
-    }
-
-    /// The nodes, and every value known now, for the next block.
-    pub fn finish(self) -> (Vec<NewNode>, std::collections::HashSet<String>) {
-        (self.nodes, self.known)
-    }
-
-    /// Adds a node called `{path}.{role}` whose output has the same name, and returns that.
-    pub fn node(&mut self, role: &str, op: &str, inputs: &[&str]) -> String {
-        let name = format!("{}.{role}{}", self.path, self.suffix);
-        self.nodes.push(NewNode::new(&name, op, inputs, &name));
-        self.known.insert(name.clone());
-        name
-    }
-
-    /// The transpose of an initializer `(m, n)`, in the activations' element type; shared by all blocks that read it.
-    pub fn transposed(&mut self, initializer: &str) -> String {
-        let name = format!("{}.T", initializer.strip_suffix(".weight").unwrap_or(initializer));
-        if self.known.insert(name.clone()) {
-            let perm = AttrValue::Ints(vec![1, 0]);
-            if self.element == ElementType::F32 {
-                self.nodes.push(NewNode::new(&name, "Transpose", &[initializer], &name).attr("perm", perm));
-            } else {
-                let wide = format!("{name}.float32");
-                self.nodes.push(NewNode::new(&wide, "Transpose", &[initializer], &wide).attr("perm", perm));
-                let to = AttrValue::Int(self.element.number() as i64);
-                self.nodes.push(NewNode::new(&name, "Cast", &[&wide], &name).attr("to", to));
-            }
-        }
-        name
-    }
-
-    /// `D(x)`: dropout if the configuration has any, else `x` itself.
-    pub fn dropped(&mut self, role: &str, x: &str) -> String {
-        if self.dropout == 0.0 { x.to_string() } else { self.node(role, "Dropout", &[x, DROPOUT_RATIO]) }
-    }
-
-    /// `A x` of the block at `path` on the value `x`: `(.., in)` to `(.., rank)`.
-    pub fn project_down(&mut self, role: &str, path: &str, x: &str) -> String {
-        let a = self.transposed(&a_name(path));
-        self.node(role, "MatMul", &[x, &a])
-    }
-
-    /// `B t` of the block at `path`: `(.., rank)` to `(.., out)`.
-    pub fn project_up(&mut self, role: &str, path: &str, t: &str) -> String {
-        let b = self.transposed(&b_name(path));
-        self.node(role, "MatMul", &[t, &b])
-    }
 }
 
 /// The initializers that injection shares among all blocks: `s`, and the probability of dropping an element.

@@ -18,12 +18,11 @@ impl Schedule {
         SCHEDULES.iter().find(|s| s.1 == text).map(|s| s.0)
     }
 
-    /// The learning rate of step `step` (from 0) of `total`: base × min(1, (step + 1) / warmup) × schedule. The schedule
-    /// starts to fall when warm-up ends.
+    /// The learning rate of step `step` (from 0) of `total`: base × min(1, (step + 1) / warmup) × schedule, the schedule
+    /// being 1, `1 - step / total`, or `(1 + cos(π step / total)) / 2`.
     pub fn rate(self, base: f64, step: u64, total: u64, warmup: u64) -> f64 {
         let ramp = if warmup == 0 { 1.0 } else { ((step + 1) as f64 / warmup as f64).min(1.0) };
-        let span = total.saturating_sub(warmup).max(1) as f64;
-        let done = (step.saturating_sub(warmup) as f64 / span).min(1.0);
+        let done = (step as f64 / total.max(1) as f64).min(1.0);
         let fall = match self {
             Schedule::Constant => 1.0,
             Schedule::Linear => 1.0 - done,
@@ -39,16 +38,17 @@ mod tests {
 
     #[test]
     fn rates_at_the_corners() {
-        let rate = |s: Schedule, step| s.rate(2.0, step, 110, 10);
-        for s in [Schedule::Constant, Schedule::Linear, Schedule::Cosine] {
-            assert!((rate(s, 0) - 0.2).abs() < 1e-12);
-            assert!((rate(s, 9) - 2.0).abs() < 1e-12);
-            assert!((rate(s, 10) - 2.0).abs() < 1e-12);
-        }
-        assert!((rate(Schedule::Constant, 109) - 2.0).abs() < 1e-12);
-        assert!((rate(Schedule::Linear, 60) - 1.0).abs() < 1e-12);
-        assert!((rate(Schedule::Cosine, 60) - 1.0).abs() < 1e-12);
-        assert!((Schedule::Linear.rate(1.0, 0, 4, 0) - 1.0).abs() < 1e-12);
-        assert!((Schedule::Linear.rate(1.0, 3, 4, 0) - 0.25).abs() < 1e-12);
+        let check = |s: Schedule, step, warmup, want: f64| {
+            let got = s.rate(2.0, step, 100, warmup);
+            assert!((got - want).abs() < 1e-12, "{s:?} step {step} of 100 after {warmup}: {got}, not {want}");
+        };
+        check(Schedule::Constant, 0, 10, 0.2);
+        check(Schedule::Constant, 9, 10, 2.0);
+        check(Schedule::Constant, 99, 10, 2.0);
+        check(Schedule::Linear, 0, 0, 2.0);
+        check(Schedule::Linear, 75, 10, 0.5);
+        check(Schedule::Linear, 4, 10, 0.96);
+        check(Schedule::Cosine, 50, 10, 1.0);
+        check(Schedule::Cosine, 0, 0, 2.0);
     }
 }

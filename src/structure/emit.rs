@@ -1,0 +1,120 @@
+//! The nodes of adapters: what is put into a model, and taken out of it again.
+
+use super::{Config, DROPOUT_RATIO, SCALE, a_name, b_name, base_name};
+use crate::onnx::{AttrValue, ElementType, Model, NewNode, NodeId, linear_nodes};
+use std::collections::{HashMap, HashSet};
+
+/// The nodes to insert after each adapted linear node of `base`; the last of each is the Add that gives its old output.
+pub fn emit(base: &Model, config: &Config) -> Vec<(NodeId, Vec<NewNode>)> {
+    let linear = linear_nodes(base);
+    let first_x: HashMap<&str, &str> = linear.iter().rev().map(|l| (l.path.as_str(), l.x.as_str())).collect();
+    let mut calls: HashMap<&str, usize> = HashMap::new();
+    let mut known = HashSet::new();
+    let mut out = Vec::new();
+    for l in &linear {
+        let Some(target) = config.target(&l.path) else { continue };
+        let call = calls.entry(&target.path).or_default();
+        let mut e = Emitter::new(&l.path, *call, l.element, config.dropout, std::mem::take(&mut known));
+        let ancestors =
+            config.ancestors(target).into_iter().map(|t| (t.path.as_str(), first_x[t.path.as_str()])).collect();
+        let block = Block { path: &l.path, x: &l.x, ancestors };
+        let term = (config.structure.info().emit)(&mut e, &block);
+        let scaled = e.node("lora_scale", "Mul", &[&term, SCALE]);
+        let base_value = match *call {
+            0 => base_name(&l.path),
+            n => format!("{}.call{n}", base_name(&l.path)),
+        };
+        let add = e.node("lora_add", "Add", &[&base_value, &scaled]);
+        let last = e.nodes.last_mut().expect("just added");
+        debug_assert_eq!(last.name, add);
+        last.outputs = vec![l.y.clone()];
+        *call += 1;
+        let (nodes, now_known) = e.finish();
+        known = now_known;
+        out.push((l.node, nodes));
+    }
+    out
+}
+
+/// One block to emit.
+pub struct Block<'a> {
+    pub path: &'a str,
+    /// The linear node's input.
+    pub x: &'a str,
+    /// Paths and inputs of the blocks before it that it reads, nearest first.
+    pub ancestors: Vec<(&'a str, &'a str)>,
+}
+
+/// Collects the nodes of one block.
+pub struct Emitter {
+    pub nodes: Vec<NewNode>,
+    /// Distinguishes the nodes of a module's second and later calls; empty for the first.
+    suffix: String,
+    path: String,
+    /// The element type of activations, to which factors are cast if it is not f32.
+    element: ElementType,
+    dropout: f64,
+    /// Values that earlier blocks have computed, and this one may read.
+    known: HashSet<String>,
+}
+
+impl Emitter {
+    pub fn new(
+        path: &str,
+        call: usize,
+        element: ElementType,
+        dropout: f64,
+        known: HashSet<String>,
+    ) -> Emitter {
+        let suffix = if call == 0 { String::new() } else { format!(".call{call}") };
+        Emitter { nodes: vec![], suffix, path: path.to_string(), element, dropout, known }
+    }
+
+    /// The nodes, and every value known now, for the next block.
+    pub fn finish(self) -> (Vec<NewNode>, HashSet<String>) {
+        (self.nodes, self.known)
+    }
+
+    /// Adds a node called `{path}.{role}` whose output has the same name, and returns that.
+    pub fn node(&mut self, role: &str, op: &str, inputs: &[&str]) -> String {
+        let name = format!("{}.{role}{}", self.path, self.suffix);
+        self.nodes.push(NewNode::new(&name, op, inputs, &name));
+        self.known.insert(name.clone());
+        name
+    }
+
+    /// The transpose of an initializer `(m, n)`, in the activations' element type; shared by all blocks that read it.
+    pub fn transposed(&mut self, initializer: &str) -> String {
+        let name = format!("{}.T", initializer.strip_suffix(".weight").unwrap_or(initializer));
+        if self.known.insert(name.clone()) {
+            let perm = AttrValue::Ints(vec![1, 0]);
+            if self.element == ElementType::F32 {
+                self.nodes.push(NewNode::new(&name, "Transpose", &[initializer], &name).attr("perm", perm));
+            } else {
+                let wide = format!("{name}.float32");
+                self.nodes.push(NewNode::new(&wide, "Transpose", &[initializer], &wide).attr("perm", perm));
+                let to = AttrValue::Int(self.element.number() as i64);
+                self.nodes.push(NewNode::new(&name, "Cast", &[&wide], &name).attr("to", to));
+            }
+        }
+        name
+    }
+
+    /// `D(x)`: dropout if the configuration has any, else `x` itself.
+    pub fn dropped(&mut self, role: &str, x: &str) -> String {
+        if self.dropout == 0.0 { x.to_string() } else { self.node(role, "Dropout", &[x, DROPOUT_RATIO]) }
+    }
+
+    /// `A x` of the block at `path` on the value `x`: `(.., in)` to `(.., rank)`.
+    pub fn project_down(&mut self, role: &str, path: &str, x: &str) -> String {
+        let a = self.transposed(&a_name(path));
+        self.node(role, "MatMul", &[x, &a])
+    }
+
+    /// `B t` of the block at `path`: `(.., rank)` to `(.., out)`.
+    pub fn project_up(&mut self, role: &str, path: &str, t: &str) -> String {
+        let b = self.transposed(&b_name(path));
+        self.node(role, "MatMul", &[t, &b])
+    }
+}
+
