@@ -100,6 +100,14 @@ pub fn compare(first: &Arc<Model>, second: &Arc<Model>, batches: &[Inputs]) -> R
     Ok((engine, outputs, notes))
 }
 
+/// Runs one file with tract and on the cpu device; returns the engine and the largest relative difference of an output.
+pub fn against_ours(model: &Arc<Model>, batch: &Inputs) -> Result<(String, f64)> {
+    let own = ours(model, std::slice::from_ref(batch))?;
+    let other = verify::run(model, &feeds(batch)).map_err(|e| Error::Model(e.to_string()))?;
+    let differences = verify::compare(&own, &other).map_err(Error::Model)?;
+    Ok(("tract".into(), differences.iter().map(|d| d.relative).fold(0.0, f64::max)))
+}
+
 fn feeds(batch: &Inputs) -> Vec<Feed> {
     let feed = |(name, t): &(String, Tensor)| Feed {
         name: name.clone(),
