@@ -4,7 +4,6 @@ use crate::oracle;
 use reslora_compile::device::{Device, Gpu, Run};
 use reslora_compile::ir::{Builder, DType, Sink, Tensor, Value};
 use reslora_compile::ops::{self, Gpu as GpuKernel, draw, PRIMITIVES, RULES};
-use reslora_compile::pipeline::DeviceChoice;
 use reslora_compile::plan::{self, Layout};
 
 /// Whether there is an adapter; says loudly when there is none, and fails if `RESLORA_REQUIRE_GPU=1`.
@@ -63,23 +62,38 @@ fn every_primitive_computes_what_the_host_computes() {
     }
 }
 
+fn gpu() -> Box<dyn Device> {
+    Box::new(Gpu::open(None, None).expect("an adapter"))
+}
+
+fn gpu_with_shards() -> Box<dyn Device> {
+    Box::new(Gpu::open(None, oracle::SMALL_WEIGHTS).expect("an adapter"))
+}
+
+#[test]
+fn oracle_probe_with_sharded_weights() {
+    if available() {
+        oracle::fixtures().iter().for_each(|c| oracle::check_probe(c, gpu_with_shards));
+    }
+}
+
 #[test]
 fn oracle_probe() {
     if available() {
-        oracle::fixtures().iter().for_each(|c| oracle::check_probe(c, DeviceChoice::Gpu(None)));
+        oracle::fixtures().iter().for_each(|c| oracle::check_probe(c, gpu));
     }
 }
 
 #[test]
 fn oracle_training() {
     if available() {
-        oracle::fixtures().iter().for_each(|c| oracle::check_training(c, DeviceChoice::Gpu(None)));
+        oracle::fixtures().iter().for_each(|c| oracle::check_training(c, gpu));
     }
 }
 
 #[test]
 fn oracle_merges() {
     if available() {
-        oracle::fixtures().iter().for_each(|c| oracle::check_merges(c, DeviceChoice::Gpu(None)));
+        oracle::fixtures().iter().for_each(|c| oracle::check_merges(c, gpu));
     }
 }

@@ -1,6 +1,10 @@
 //! The whole test suite in one binary, so that dependencies are linked once.
 
+mod architecture;
+mod build;
+mod cli;
 mod files;
 mod gpu;
+mod operators;
 mod oracle;
 mod primitives;

@@ -2,17 +2,32 @@
 
 use ndarray::ArrayD;
 use reslora_compile::adapter::{self, Adapter};
+use reslora_compile::device::{Cpu, Device};
 use reslora_compile::inject::{Options, Selector};
 use reslora_compile::merge::STRATEGIES;
 use reslora_compile::onnx;
 use reslora_compile::optim::{self, Hyper};
-use reslora_compile::pipeline::{self, Calibration, DeviceChoice, MergeRequest, TrainRequest};
+use reslora_compile::pipeline::{self, Calibration, MergeRequest, TrainRequest};
 use reslora_compile::structure::Structure;
 use reslora_compile::train::data::{self, Order};
 use reslora_compile::train::{Observer, Schedule, Settings};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// How a check opens the device it runs on.
+pub type Open = fn() -> Box<dyn Device>;
+
+pub fn cpu() -> Box<dyn Device> {
+    Box::new(Cpu::new(None))
+}
+
+/// Smaller than the fixtures' embeddings and output projections, larger than their other weights.
+pub const SMALL_WEIGHTS: Option<u64> = Some(64 << 10);
+
+fn cpu_with_shards() -> Box<dyn Device> {
+    Box::new(Cpu::new(SMALL_WEIGHTS))
+}
 
 pub struct Case {
     pub dir: PathBuf,
@@ -113,12 +128,12 @@ pub fn relative(a: &ArrayD<f32>, b: &ArrayD<f32>) -> f64 {
     difference / norm(&mut b.iter().map(|x| *x as f64)).max(f64::MIN_POSITIVE)
 }
 
-fn train_case(case: &Case, adapter: &str, settings: &Settings, choice: DeviceChoice) -> (Vec<f64>, Adapter) {
+fn train_case(case: &Case, adapter: &str, settings: &Settings, open: Open) -> (Vec<f64>, Adapter) {
     let dir = tempfile::tempdir().unwrap();
     let model = case.injected(adapter, &dir.path().join("t.onnx"));
     let options = data::Options { tokenizer: None, max_length: 512 };
     let data = data::read(&case.dir.join("data.safetensors"), &options).unwrap();
-    let mut device = pipeline::open_device(choice).unwrap();
+    let mut device = open();
     let request = TrainRequest {
         model: &model,
         data: &data,
@@ -136,7 +151,7 @@ fn train_case(case: &Case, adapter: &str, settings: &Settings, choice: DeviceCho
 }
 
 /// Probe loss to 1e-5 and probe gradients to 1e-4 relative per tensor: PyTorch in f32 and in f64 differ by far less.
-pub fn check_probe(case: &Case, choice: DeviceChoice) {
+pub fn check_probe(case: &Case, open: Open) {
     let settings = Settings {
         optimizer: optim::find("sgd").unwrap(),
         hyper: Hyper { weight_decay: 0.0, ..Hyper::default() },
@@ -147,7 +162,7 @@ pub fn check_probe(case: &Case, choice: DeviceChoice) {
         max_steps: Some(1),
         ..case.settings()
     };
-    let (losses, after) = train_case(case, "probe.safetensors", &settings, choice);
+    let (losses, after) = train_case(case, "probe.safetensors", &settings, open);
     let want = case.number("probe_loss");
     assert!((losses[0] - want).abs() <= 1e-5 * want.abs(), "{}: probe loss {} but {want}", case.name(), losses[0]);
     let before = adapter::read(&case.dir.join("probe.safetensors")).unwrap();
@@ -159,8 +174,8 @@ pub fn check_probe(case: &Case, choice: DeviceChoice) {
 }
 
 /// Every training loss to 1e-4, and the adapter it ends with.
-pub fn check_training(case: &Case, choice: DeviceChoice) {
-    let (losses, after) = train_case(case, "init.safetensors", &case.settings(), choice);
+pub fn check_training(case: &Case, open: Open) {
+    let (losses, after) = train_case(case, "init.safetensors", &case.settings(), open);
     let want: Vec<f64> = case.json["losses"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
     assert_eq!(losses.len(), want.len(), "{}", case.name());
     for (step, (got, want)) in losses.iter().zip(&want).enumerate() {
@@ -174,16 +189,21 @@ pub fn check_training(case: &Case, choice: DeviceChoice) {
 
 #[test]
 fn probe_on_cpu() {
-    fixtures().iter().for_each(|c| check_probe(c, DeviceChoice::Cpu));
+    fixtures().iter().for_each(|c| check_probe(c, cpu));
+}
+
+#[test]
+fn probe_with_sharded_weights() {
+    fixtures().iter().for_each(|c| check_probe(c, cpu_with_shards));
 }
 
 #[test]
 fn training_on_cpu() {
-    fixtures().iter().for_each(|c| check_training(c, DeviceChoice::Cpu));
+    fixtures().iter().for_each(|c| check_training(c, cpu));
 }
 
 /// Merged logits to 1e-3, for every strategy that applies, from the oracle's own final adapters.
-pub fn check_merges(case: &Case, choice: DeviceChoice) {
+pub fn check_merges(case: &Case, open: Open) {
     let dir = tempfile::tempdir().unwrap();
     let injected = case.injected("init.safetensors", &dir.path().join("t.onnx"));
     let mut adapter = Adapter::default();
@@ -197,7 +217,7 @@ pub fn check_merges(case: &Case, choice: DeviceChoice) {
     // The oracle calibrates on the first eight micro-batches of two, and looks at the logits of the first.
     let calibration = all.subset(0..16.min(all.len()));
     let probe = all.batch(&pipeline::input_specs(&injected), &[0, 1], 512).unwrap().inputs;
-    let mut device = pipeline::open_device(choice).unwrap();
+    let mut device = open();
     for info in STRATEGIES.iter().filter(|s| (s.applies)(case.structure())) {
         let calibrate = Some(Calibration { data: &calibration, batch_size: 2, max_length: 512 });
         let request = MergeRequest {
@@ -228,11 +248,29 @@ pub fn check_merges(case: &Case, choice: DeviceChoice) {
 
 #[test]
 fn merges_on_cpu() {
-    fixtures().iter().for_each(|c| check_merges(c, DeviceChoice::Cpu));
+    fixtures().iter().for_each(|c| check_merges(c, cpu));
 }
 
 /// A folder of the material that lies beside a development checkout; users' clones have none.
 pub fn shared(name: &str) -> Option<PathBuf> {
     let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(name);
     dir.is_dir().then_some(dir)
+}
+
+/// Any folder of cases that `RESLORA_CASES` names: everything on the cpu device, one line a case.
+#[test]
+fn cases_named_by_the_environment() {
+    let Ok(dir) = std::env::var("RESLORA_CASES") else { return };
+    let mut failed = Vec::new();
+    for case in cases(Path::new(&dir)) {
+        let run = |check: fn(&Case, Open)| {
+            let result = std::panic::catch_unwind(|| check(&case, cpu));
+            result.err().map(|e| e.downcast_ref::<String>().cloned().unwrap_or_else(|| "panicked".into()))
+        };
+        let problems: Vec<String> =
+            [check_probe as fn(&Case, Open), check_training, check_merges].into_iter().filter_map(run).collect();
+        eprintln!("{}: {}", case.name(), if problems.is_empty() { "ok".into() } else { problems.join("; ") });
+        failed.extend(problems);
+    }
+    assert!(failed.is_empty(), "{} checks failed", failed.len());
 }
