@@ -32,7 +32,7 @@ pub struct Norms {
 /// Why an adapter cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
-    #[error("cannot open {}: {error}", path.display())]
+    #[error("cannot open {}: {error}\nhint: check the path", path.display())]
     Open { path: PathBuf, error: std::io::Error },
     #[error("{} is no adapter: {why}\nhint: give a safetensors file, or the run directory that train wrote", path.display())]
     Format { path: PathBuf, why: String },

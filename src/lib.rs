@@ -6,9 +6,9 @@
 //! plain weights. [`pipeline`] is that line in code.
 
 pub mod adapter;
-pub mod device;
 pub mod calibrate;
 pub mod cli;
+pub mod device;
 pub mod inject;
 pub mod ir;
 pub mod lower;

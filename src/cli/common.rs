@@ -109,7 +109,7 @@ impl DeviceArg {
 impl DataArgs {
     pub fn check(&self) -> anyhow::Result<()> {
         match (self.batch_size, self.max_length) {
-            (0, _) => Err(Usage("--batch-size must be at least 1".into()).into()),
+            (0, _) => Err(Usage("--batch-size must be at least 1\nhint: 8 is the default".into()).into()),
             (_, 0) => Err(Usage("--max-length must be at least 1".into()).into()),
             _ => Ok(()),
         }

@@ -37,9 +37,13 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         let opened = DeviceArg { device: id.clone() }.open();
         devices.push(match opened {
             Err(e) if args.device.is_some() => return Err(e),
-            Err(e) => {
-                DeviceCheck { device: id, name: String::new(), sound: false, kernels: vec![], failure: Some(e.to_string()) }
-            }
+            Err(e) => DeviceCheck {
+                device: id,
+                name: String::new(),
+                sound: false,
+                kernels: vec![],
+                failure: Some(e.to_string()),
+            },
             Ok(mut device) => {
                 let kernels = pipeline::self_check(device.as_mut());
                 let sound = kernels.iter().all(|k| k.failure.is_none());

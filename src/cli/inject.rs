@@ -78,7 +78,7 @@ struct TargetRow {
 
 /// A regular expression given to a flag.
 fn regex(flag: &str, text: &str) -> Result<Regex> {
-    Regex::new(text).map_err(|e| Usage(format!("{flag} '{text}' is no regular expression: {e}")).into())
+    Regex::new(text).map_err(|e| Usage(format!("{flag} '{text}' is no regular expression: {e}\nhint: put a backslash before ( ) [ ] . * + ? to match them as they are")).into())
 }
 
 /// What `--target` says.

@@ -125,7 +125,8 @@ fn newest_run(model: &Path, base: Option<&str>) -> Result<PathBuf> {
     let fits = |path: &PathBuf| adapter::read(path).is_ok_and(|a| a.base.is_none() || a.base.as_deref() == base);
     let found = runs.into_iter().rev().map(|r| r.1).find(fits);
     found.ok_or_else(|| {
-        Usage(format!("there is no run of {} in runs/\nhint: train it first, or give --adapter", model.display())).into()
+        Usage(format!("there is no run of {} in runs/\nhint: train it first, or give --adapter", model.display()))
+            .into()
     })
 }
 
@@ -144,9 +145,10 @@ fn text(r: &Result_) -> String {
     });
     let mut out = table(&["merged", "change of weight", "factors"], rows.collect());
     out += &format!("\n\n{} merge; adapter against merged model on {}:\n", r.strategy, r.compared_on);
-    let rows = r.differences.iter().map(|d| {
-        vec![d.output.clone(), format!("{:.2e}", d.relative), format!("{:.2e}", d.largest)]
-    });
+    let rows = r
+        .differences
+        .iter()
+        .map(|d| vec![d.output.clone(), format!("{:.2e}", d.relative), format!("{:.2e}", d.largest)]);
     out += &table(&["output", "relative", "largest"], rows.collect());
     for note in &r.notes {
         out += &format!("\nnote: {note}");

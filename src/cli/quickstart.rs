@@ -197,7 +197,12 @@ fn settings() -> Settings {
 
 fn text(r: &Result_) -> String {
     let rows = r.rows.iter().map(|row| {
-        vec![row.model.to_string(), format!("{:.1} %", 100.0 * row.accuracy), format!("{:.4}", row.loss), row.file.display().to_string()]
+        vec![
+            row.model.to_string(),
+            format!("{:.1} %", 100.0 * row.accuracy),
+            format!("{:.4}", row.loss),
+            row.file.display().to_string(),
+        ]
     });
     let list = table(&["model", "accuracy", "loss", "file"], rows.collect());
     format!(

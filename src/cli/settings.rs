@@ -9,8 +9,7 @@ use std::path::PathBuf;
 pub fn arguments(given: Vec<OsString>) -> Result<Vec<OsString>> {
     let Some(path) = config_path(&given) else { return Ok(given) };
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    let table: toml::Table =
-        text.parse().map_err(|e| Usage(format!("{} is not TOML: {e}", path.display())))?;
+    let table: toml::Table = text.parse().map_err(|e| Usage(format!("{} is not TOML: {e}", path.display())))?;
     let Some(at) = given.iter().skip(1).position(|a| !a.to_string_lossy().starts_with('-')) else { return Ok(given) };
     let at = at + 2;
     let mut flags: Vec<OsString> = Vec::new();

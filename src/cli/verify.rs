@@ -49,25 +49,22 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
             let specs = pipeline::input_specs(&first);
             let all: Vec<usize> = (0..data.len()).collect();
             let batches = all.chunks(args.how.batch_size).take(BATCHES);
-            batches.map(|rows| Ok(data.batch(&specs, rows, args.how.max_length)?.inputs)).collect::<Result<_, Error>>()?
+            batches
+                .map(|rows| Ok(data.batch(&specs, rows, args.how.max_length)?.inputs))
+                .collect::<Result<_, Error>>()?
         }
         None => vec![pipeline::synthetic(&first, 0)?],
     };
     let (engine, outputs, notes) = compare(&first, &second, &batches)?;
     // Not a number is above any tolerance.
     let above = outputs.iter().any(|d| !(d.relative <= args.tolerance));
-    let result = Result_ {
-        engine,
-        batches: batches.len(),
-        outputs,
-        tolerance: args.tolerance,
-        above_tolerance: above,
-        notes,
-    };
+    let result =
+        Result_ { engine, batches: batches.len(), outputs, tolerance: args.tolerance, above_tolerance: above, notes };
     printer.result(&result, || {
-        let rows = result.outputs.iter().map(|d| {
-            vec![d.output.clone(), format!("{:.2e}", d.largest), format!("{:.2e}", d.relative)]
-        });
+        let rows = result
+            .outputs
+            .iter()
+            .map(|d| vec![d.output.clone(), format!("{:.2e}", d.largest), format!("{:.2e}", d.relative)]);
         let mut out = table(&["output", "largest difference", "relative"], rows.collect());
         out += &format!("\n\nran with {}", result.engine);
         for note in &result.notes {
@@ -82,7 +79,11 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
 }
 
 /// Runs both files on every batch with one engine, and joins the differences of each output over batches.
-pub fn compare(first: &Arc<Model>, second: &Arc<Model>, batches: &[Inputs]) -> Result<(String, Vec<Difference>, Vec<String>)> {
+pub fn compare(
+    first: &Arc<Model>,
+    second: &Arc<Model>,
+    batches: &[Inputs],
+) -> Result<(String, Vec<Difference>, Vec<String>)> {
     let mut notes = Vec::new();
     let tract = |m: &Arc<Model>| -> Result<Vec<Output>, verify::EngineError> {
         let runs: Result<Vec<_>, _> = batches.iter().map(|b| verify::run(m, &feeds(b))).collect();
@@ -138,7 +139,9 @@ fn ours(model: &Arc<Model>, batches: &[Inputs]) -> Result<Vec<Output>> {
     let trainee = pipeline::load(model, None)?;
     let mut device = pipeline::open_device(pipeline::DeviceChoice::Cpu)?;
     let outputs = pipeline::infer(&trainee, batches, device.as_mut())?;
-    let values = |ts: &[Tensor]| -> Vec<f64> { ts.iter().flat_map(|t| feeds(&vec![(String::new(), t.clone())])[0].values.clone()).collect() };
+    let values = |ts: &[Tensor]| -> Vec<f64> {
+        ts.iter().flat_map(|t| feeds(&vec![(String::new(), t.clone())])[0].values.clone()).collect()
+    };
     Ok(outputs
         .into_iter()
         .map(|(name, ts)| {

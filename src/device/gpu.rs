@@ -150,8 +150,7 @@ impl Gpu {
             slot.get_or_insert(e.to_string());
         }));
         let weight = info.binding.min(max_weight.unwrap_or(u64::MAX));
-        let traits =
-            GpuTraits { software: info.software, max_workgroups: limits.max_compute_workgroups_per_dimension };
+        let traits = GpuTraits { software: info.software, max_workgroups: limits.max_compute_workgroups_per_dimension };
         Ok(Gpu {
             device,
             queue,
@@ -213,7 +212,9 @@ impl Gpu {
     fn load_weight(&mut self, name: &str, tensor: &Tensor) -> Result<(), DeviceError> {
         if tensor.elements() > self.value_words {
             let (ty, mib) = (tensor.ty(), self.value_words >> 18);
-            let why = format!("weight '{name}' of {ty} does not fit one binding of {mib} MiB, and is not used in a way that can be split");
+            let why = format!(
+                "weight '{name}' of {ty} does not fit one binding of {mib} MiB, and is not used in a way that can be split"
+            );
             return Err(self.failed(why));
         }
         let buffer = self.storage(tensor.elements(), name)?;
@@ -241,9 +242,8 @@ impl Gpu {
             count: None,
         };
         let entries: Vec<_> = access.iter().enumerate().map(entry).collect();
-        let group = self
-            .device
-            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+        let group =
+            self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
         let pipeline = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: None,
             bind_group_layouts: &[Some(&group)],
@@ -373,15 +373,15 @@ impl Gpu {
             let accesses: Vec<Access> = [Access::Uniform].into_iter().chain(ranges.iter().map(access)).collect();
             let pipeline = self.pipeline(d, &accesses)?;
             let layout = self.layout(&accesses);
-            let bind = |buffer, offset, size| wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer,
-                offset,
-                size: std::num::NonZeroU64::new(size),
-            });
-            let mut entries = vec![wgpu::BindGroupEntry {
-                binding: 0,
-                resource: bind(&uniforms, offset, d.params.len() as u64 * 4),
-            }];
+            let bind = |buffer, offset, size| {
+                wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer,
+                    offset,
+                    size: std::num::NonZeroU64::new(size),
+                })
+            };
+            let mut entries =
+                vec![wgpu::BindGroupEntry { binding: 0, resource: bind(&uniforms, offset, d.params.len() as u64 * 4) }];
             for (i, (_, r)) in ranges.iter().enumerate() {
                 let resource = bind(&r.buffer, r.offset, r.size);
                 entries.push(wgpu::BindGroupEntry { binding: i as u32 + 1, resource });
@@ -503,7 +503,8 @@ impl Device for Gpu {
     }
 
     fn read(&mut self, state: &str) -> Result<Vec<u32>, DeviceError> {
-        let buffer = self.states.get(state).ok_or_else(|| self.failed(format!("no state is called '{state}'")))?.clone();
+        let buffer =
+            self.states.get(state).ok_or_else(|| self.failed(format!("no state is called '{state}'")))?.clone();
         let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("read"),
             size: buffer.size(),

@@ -22,7 +22,8 @@ fn windows(c: &Context, kernel: &[usize], size: &[usize]) -> Result<Attrs, Reaso
                 let span = (kernel[d] as i64 - 1) * dilation[d] + 1;
                 let total = ((places - 1) * stride[d] + span - size[d] as i64).max(0);
                 let less = total / 2;
-                (pads[d], pads[d + axes]) = if mode == "SAME_UPPER" { (less, total - less) } else { (total - less, less) };
+                (pads[d], pads[d + axes]) =
+                    if mode == "SAME_UPPER" { (less, total - less) } else { (total - less, less) };
             }
         }
         other => return Err(format!("auto_pad '{other}' is not known").into()),

@@ -86,7 +86,10 @@ pub enum MergeError {
     NotInjected { file: String },
     #[error("the configuration in {file} cannot be read: {why}")]
     Config { file: String, why: String },
-    #[error("the adapter was trained on another base (digest {adapter}), this model's is {model}")]
+    #[error(
+        "the adapter was trained on another base (digest {adapter}), this model's is {model}\n\
+         hint: give the model that was trained, or inject into the base that the adapter belongs to"
+    )]
     OtherBase { adapter: String, model: String },
     #[error("the adapter holds no '{name}'")]
     MissingTensor { name: String },
@@ -99,7 +102,9 @@ pub enum MergeError {
          hint: give --calibrate FILE, or an adapter of a run of at least one step"
     )]
     NoNorms { strategy: String, structure: Structure },
-    #[error("weight '{weight}' of '{path}' is {element}, which cannot be merged into yet\nhint: merge into a float export of the model")]
+    #[error(
+        "weight '{weight}' of '{path}' is {element}, which cannot be merged into yet\nhint: merge into a float export of the model"
+    )]
     Quantised { weight: String, path: String, element: ElementType },
     #[error("the model's nodes do not match its configuration: {0}")]
     Nodes(String),
@@ -177,8 +182,7 @@ pub fn merge(
     let config = config(injected)?;
     let info = strategy.info();
     if !(info.applies)(config.structure) {
-        let others: Vec<&str> =
-            STRATEGIES.iter().filter(|s| (s.applies)(config.structure)).map(|s| s.name).collect();
+        let others: Vec<&str> = STRATEGIES.iter().filter(|s| (s.applies)(config.structure)).map(|s| s.name).collect();
         let hint = format!("--strategy {}", others.join(" or "));
         return Err(MergeError::Strategy { strategy: info.name.into(), structure: config.structure, hint });
     }
@@ -224,11 +228,11 @@ pub fn merge(
         let new = base + &delta.delta / l.alpha as f64;
         let name = own_weight(&mut model, &linear, l, &targets, &mut notes);
         let element = model.initializer_type(&name).expect("its own weight is an initializer").0;
-        let stored: Vec<f64> = if l.transposed { new.iter().copied().collect() } else { new.t().iter().copied().collect() };
+        let stored: Vec<f64> =
+            if l.transposed { new.iter().copied().collect() } else { new.t().iter().copied().collect() };
         model.replace_data(&name, onnx::encode_floats(element, &stored).expect("checked above"));
     }
-    let report =
-        Report { strategy: info.name.into(), layers, also_trained: config.also_train.clone(), notes };
+    let report = Report { strategy: info.name.into(), layers, also_trained: config.also_train.clone(), notes };
     Ok((model, report))
 }
 
@@ -263,7 +267,13 @@ fn weight(model: &Model, l: &Linear) -> Array2<f64> {
 
 /// The initializer to change for a target: its weight, or a copy of that if another node reads the weight too and does
 /// not belong to the target.
-fn own_weight(model: &mut Model, linear: &[Linear], l: &Linear, targets: &HashSet<&str>, notes: &mut Vec<String>) -> String {
+fn own_weight(
+    model: &mut Model,
+    linear: &[Linear],
+    l: &Linear,
+    targets: &HashSet<&str>,
+    notes: &mut Vec<String>,
+) -> String {
     let consumers = model.consumers();
     let readers = consumers.get(&l.weight).cloned().unwrap_or_default();
     let mine: HashSet<NodeId> =
@@ -293,7 +303,10 @@ fn own_weight(model: &mut Model, linear: &[Linear], l: &Linear, targets: &HashSe
     let (element, dims, bytes) = (view.element, view.dims.clone(), view.bytes.to_vec());
     model.add_initializer(&copy, element, &dims, bytes);
     let also = if targets.len() > 1 { " or to another target" } else { "" };
-    notes.push(format!("'{}' also belongs to a node that is not adapted{also}: '{}' got its own copy", l.weight, l.path));
+    notes.push(format!(
+        "'{}' also belongs to a node that is not adapted{also}: '{}' got its own copy",
+        l.weight, l.path
+    ));
     // Point the target's own readers at the copy; a reader that leads elsewhere too is given a twin.
     for (reader, ends) in ends {
         if ends.iter().all(|id| mine.contains(id)) {

@@ -27,8 +27,7 @@ fn middle(i: &Inputs, t: &Target) -> Delta {
     let norm = |t: &Target| mean(i.norms[&t.path].x, i.norms[&t.path].rows);
     let own = norm(t);
     let ancestors = i.config.ancestors(t);
-    let alphas: Vec<f64> =
-        ancestors.iter().map(|e| if own == 0.0 { 0.0 } else { (norm(e) / own).sqrt() }).collect();
+    let alphas: Vec<f64> = ancestors.iter().map(|e| if own == 0.0 { 0.0 } else { (norm(e) / own).sqrt() }).collect();
     let (a, b) = &i.factors[&t.path];
     let mut sum: Array2<f64> = a.clone();
     for (alpha, e) in alphas.iter().zip(ancestors) {

@@ -14,13 +14,13 @@ use std::sync::Arc;
 /// Why a file cannot be read as a model.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    #[error("cannot open {}: {error}", path.display())]
+    #[error("cannot open {}: {error}\nhint: check the path", path.display())]
     Open { path: PathBuf, error: std::io::Error },
     #[error("{} is not an ONNX model: {why}\nhint: export one with torch.onnx.export, or check the path", path.display())]
     NotOnnx { path: PathBuf, why: String },
     #[error("{} is truncated: {error}\nhint: copy or download the file again", path.display())]
     Truncated { path: PathBuf, error: WireError },
-    #[error("{} is damaged: {why}", path.display())]
+    #[error("{} is damaged: {why}\nhint: export it again, or copy or download the file again", path.display())]
     Damaged { path: PathBuf, why: String },
     #[error(
         "{}: tensor '{tensor}' keeps its data in {}: {error}\nhint: put the data file beside the model under that name",

@@ -78,11 +78,11 @@ mod unslice;
 mod xor;
 
 pub use host::{RULES, eval, interpret};
-pub use samples::draw;
 pub use primitive::{
     Binding, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Fill, Gpu, GpuCall, GpuTraits, Primitive, Sample, Shader,
     Vjp, VjpCall,
 };
+pub use samples::draw;
 
 /// Every primitive, by name.
 pub static PRIMITIVES: &[Primitive] = &[

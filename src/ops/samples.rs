@@ -37,4 +37,3 @@ pub fn draw(ty: &Type, fill: Fill, seed: u64) -> Tensor {
         }
     }
 }
-

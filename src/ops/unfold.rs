@@ -29,9 +29,14 @@ pub const PRIMITIVE: Primitive = Primitive {
 /// Image shapes and window attributes for samples.
 pub fn samples() -> Vec<(Vec<usize>, Attrs)> {
     let of = |kernel: [i64; 2], stride: [i64; 2], dilation: [i64; 2], pads: [i64; 4]| {
-        [("kernel", kernel.to_vec()), ("stride", stride.to_vec()), ("dilation", dilation.to_vec()), ("pads", pads.to_vec())]
-            .into_iter()
-            .fold(Attrs::new(), |a, (name, v)| a.with(name, Attr::Ints(v)))
+        [
+            ("kernel", kernel.to_vec()),
+            ("stride", stride.to_vec()),
+            ("dilation", dilation.to_vec()),
+            ("pads", pads.to_vec()),
+        ]
+        .into_iter()
+        .fold(Attrs::new(), |a, (name, v)| a.with(name, Attr::Ints(v)))
     };
     vec![
         (vec![2, 3, 6, 6], of([2, 2], [2, 2], [1, 1], [0, 0, 0, 0])),

@@ -83,8 +83,7 @@ impl Program {
             (_, Some(LossChoice::Added { logits: name, .. } | LossChoice::Held { output: name })) => vec![name.clone()],
         };
         wanted.extend(blocks.iter().flat_map(|(x, xa)| [Some(x.clone()), xa.clone()]).flatten());
-        let request =
-            Request { model: &self.model, shapes, trained: &self.trained, wanted: &wanted, training };
+        let request = Request { model: &self.model, shapes, trained: &self.trained, wanted: &wanted, training };
         let Lowered { mut b, values } = lower::lower(&request)?;
         match (purpose, &self.loss) {
             (Purpose::Infer, _) => {
@@ -210,7 +209,10 @@ pub fn choose_loss(
         let known = all.iter().any(|o| o.name == name);
         if !known {
             let have: Vec<&str> = all.iter().map(|o| o.name.as_str()).collect();
-            return Err(Error::Usage(format!("there is no output '{name}'\nhint: its outputs are {}", have.join(", "))));
+            return Err(Error::Usage(format!(
+                "there is no output '{name}'\nhint: its outputs are {}",
+                have.join(", ")
+            )));
         }
         return Ok(LossChoice::Held { output: name.into() });
     }

@@ -74,7 +74,8 @@ pub const MAX_WEIGHT: &str = "RESLORA_MAX_WEIGHT_MIB";
 pub fn open_device(choice: DeviceChoice) -> Result<Box<dyn Device>, Error> {
     let max_weight = match std::env::var(MAX_WEIGHT) {
         Ok(text) => {
-            let mib: u64 = text.parse().map_err(|_| Error::Usage(format!("{MAX_WEIGHT}={text} is no number of MiB")))?;
+            let mib: u64 =
+                text.parse().map_err(|_| Error::Usage(format!("{MAX_WEIGHT}={text} is no number of MiB")))?;
             Some(mib << 20)
         }
         Err(_) => None,

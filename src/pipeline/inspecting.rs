@@ -49,7 +49,13 @@ pub struct Inspection {
 }
 
 /// Inspects a model; an injected one as it is, any other with the adapters that `inject` puts in by default.
-pub fn inspect(model: &Arc<Model>, options: &Options, batch: usize, seq: usize, limits: Limits) -> Result<Inspection, Error> {
+pub fn inspect(
+    model: &Arc<Model>,
+    options: &Options,
+    batch: usize,
+    seq: usize,
+    limits: Limits,
+) -> Result<Inspection, Error> {
     let factors = |l: &Linear| l.weight.ends_with(".lora_A.weight") || l.weight.ends_with(".lora_B.weight");
     let linear: Vec<Linear> = onnx::linear_nodes(model).into_iter().filter(|l| !factors(l)).collect();
     let roles = onnx::roles(model, &linear);

@@ -87,12 +87,18 @@ pub fn merge(request: &MergeRequest, device: &mut dyn Device) -> Result<Merged, 
 }
 
 /// Norms of the blocks: from the data given, else as the run recorded them, else from the data to fall back on.
-fn norms(request: &MergeRequest, device: &mut dyn Device, notes: &mut Vec<String>) -> Result<BTreeMap<String, Norms>, Error> {
+fn norms(
+    request: &MergeRequest,
+    device: &mut dyn Device,
+    notes: &mut Vec<String>,
+) -> Result<BTreeMap<String, Norms>, Error> {
     if let Some(c) = &request.calibrate {
         return calibrate(request.injected, request.adapter, c, device);
     }
     if !request.adapter.statistics.is_empty() {
-        notes.push("norms are those recorded over the last steps of training; --calibrate FILE gathers them anew".into());
+        notes.push(
+            "norms are those recorded over the last steps of training; --calibrate FILE gathers them anew".into(),
+        );
         return Ok(request.adapter.statistics.clone());
     }
     match &request.fallback {
@@ -173,13 +179,8 @@ pub fn infer(trainee: &Trainee, inputs: &[Vec<(String, Tensor)>], device: &mut d
     let mut all: Outputs = BTreeMap::new();
     trainee.session(device, usize::MAX, |session| {
         for batch in inputs {
-            let run = crate::train::data::Batch {
-                inputs: batch.clone(),
-                labels: None,
-                examples: 0,
-                counted: 0,
-                tokens: 0,
-            };
+            let run =
+                crate::train::data::Batch { inputs: batch.clone(), labels: None, examples: 0, counted: 0, tokens: 0 };
             let plan = session.plan(&run, Purpose::Infer)?;
             session.device.submit(vec![Run { plan, inputs: batch.clone() }])?;
             for (name, t) in session.device.collect(true)?.into_iter().flat_map(|f| f.runs).flatten() {
@@ -205,7 +206,10 @@ pub fn compare_outputs(
     let first = infer(&load(a, adapter)?, inputs, device)?;
     let second = infer(&Trainee { program: Program { fuse: true, ..inferring(b) }, ..load(b, None)? }, inputs, device)?;
     let wide = |ts: &Vec<Tensor>| -> Option<Vec<f64>> {
-        ts.iter().map(Tensor::as_f32).collect::<Option<Vec<_>>>().map(|v| v.concat().iter().map(|&x| x as f64).collect())
+        ts.iter()
+            .map(Tensor::as_f32)
+            .collect::<Option<Vec<_>>>()
+            .map(|v| v.concat().iter().map(|&x| x as f64).collect())
     };
     let both = first.iter().filter_map(|(name, x)| Some((name, wide(x)?, wide(second.get(name)?)?)));
     Ok(both.filter(|(_, x, _)| !x.is_empty()).map(|(name, x, y)| verify::difference(name, &x, &y)).collect())

@@ -42,7 +42,8 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
     }
     let mut parameters = BTreeMap::new();
     for name in &trained {
-        let view = model.initializer(name).ok_or_else(|| Error::Model(format!("the model has no initializer '{name}'")))?;
+        let view =
+            model.initializer(name).ok_or_else(|| Error::Model(format!("the model has no initializer '{name}'")))?;
         let values = view.to_f32().ok_or_else(|| Error::Model(format!("'{name}' is {}, not a float", view.element)))?;
         let array = ArrayD::from_shape_vec(view.dims.clone(), values).expect("checked when the file was read");
         parameters.insert(name.clone(), array);
@@ -113,8 +114,7 @@ pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn
     let (trainee, resume) = prepare(request)?;
     let config = request.model.metadata(crate::structure::CONFIG_KEY).unwrap_or_default().to_string();
     let blocks = trainee.program.blocks();
-    let trained =
-        Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, blocks };
+    let trained = Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, blocks };
     trainee.session(device, request.max_length, |session| {
         let r = request;
         Ok(train::train(session, RULES, &trained, r.data, r.eval, r.settings, r.dir, resume, observer)?)
@@ -147,9 +147,8 @@ pub struct Evaluation {
 pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evaluation, Error> {
     let mut trainee = load(request.model, request.adapter)?;
     trainee.set_loss(request.data, request.batch_size, request.max_length, request.loss, request.loss_output)?;
-    let totals = trainee.session(device, request.max_length, |session| {
-        Ok(session.evaluate(request.data, request.batch_size)?)
-    })?;
+    let totals = trainee
+        .session(device, request.max_length, |session| Ok(session.evaluate(request.data, request.batch_size)?))?;
     let e = train::evaluation(&totals, request.data, 0, 0.0);
     Ok(Evaluation { totals, loss: e.eval_loss, accuracy: e.eval_accuracy, perplexity: e.eval_perplexity })
 }

@@ -59,13 +59,7 @@ pub struct Emitter {
 }
 
 impl Emitter {
-    pub fn new(
-        path: &str,
-        call: usize,
-        element: ElementType,
-        dropout: f64,
-        known: HashSet<String>,
-    ) -> Emitter {
+    pub fn new(path: &str, call: usize, element: ElementType, dropout: f64, known: HashSet<String>) -> Emitter {
         let suffix = if call == 0 { String::new() } else { format!(".call{call}") };
         Emitter { nodes: vec![], suffix, path: path.to_string(), element, dropout, known }
     }
@@ -117,4 +111,3 @@ impl Emitter {
         self.node(role, "MatMul", &[t, &b])
     }
 }
-

@@ -1,8 +1,8 @@
 //! Small ONNX models, built in the test that needs them.
 
 use onnx_protobuf::{
-    AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
-    ValueInfoProto, attribute_proto::AttributeType, tensor_shape_proto, type_proto,
+    AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
+    TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_shape_proto, type_proto,
 };
 use std::path::{Path, PathBuf};
 
@@ -142,7 +142,8 @@ impl Net {
 
 /// Numbers that look random and are not.
 pub fn spread(n: usize, seed: u64) -> Vec<f32> {
-    let at = |i: usize| (((i as u64 + 1) * (2 * seed + 1)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as f32 / 16_777_216.0;
+    let at =
+        |i: usize| (((i as u64 + 1) * (2 * seed + 1)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as f32 / 16_777_216.0;
     (0..n).map(|i| 2.0 * at(i) - 1.0).collect()
 }
 

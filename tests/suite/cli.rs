@@ -99,8 +99,10 @@ fn bert_case_from_inject_to_merge() {
     let calib: Vec<(&str, Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
     write_tensors(&dir.path().join("calib.safetensors"), &calib);
     for (strategy, key) in [("input-norm", "input"), ("weight-norm", "weight")] {
-        let how = ["--strategy", strategy, "--calibrate", "calib.safetensors", "--batch-size", "2", "-o", "merged.onnx"];
-        let report = json(dir.path(), &[&["merge", "t.onnx", "--adapter", "run", "--device", "cpu"], &how[..]].concat());
+        let how =
+            ["--strategy", strategy, "--calibrate", "calib.safetensors", "--batch-size", "2", "-o", "merged.onnx"];
+        let report =
+            json(dir.path(), &[&["merge", "t.onnx", "--adapter", "run", "--device", "cpu"], &how[..]].concat());
         assert_eq!(report["layers"].as_array().unwrap().len(), 8);
         let merged = pipeline::read(&dir.path().join("merged.onnx")).unwrap();
         let probe = all.batch(&pipeline::input_specs(&merged), &[0, 1], 512).unwrap().inputs;
@@ -112,7 +114,8 @@ fn bert_case_from_inject_to_merge() {
     }
 
     // The factors recorded in training serve where no data is given.
-    let report = json(dir.path(), &["merge", "t.onnx", "--adapter", "run", "--strategy", "input-norm", "--device", "cpu"]);
+    let report =
+        json(dir.path(), &["merge", "t.onnx", "--adapter", "run", "--strategy", "input-norm", "--device", "cpu"]);
     assert!(report["notes"][0].as_str().unwrap().contains("recorded"));
     assert!(dir.path().join("t.merged.onnx").exists());
 
@@ -122,7 +125,8 @@ fn bert_case_from_inject_to_merge() {
     let step = ["--optimizer", "sgd", "--lr", "1", "--schedule", "constant", "--weight-decay", "0", "--max-steps", "1"];
     let how = ["--no-shuffle", "--batch-size", "2", "--clip-norm", "0", "--device", "cpu", "-o", "probe"];
     done(dir.path(), &[&["train", "p.onnx", "--data", &data], &step[..], &how[..]].concat());
-    let (before, after) = (adapter::read(Path::new(&probe)).unwrap(), adapter::read(&dir.path().join("probe")).unwrap());
+    let (before, after) =
+        (adapter::read(Path::new(&probe)).unwrap(), adapter::read(&dir.path().join("probe")).unwrap());
     for (name, start) in &before.tensors {
         let error = relative(&(start - &after.tensors[name]), &case.expected.tensors[&format!("probe.grad.{name}")]);
         assert!(error < 1e-4, "{name}: {error:.1e}");
@@ -149,11 +153,13 @@ fn external() -> Net {
         value: "weights.bin".into(),
         ..Default::default()
     });
-    Net::new(17)
-        .input("x", F32, &["batch", "4"])
-        .output("y", F32, &["batch", "3"])
-        .initializer(weight)
-        .node("/fc/MatMul", "MatMul", &["x", "w"], &["y"], &[])
+    Net::new(17).input("x", F32, &["batch", "4"]).output("y", F32, &["batch", "3"]).initializer(weight).node(
+        "/fc/MatMul",
+        "MatMul",
+        &["x", "w"],
+        &["y"],
+        &[],
+    )
 }
 
 /// Bad input: one clear error, exit code 1 or 2, and nothing written.
@@ -248,7 +254,8 @@ fn resumed_run_ends_bit_for_bit_where_a_whole_one_does() {
     perceptron_data(&d.join("data.safetensors"), 50, |i| ((i * 7) % 3) as i32);
     perceptron_data(&d.join("eval.safetensors"), 9, |i| (i % 3) as i32);
     done(d, &["inject", "mlp.onnx", "--rank", "2", "--structure", "lora", "--dropout", "0.2", "-o", "t.onnx"]);
-    let how = ["--eval", "eval.safetensors", "--eval-every", "5", "--batch-size", "4", "--accumulate", "2", "--lr", "0.05"];
+    let how =
+        ["--eval", "eval.safetensors", "--eval-every", "5", "--batch-size", "4", "--accumulate", "2", "--lr", "0.05"];
     let run = |out: &str, steps: &str, more: &[&str]| {
         let rest = ["--schedule", "constant", "--device", "cpu", "--max-steps", steps, "-o", out];
         done(d, &[&["train", "t.onnx", "--data", "data.safetensors"], &how[..], &rest[..], more].concat());
@@ -270,7 +277,24 @@ fn resumed_run_ends_bit_for_bit_where_a_whole_one_does() {
 
     // Other data is refused.
     perceptron_data(&d.join("data.safetensors"), 50, |_| 0);
-    let ran = cli(d, &["train", "t.onnx", "--data", "data.safetensors", "--batch-size", "4", "--accumulate", "2", "--resume", "-o", "parts", "--device", "cpu"]);
+    let ran = cli(
+        d,
+        &[
+            "train",
+            "t.onnx",
+            "--data",
+            "data.safetensors",
+            "--batch-size",
+            "4",
+            "--accumulate",
+            "2",
+            "--resume",
+            "-o",
+            "parts",
+            "--device",
+            "cpu",
+        ],
+    );
     assert_eq!(ran.code, 1, "{}", ran.err);
     assert!(ran.err.contains("its data was"), "{}", ran.err);
 }
@@ -283,14 +307,36 @@ fn run_directory_holds_what_it_should() {
     perceptron_data(&d.join("data.safetensors"), 30, |i| (i % 3) as i32);
     done(d, &["inject", "mlp.onnx", "--rank", "2"]);
     assert!(d.join("mlp.reslora.onnx").exists());
-    let result = json(d, &["train", "mlp.reslora.onnx", "--data", "data.safetensors", "--eval", "data.safetensors", "--device", "cpu", "--epochs", "2"]);
+    let result = json(
+        d,
+        &[
+            "train",
+            "mlp.reslora.onnx",
+            "--data",
+            "data.safetensors",
+            "--eval",
+            "data.safetensors",
+            "--device",
+            "cpu",
+            "--epochs",
+            "2",
+        ],
+    );
     assert_eq!(result["run"], "runs/mlp-1");
     assert_eq!(result["steps"], 8);
     let run = d.join("runs/mlp-1");
-    for name in ["config.toml", "adapter.safetensors", "metrics.jsonl", "report.html", "last/progress.json", "last/states.safetensors"] {
+    for name in [
+        "config.toml",
+        "adapter.safetensors",
+        "metrics.jsonl",
+        "report.html",
+        "last/progress.json",
+        "last/states.safetensors",
+    ] {
         assert!(run.join(name).exists(), "{name}");
     }
-    let events = listing(&run).into_iter().any(|p| p.file_name().unwrap().to_string_lossy().starts_with("events.out.tfevents."));
+    let events =
+        listing(&run).into_iter().any(|p| p.file_name().unwrap().to_string_lossy().starts_with("events.out.tfevents."));
     assert!(events);
     let lines = metrics(&run);
     assert!(lines.iter().all(|l| l["loss"].is_null() != l["eval_loss"].is_null()));
@@ -300,7 +346,8 @@ fn run_directory_holds_what_it_should() {
     }
 
     // The run's own configuration runs it again, under another name; flags win over it.
-    let again = json(d, &["train", "mlp.reslora.onnx", "--config", "runs/mlp-1/config.toml", "-o", "again", "--epochs", "1"]);
+    let again =
+        json(d, &["train", "mlp.reslora.onnx", "--config", "runs/mlp-1/config.toml", "-o", "again", "--epochs", "1"]);
     assert_eq!((&again["run"], &again["steps"]), (&Value::from("again"), &Value::from(4)));
 
     // Without flags, merge takes the newest run of the model, and says what it wrote.
@@ -311,7 +358,10 @@ fn run_directory_holds_what_it_should() {
     assert!(merged["differences"][0]["relative"].as_f64().unwrap() < 1e-4);
 
     // The adapter graph and the merged model measure the same.
-    let with = json(d, &["eval", "mlp.reslora.onnx", "--adapter", "runs/mlp-1", "--data", "data.safetensors", "--device", "cpu"]);
+    let with = json(
+        d,
+        &["eval", "mlp.reslora.onnx", "--adapter", "runs/mlp-1", "--data", "data.safetensors", "--device", "cpu"],
+    );
     let without = json(d, &["eval", "mlp.merged.onnx", "--data", "data.safetensors", "--device", "cpu"]);
     assert!((with["loss"].as_f64().unwrap() - without["loss"].as_f64().unwrap()).abs() < 1e-5);
     assert_eq!(with["accuracy"], without["accuracy"]);
@@ -332,14 +382,31 @@ fn graph_that_holds_its_loss_trains_on_it() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     let mut net = perceptron().input("labels", I64, &["batch"]).output("loss", F32, &[]);
-    net = net.node("/loss", "SoftmaxCrossEntropyLoss", &["logits", "labels"], &["loss"], &[("ignore_index", A::I(-100))]);
+    net =
+        net.node("/loss", "SoftmaxCrossEntropyLoss", &["logits", "labels"], &["loss"], &[("ignore_index", A::I(-100))]);
     net.write(&d.join("held.onnx"));
     perceptron().write(&d.join("mlp.onnx"));
     perceptron_data(&d.join("data.safetensors"), 10, |i| if i == 3 { -100 } else { (i % 3) as i32 });
     for model in ["held", "mlp"] {
         done(d, &["inject", &format!("{model}.onnx"), "--rank", "2"]);
-        let how = ["--no-shuffle", "--batch-size", "4", "--accumulate", "2", "--device", "cpu", "--lr", "0.01", "--epochs", "3"];
-        done(d, &[&["train", &format!("{model}.reslora.onnx"), "--data", "data.safetensors", "-o", model], &how[..]].concat());
+        let how = [
+            "--no-shuffle",
+            "--batch-size",
+            "4",
+            "--accumulate",
+            "2",
+            "--device",
+            "cpu",
+            "--lr",
+            "0.01",
+            "--epochs",
+            "3",
+        ];
+        done(
+            d,
+            &[&["train", &format!("{model}.reslora.onnx"), "--data", "data.safetensors", "-o", model], &how[..]]
+                .concat(),
+        );
     }
     // The loss a graph holds is a mean of its own; steps of it are those of the loss that training adds.
     let (held, added) = (metrics(&d.join("held")), metrics(&d.join("mlp")));
@@ -358,7 +425,23 @@ fn regression_trains_on_float_labels() {
     let labels = Tensor::f32([20, 3], spread(60, 4));
     write_tensors(&d.join("data.safetensors"), &[("x", Tensor::f32([20, 4], spread(80, 9))), ("labels", labels)]);
     done(d, &["inject", "mlp.onnx", "--rank", "2"]);
-    done(d, &["train", "mlp.reslora.onnx", "--data", "data.safetensors", "--device", "cpu", "--lr", "0.02", "--epochs", "20", "-o", "run"]);
+    done(
+        d,
+        &[
+            "train",
+            "mlp.reslora.onnx",
+            "--data",
+            "data.safetensors",
+            "--device",
+            "cpu",
+            "--lr",
+            "0.02",
+            "--epochs",
+            "20",
+            "-o",
+            "run",
+        ],
+    );
     let lines = metrics(&d.join("run"));
     let mean = |lines: &[Value]| lines.iter().map(|l| l["loss"].as_f64().unwrap()).sum::<f64>() / lines.len() as f64;
     assert!(mean(&lines[lines.len() - 5..]) < 0.8 * mean(&lines[..5]));
@@ -370,7 +453,10 @@ fn also_trained_tensors_are_trained_and_merged() {
     let d = dir.path();
     perceptron().write(&d.join("mlp.onnx"));
     perceptron_data(&d.join("data.safetensors"), 30, |i| (i % 3) as i32);
-    let report = json(d, &["inject", "mlp.onnx", "--rank", "2", "--target", "up", "--also-train", "down|up.bias", "-o", "t.onnx"]);
+    let report = json(
+        d,
+        &["inject", "mlp.onnx", "--rank", "2", "--target", "up", "--also-train", "down|up.bias", "-o", "t.onnx"],
+    );
     assert_eq!(report["also_train"], serde_json::json!(["net.0.up.bias", "net.0.down.weight"]));
     done(d, &["train", "t.onnx", "--data", "data.safetensors", "--device", "cpu", "--lr", "0.05", "-o", "run"]);
     let merged = json(d, &["merge", "t.onnx", "--adapter", "run", "-o", "m.onnx", "--device", "cpu"]);
@@ -381,7 +467,10 @@ fn also_trained_tensors_are_trained_and_merged() {
         changed.insert(name.into(), base.initializer(name).unwrap().bytes != new.initializer(name).unwrap().bytes);
     }
     assert!(changed.values().all(|c| *c), "{changed:?}");
-    assert_eq!(base.nodes().map(|(_, n)| n.label()).collect::<Vec<_>>(), new.nodes().map(|(_, n)| n.label()).collect::<Vec<_>>());
+    assert_eq!(
+        base.nodes().map(|(_, n)| n.label()).collect::<Vec<_>>(),
+        new.nodes().map(|(_, n)| n.label()).collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -402,7 +491,23 @@ fn shared_weight_is_copied_only_for_the_target() {
     let labels = Tensor::i32([6, 5], (0..30).map(|i| i * 5 % 12).collect());
     write_tensors(&d.join("data.safetensors"), &[("ids", ids), ("labels", labels)]);
     done(d, &["inject", "tied.onnx", "--rank", "2", "-o", "t.onnx"]);
-    done(d, &["train", "t.onnx", "--data", "data.safetensors", "--device", "cpu", "--lr", "0.05", "--epochs", "4", "-o", "run"]);
+    done(
+        d,
+        &[
+            "train",
+            "t.onnx",
+            "--data",
+            "data.safetensors",
+            "--device",
+            "cpu",
+            "--lr",
+            "0.05",
+            "--epochs",
+            "4",
+            "-o",
+            "run",
+        ],
+    );
     let report = json(d, &["merge", "t.onnx", "--adapter", "run", "-o", "m.onnx", "--device", "cpu"]);
     assert!(report["differences"][0]["relative"].as_f64().unwrap() < 1e-5, "{report}");
     let (base, new) = (pipeline::read(&d.join("tied.onnx")).unwrap(), pipeline::read(&d.join("m.onnx")).unwrap());
@@ -426,7 +531,8 @@ fn data_of_the_wrong_kind_of_batch_is_padded_or_refused() {
         let how = ["--no-shuffle", "--batch-size", "4", "--device", "cpu", "--lr", "0.05", "-o", model];
         done(d, &[&["train", &format!("{model}.reslora.onnx"), "--data", "data.safetensors"], &how[..]].concat());
     }
-    let losses = |run: &str| -> Vec<f64> { metrics(&d.join(run)).iter().map(|m| m["loss"].as_f64().unwrap()).collect() };
+    let losses =
+        |run: &str| -> Vec<f64> { metrics(&d.join(run)).iter().map(|m| m["loss"].as_f64().unwrap()).collect() };
     for (a, b) in losses("fixed").iter().zip(losses("open")) {
         assert!((a - b).abs() < 1e-6, "{a} and {b}");
     }

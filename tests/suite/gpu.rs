@@ -3,7 +3,7 @@
 use crate::oracle;
 use reslora_compile::device::{Device, Gpu, Run};
 use reslora_compile::ir::{Builder, DType, Sink, Tensor, Value};
-use reslora_compile::ops::{self, Gpu as GpuKernel, draw, PRIMITIVES, RULES};
+use reslora_compile::ops::{self, Gpu as GpuKernel, PRIMITIVES, RULES, draw};
 use reslora_compile::plan::{self, Layout};
 
 /// Whether there is an adapter; says loudly when there is none, and fails if `RESLORA_REQUIRE_GPU=1`.

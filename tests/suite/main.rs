@@ -7,4 +7,5 @@ mod files;
 mod gpu;
 mod operators;
 mod oracle;
+mod passes;
 mod primitives;

@@ -69,11 +69,28 @@ const R: &[usize] = &[3, 4];
 fn problems() -> Vec<Problem> {
     let x = || normal(S, 1);
     let y = || normal(S, 2);
-    let unary = ["Abs", "Ceil", "Cos", "Erf", "Exp", "Floor", "Identity", "Neg", "Relu", "Round", "Sigmoid", "Sign", "Sin",
-        "Softplus", "Tanh", "HardSwish"];
+    let unary = [
+        "Abs",
+        "Ceil",
+        "Cos",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Identity",
+        "Neg",
+        "Relu",
+        "Round",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Softplus",
+        "Tanh",
+        "HardSwish",
+    ];
     let mut all: Vec<Problem> = unary.into_iter().map(|name| op(name, vec![x()])).collect();
     all.extend(["Log", "Reciprocal", "Sqrt"].into_iter().map(|name| op(name, vec![positive(S, 3)])));
-    let binary = ["Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Mean", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"];
+    let binary =
+        ["Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Mean", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"];
     all.extend(binary.into_iter().map(|name| op(name, vec![x(), normal(&[3, 1], 4)])));
     let flags = |seed: u64| In::Bool(R, spread(12, seed).iter().map(|x| *x > 0.0).collect());
     all.extend(["And", "Or", "Xor"].into_iter().map(|name| op(name, vec![flags(5), flags(6)])));
@@ -98,7 +115,8 @@ fn problems() -> Vec<Problem> {
         op("Where", vec![flags(7), normal(R, 1), normal(&[4], 2)]),
         op("Where", vec![flags(7), flags(8), flags(9)]).gives(&by_hand_where()),
         op("IsNaN", vec![In::Float(&[3], vec![1.0, f32::NAN, f32::INFINITY])]),
-        op("IsInf", vec![In::Float(&[4], vec![1.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY])]).gives(&[0.0, 0.0, 1.0, 1.0]),
+        op("IsInf", vec![In::Float(&[4], vec![1.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY])])
+            .gives(&[0.0, 0.0, 1.0, 1.0]),
         op("IsInf", vec![In::Float(&[3], vec![1.0, f32::INFINITY, f32::NEG_INFINITY])])
             .attr("detect_negative", A::I(0))
             .gives(&[0.0, 1.0, 0.0]),
@@ -138,9 +156,12 @@ fn problems() -> Vec<Problem> {
             .attr("alpha", A::F(0.5))
             .attr("beta", A::F(2.0)),
         op("Gemm", vec![normal(&[4, 3], 1), normal(&[4, 5], 2)]).attr("transA", A::I(1)),
-        op("Conv", vec![normal(&[2, 3, 7, 6], 1), In::Fixed(&[4, 3, 3, 3], spread(108, 2)), In::Fixed(&[4], spread(4, 3))])
-            .attr("pads", A::Is(vec![1, 1, 1, 1]))
-            .attr("strides", A::Is(vec![2, 1])),
+        op(
+            "Conv",
+            vec![normal(&[2, 3, 7, 6], 1), In::Fixed(&[4, 3, 3, 3], spread(108, 2)), In::Fixed(&[4], spread(4, 3))],
+        )
+        .attr("pads", A::Is(vec![1, 1, 1, 1]))
+        .attr("strides", A::Is(vec![2, 1])),
         op("Conv", vec![normal(&[1, 4, 5, 5], 1), In::Fixed(&[4, 1, 3, 3], spread(36, 2))]).attr("group", A::I(4)),
         op("Conv", vec![normal(&[1, 2, 6, 6], 1), In::Fixed(&[3, 2, 2, 2], spread(24, 2))])
             .attr("dilations", A::Is(vec![2, 2]))
@@ -158,8 +179,21 @@ fn problems() -> Vec<Problem> {
         op("Concat", vec![x(), y(), x()]).attr("axis", A::I(-2)),
         op("Split", vec![x(), long(&[2], &[1, 3])]).attr("axis", A::I(2)).outputs(2),
         op("Split", vec![x()]).attr("axis", A::I(2)).attr("num_outputs", A::I(2)).outputs(2).opset(18),
-        op("Slice", vec![x(), long(&[2], &[1, 3]), long(&[2], &[9_223_372_036_854_775_807, -5]), long(&[2], &[1, 2]), long(&[2], &[1, -2])]),
-        op("Slice", vec![x()]).attr("starts", A::Is(vec![1])).attr("ends", A::Is(vec![3])).attr("axes", A::Is(vec![2])).opset(9),
+        op(
+            "Slice",
+            vec![
+                x(),
+                long(&[2], &[1, 3]),
+                long(&[2], &[9_223_372_036_854_775_807, -5]),
+                long(&[2], &[1, 2]),
+                long(&[2], &[1, -2]),
+            ],
+        ),
+        op("Slice", vec![x()])
+            .attr("starts", A::Is(vec![1]))
+            .attr("ends", A::Is(vec![3]))
+            .attr("axes", A::Is(vec![2]))
+            .opset(9),
         op("Gather", vec![x(), In::Int(&[2, 2], vec![0, 2, -1, 1])]).attr("axis", A::I(1)),
         op("Gather", vec![x(), long(&[], &[1])]).attr("axis", A::I(2)),
         op("GatherElements", vec![normal(R, 1), In::Int(&[2, 4], vec![0, 2, -1, 1, 2, 2, 0, 0])]).attr("axis", A::I(0)),
@@ -188,14 +222,20 @@ fn problems() -> Vec<Problem> {
         op("SoftmaxCrossEntropyLoss", vec![In::Float(&[2, 2], vec![0.0, 0.0, 1.0, 1.0]), In::Int(&[2], vec![0, -100])])
             .attr("ignore_index", A::I(-100))
             .gives(&[std::f64::consts::LN_2]),
-        op("SoftmaxCrossEntropyLoss", vec![In::Float(&[1, 2, 2], vec![0.0, 3.0, 0.0, 3.0]), In::Int(&[1, 2], vec![0, 1])])
-            .attr("reduction", A::S("none"))
-            .gives(&[std::f64::consts::LN_2; 2]),
-        op("NegativeLogLikelihoodLoss", vec![
-            In::Float(&[3, 2], vec![-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]),
-            In::Int(&[3], vec![1, 0, 1]),
-            In::Fixed(&[2], vec![1.0, 3.0]),
-        ])
+        op(
+            "SoftmaxCrossEntropyLoss",
+            vec![In::Float(&[1, 2, 2], vec![0.0, 3.0, 0.0, 3.0]), In::Int(&[1, 2], vec![0, 1])],
+        )
+        .attr("reduction", A::S("none"))
+        .gives(&[std::f64::consts::LN_2; 2]),
+        op(
+            "NegativeLogLikelihoodLoss",
+            vec![
+                In::Float(&[3, 2], vec![-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]),
+                In::Int(&[3], vec![1, 0, 1]),
+                In::Fixed(&[2], vec![1.0, 3.0]),
+            ],
+        )
         .gives(&[(3.0 * 2.0 + 3.0 + 3.0 * 6.0) / 7.0]),
     ]);
     all
@@ -232,7 +272,8 @@ fn build(p: &Problem) -> (Net, Vec<Feed>) {
         names.push(if matches!(input, In::None) { String::new() } else { name });
     }
     let outs: Vec<String> = (0..p.outputs).map(|i| format!("y{i}")).collect();
-    let (ins, ys): (Vec<&str>, Vec<&str>) = (names.iter().map(String::as_str).collect(), outs.iter().map(String::as_str).collect());
+    let (ins, ys): (Vec<&str>, Vec<&str>) =
+        (names.iter().map(String::as_str).collect(), outs.iter().map(String::as_str).collect());
     net = net.node("/the/node", p.op, &ins, &ys, &p.attrs);
     for y in &outs {
         net = net.output(y, F32, &[]);
@@ -254,7 +295,9 @@ fn ours(path: &std::path::Path, feeds: &[Feed]) -> Vec<(Vec<usize>, Vec<f64>)> {
         let t = match s.dtype {
             reslora_compile::ir::DType::F32 => Tensor::f32(f.dims.clone(), floats),
             reslora_compile::ir::DType::I32 => Tensor::i32(f.dims.clone(), ints()),
-            reslora_compile::ir::DType::Bool => Tensor::bool(f.dims.clone(), ints().iter().map(|&x| x as u32).collect()),
+            reslora_compile::ir::DType::Bool => {
+                Tensor::bool(f.dims.clone(), ints().iter().map(|&x| x as u32).collect())
+            }
         };
         (s.name.clone(), t)
     };

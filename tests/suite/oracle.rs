@@ -44,7 +44,8 @@ pub fn fixtures() -> Vec<Case> {
 }
 
 pub fn cases(dir: &Path) -> Vec<Case> {
-    let mut names: Vec<PathBuf> = std::fs::read_dir(dir).expect("a folder of cases").map(|e| e.unwrap().path()).collect();
+    let mut names: Vec<PathBuf> =
+        std::fs::read_dir(dir).expect("a folder of cases").map(|e| e.unwrap().path()).collect();
     names.sort();
     names.into_iter().filter(|p| p.join("case.json").exists()).map(Case::open).collect()
 }
@@ -95,7 +96,13 @@ impl Case {
         let base = pipeline::read(&self.dir.join("model.onnx")).unwrap();
         let (model, report) = pipeline::inject(&base, &self.options(adapter)).unwrap();
         for t in &report.config.targets {
-            assert_eq!(self.json["chain_prev"][&t.path].as_str(), t.prev.as_deref(), "{}: chain at {}", self.name(), t.path);
+            assert_eq!(
+                self.json["chain_prev"][&t.path].as_str(),
+                t.prev.as_deref(),
+                "{}: chain at {}",
+                self.name(),
+                t.path
+            );
         }
         onnx::write(&model, to).unwrap();
         pipeline::read(to).unwrap()
@@ -146,7 +153,8 @@ fn train_case(case: &Case, adapter: &str, settings: &Settings, open: Open) -> (V
         dir: &dir.path().join("run"),
         resume: false,
     };
-    let outcome = pipeline::train(&request, device.as_mut(), &mut Quiet).unwrap_or_else(|e| panic!("{}: {e}", case.name()));
+    let outcome =
+        pipeline::train(&request, device.as_mut(), &mut Quiet).unwrap_or_else(|e| panic!("{}: {e}", case.name()));
     (outcome.losses, outcome.adapter)
 }
 

@@ -3,7 +3,7 @@
 use reslora_compile::ir::Builder;
 use reslora_compile::ir::{DType, Graph, Leaf, Sink, Tensor, Type, Value};
 use reslora_compile::ops::host::Buffer;
-use reslora_compile::ops::{self, Fill, draw, Gpu, GpuCall, GpuTraits, PRIMITIVES, RULES, Sample, Vjp};
+use reslora_compile::ops::{self, Fill, Gpu, GpuCall, GpuTraits, PRIMITIVES, RULES, Sample, Vjp, draw};
 use reslora_compile::passes::differentiate;
 
 fn inputs_of(sample: &Sample) -> Vec<Tensor> {

@@ -237,7 +237,14 @@ fn made(
             };
             Ok(Tensor::i32([rows, length], mask.chunks(length.max(1)).flat_map(row).collect()))
         }
-        name => Err(format!("the model reads '{name}', which the data does not hold")),
+        name => {
+            let have: Vec<&str> = known.keys().map(String::as_str).collect();
+            Err(format!(
+                "the model reads '{name}', which the data does not hold; it has {}\n\
+                 hint: name each tensor after the graph input it is for",
+                have.join(", ")
+            ))
+        }
     }
 }
 
@@ -249,7 +256,19 @@ fn fit(input: &InputSpec, t: Tensor, names: &mut BTreeMap<String, usize>) -> Res
         (DType::F32, Tensor::I32(a)) => Tensor::F32(a.mapv(|x| x as f32)),
         (_, t) => t,
     };
-    let wrong = |what: String| format!("'{}' is {}, but {what}", input.name, t.ty());
+    let declared = |dims: &Vec<Axis>| {
+        let axis = |a: &Axis| match a {
+            Axis::Fixed(n) => n.to_string(),
+            Axis::Named(name) => name.clone(),
+            Axis::Unknown => "?".into(),
+        };
+        format!("[{}]", dims.iter().map(axis).collect::<Vec<_>>().join(","))
+    };
+    let wrong = |what: String| {
+        let shape = input.dims.as_ref().map(declared).unwrap_or_default();
+        let ty = t.ty();
+        format!("'{}' is {ty}, but {what}\nhint: the model declares it as {}{shape}", input.name, input.dtype)
+    };
     if t.dtype() != input.dtype {
         return Err(wrong(format!("the model reads {}", input.dtype)));
     }

@@ -78,13 +78,13 @@ pub struct Options {
 /// Why data cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    #[error("cannot open {}: {error}", path.display())]
+    #[error("cannot open {}: {error}\nhint: check the path", path.display())]
     Open { path: PathBuf, error: std::io::Error },
     #[error("{}: {why}", path.display())]
     Format { path: PathBuf, why: String },
     #[error("{} line {line}: {why}", path.display())]
     Line { path: PathBuf, line: usize, why: String },
-    #[error("{} is text: give --tokenizer tokenizer.json", path.display())]
+    #[error("{} is text, which needs a tokenizer\nhint: --tokenizer tokenizer.json", path.display())]
     NoTokenizer { path: PathBuf },
     #[error("cannot read the tokenizer {}: {why}\nhint: give a Hugging Face tokenizer.json", path.display())]
     Tokenizer { path: PathBuf, why: String },

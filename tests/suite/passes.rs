@@ -1,0 +1,268 @@
+//! Passes: text in, text out, and the same numbers before and after.
+
+use reslora_compile::ir::{Attr, Attrs, Builder, DType, Graph, Leaf, Sink, Tensor, Type, Weight};
+use reslora_compile::ops::host::Buffer;
+use reslora_compile::ops::{self, Fill, RULES, draw};
+use reslora_compile::passes::{self, BACKWARD, FORWARD, FUSE, Pass};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Pass, what the case shows, program.
+const CASES: &[(&str, &str, &str)] = &[
+    (
+        "fold_layout",
+        "a transposed right side is the matmul's own flag",
+        r#"%0: f32[5,4] = input "x"
+           %1: f32[3,4] = input "w"
+           %2: f32[4,3] = transpose(%1) {perm=[1,0]}
+           %3: f32[5,3] = matmul(%0, %2) {trans_a=false, trans_b=false}
+           return "y" = %3"#,
+    ),
+    (
+        "fold_layout",
+        "two transposes that undo each other",
+        r#"%0: f32[2,3,4] = input "x"
+           %1: f32[4,2,3] = transpose(%0) {perm=[2,0,1]}
+           %2: f32[2,3,4] = transpose(%1) {perm=[1,2,0]}
+           %3: f32[2,3,4] = exp(%2)
+           return "y" = %3"#,
+    ),
+    (
+        "fold_layout",
+        "a reshape of a reshape",
+        r#"%0: f32[2,6] = input "x"
+           %1: f32[12] = reshape(%0) {shape=[12]}
+           %2: f32[3,4] = reshape(%1) {shape=[3,4]}
+           %3: f32[3,4] = exp(%2)
+           return "y" = %3"#,
+    ),
+    (
+        "common_subexpressions",
+        "one exponential instead of two",
+        r#"%0: f32[4] = input "x"
+           %1: f32[4] = exp(%0)
+           %2: f32[4] = exp(%0)
+           %3: f32[4] = add(%1, %2)
+           return "y" = %3"#,
+    ),
+    (
+        "common_subexpressions",
+        "other attributes are another value",
+        r#"%0: f32[2,3] = input "x"
+           %1: f32[3,2] = transpose(%0) {perm=[1,0]}
+           %2: f32[3,2] = reshape(%0) {shape=[3,2]}
+           %3: f32[3,2] = add(%1, %2)
+           return "y" = %3"#,
+    ),
+    (
+        "recognise_softmax",
+        "a softmax guarded against rows of NaN",
+        r#"%0: f32[2,5] = input "x"
+           %1: f32[2,5] = softmax(%0) {safe=false}
+           %2: bool[2,5] = is_nan(%1)
+           %3: f32[2,5] = constant [0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0]
+           %4: f32[2,5] = select(%2, %3, %1)
+           return "y" = %4"#,
+    ),
+    (
+        "recognise_activation",
+        "x times its sigmoid",
+        r#"%0: f32[2,5] = input "x"
+           %1: f32[2,5] = sigmoid(%0)
+           %2: f32[2,5] = mul(%1, %0)
+           return "y" = %2"#,
+    ),
+    (
+        "recognise_activation",
+        "the exact GELU, halved last",
+        r#"%0: f32[4] = input "x"
+           %1: f32[] = constant [0.70710678]
+           %2: f32[4] = mul(%0, %1)
+           %3: f32[4] = erf(%2)
+           %4: f32[] = constant [1.0]
+           %5: f32[4] = add(%3, %4)
+           %6: f32[4] = mul(%0, %5)
+           %7: f32[] = constant [0.5]
+           %8: f32[4] = mul(%6, %7)
+           return "y" = %8"#,
+    ),
+    (
+        "recognise_activation",
+        "an erf of something else stays",
+        r#"%0: f32[4] = input "x"
+           %1: f32[4] = erf(%0)
+           %2: f32[] = constant [1.0]
+           %3: f32[4] = add(%1, %2)
+           %4: f32[4] = mul(%0, %3)
+           %5: f32[] = constant [0.5]
+           %6: f32[4] = mul(%4, %5)
+           return "y" = %6"#,
+    ),
+    (
+        "recognise_norm",
+        "x over the root of its mean square",
+        r#"%0: f32[3,4] = input "x"
+           %1: f32[3,4] = mul(%0, %0)
+           %2: f32[3,4,1] = reshape(%1) {shape=[3,4,1]}
+           %3: f32[3,1] = reduce_sum(%2)
+           %4: f32[] = constant [0.25]
+           %5: f32[3,1] = mul(%3, %4)
+           %6: f32[] = constant [1e-5]
+           %7: f32[3,1] = add(%5, %6)
+           %8: f32[3,1] = sqrt(%7)
+           %9: f32[3,4] = div(%0, %8)
+           return "y" = %9"#,
+    ),
+    (
+        "dead_code",
+        "what no output needs",
+        r#"%0: f32[4] = input "x"
+           %1: f32[4] = exp(%0)
+           %2: f32[4] = sqrt(%1)
+           return "y" = %1"#,
+    ),
+    (
+        "fuse_elementwise",
+        "a chain is one pass over memory",
+        r#"%0: f32[2,3] = input "x"
+           %1: f32[2,3] = input "z"
+           %2: f32[2,3] = exp(%0)
+           %3: f32[2,3] = mul(%2, %1)
+           %4: f32[2,3] = tanh(%3)
+           return "y" = %4"#,
+    ),
+    (
+        "fuse_elementwise",
+        "a matmul between the two keeps them apart",
+        r#"%0: f32[3,3] = input "x"
+           %1: f32[3,3] = exp(%0)
+           %2: f32[3,3] = matmul(%1, %0) {trans_a=false, trans_b=false}
+           %3: f32[3,3] = tanh(%2)
+           return "y" = %3"#,
+    ),
+];
+
+fn all() -> impl Iterator<Item = &'static Pass> {
+    FORWARD.iter().chain(BACKWARD).chain(FUSE)
+}
+
+fn find(name: &str) -> &'static Pass {
+    all().find(|p| p.name == name).unwrap_or_else(|| panic!("no pass '{name}'"))
+}
+
+/// Every output on drawn inputs, in f64.
+fn outputs(graph: &Graph) -> BTreeMap<String, Vec<f64>> {
+    let seed = |name: &str| name.bytes().map(u64::from).sum();
+    let feed = |leaf: &Leaf, ty: &Type| match leaf {
+        Leaf::Input(name) | Leaf::Parameter(name) => Buffer::<f64>::of(&draw(ty, Fill::Normal, seed(name))),
+        _ => panic!("no other leaves here"),
+    };
+    let values = ops::interpret::<f64>(graph, &feed);
+    let of = |b: &Buffer<f64>| match b {
+        Buffer::Float(x) => x.clone(),
+        Buffer::Int(x) => x.iter().map(|&i| i as f64).collect(),
+    };
+    graph.outputs.iter().map(|o| (o.name.clone(), of(&values[o.value.index()]))).collect()
+}
+
+fn assert_same(before: &Graph, after: &Graph, what: &str) {
+    let (before, after) = (outputs(before), outputs(after));
+    assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>(), "{what}");
+    for (name, x) in &before {
+        for (a, b) in x.iter().zip(&after[name]) {
+            // Patterns know their constants (1/√2, 0.044715) to f32's precision.
+            assert!((a - b).abs() < 1e-6 * (1.0 + a.abs()), "{what}: {name}: {a} and {b}");
+        }
+    }
+}
+
+fn parsed(text: &str) -> Graph {
+    let graph = Graph::parse(text).unwrap_or_else(|e| panic!("{e}"));
+    passes::check(&graph, "parse").unwrap_or_else(|e| panic!("{e}\n{graph}"));
+    graph
+}
+
+#[test]
+fn passes_rewrite_what_they_find() {
+    let mut shown = String::new();
+    for (name, what, text) in CASES {
+        let graph = parsed(text);
+        let done = passes::run(graph.clone(), std::slice::from_ref(find(name))).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_same(&graph, &done, what);
+        // Without what the rewrite left behind, so that the shape of the result shows.
+        let shape = passes::run(done, std::slice::from_ref(find("dead_code"))).unwrap();
+        shown += &format!("# {name}: {what}\n{graph}=>\n{shape}\n");
+    }
+    insta::assert_snapshot!(shown);
+    let covered: BTreeSet<&str> = CASES.iter().map(|c| c.0).collect();
+    let missing: Vec<&str> = all().map(|p| p.name).filter(|n| !covered.contains(n)).collect();
+    assert!(missing.is_empty(), "no case for {missing:?}");
+}
+
+#[test]
+fn text_reads_back() {
+    for (name, what, text) in CASES {
+        let graph = parsed(text);
+        let printed = graph.to_string();
+        assert_eq!(parsed(&printed).to_string(), printed, "{name}: {what}");
+        let done = passes::run(graph, std::slice::from_ref(find(name))).unwrap().to_string();
+        assert_eq!(parsed(&done).to_string(), done, "{name}: {what}");
+    }
+    for (wrong, why) in [("%0: f32[2] = input", "string"), ("%0: f99[2] = input \"x\"", "f99"), ("return \"y\" %0", "'='")] {
+        let error = Graph::parse(wrong).unwrap_err();
+        assert!(error.contains(why), "{wrong}: {error}");
+    }
+}
+
+/// Gradients reach parameters only, and only those that the loss depends on.
+#[test]
+fn differentiation_stops_at_what_is_frozen() {
+    let graph = parsed(
+        r#"%0: f32[4,3] = input "x"
+           %1: f32[3,3] = input "frozen"
+           %2: f32[3,2] = parameter "a"
+           %3: f32[3,2] = parameter "unused"
+           %4: f32[4,3] = matmul(%0, %1) {trans_a=false, trans_b=false}
+           %5: f32[4,2] = matmul(%4, %2) {trans_a=false, trans_b=false}
+           %6: f32[4,2] = matmul(%0, %3) {trans_a=false, trans_b=false}
+           %7: f32[1,8,1] = reshape(%5) {shape=[1,8,1]}
+           %8: f32[1,1] = reduce_sum(%7)
+           %9: f32[] = reshape(%8) {shape=[]}
+           return "loss" = %9
+           return "other" = %6"#,
+    );
+    let done = passes::differentiate(graph, "loss").unwrap();
+    let names: Vec<&str> = done.outputs.iter().map(|o| o.name.as_str()).collect();
+    assert!(names.contains(&"grad.a") && !names.contains(&"grad.frozen") && !names.contains(&"grad.x"), "{names:?}");
+    insta::assert_snapshot!(done);
+}
+
+/// A weight of more words than the limit is read in parts, with the numbers unchanged.
+#[test]
+fn large_weights_are_read_in_parts() {
+    let (w, table) = (draw(&Type::f32([6, 10]), Fill::Normal, 1), draw(&Type::f32([10, 6]), Fill::Normal, 2));
+    let mut b = Builder::new(RULES);
+    let ids = b.constant(Tensor::i32([4], vec![0, 9, 3, 7]));
+    let held = |name: &str, t: &Tensor| {
+        let t = t.clone();
+        Weight::new(name, 1, move || t.clone())
+    };
+    let table = b.weight(held("table", &table), Type::f32([10, 6]));
+    let w = b.weight(held("w", &w), Type::f32([6, 10]));
+    let rows = b.emit("gather", &[table, ids], Attrs::new().with("axis", Attr::Int(0))).unwrap();
+    let y = b.matmul(rows, w, false, false).unwrap();
+    let back = b.matmul(y, w, false, true).unwrap();
+    b.output("y", y, Sink::Fetch);
+    b.output("back", back, Sink::Fetch);
+    let largest = |g: &Graph| {
+        let words = |v: &reslora_compile::ir::ValueInfo| match &v.def {
+            reslora_compile::ir::Def::Leaf(Leaf::Weight(_)) => v.ty.elements(),
+            _ => 0,
+        };
+        g.values.iter().map(words).max().unwrap()
+    };
+    let done = passes::run(passes::shard(b.graph.clone(), 24).unwrap(), std::slice::from_ref(find("dead_code"))).unwrap();
+    assert_eq!(largest(&b.graph), 60);
+    assert!(largest(&done) <= 24, "{done}");
+    assert_same(&b.graph, &done, "shards");
+    assert_eq!(done.ty(done.output("y").unwrap()).dtype, DType::F32);
+}
