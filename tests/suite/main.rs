@@ -3,6 +3,7 @@
 mod architecture;
 mod build;
 mod cli;
+mod data;
 mod files;
 mod gpu;
 mod operators;

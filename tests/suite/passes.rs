@@ -186,7 +186,8 @@ fn passes_rewrite_what_they_find() {
     let mut shown = String::new();
     for (name, what, text) in CASES {
         let graph = parsed(text);
-        let done = passes::run(graph.clone(), std::slice::from_ref(find(name))).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let done =
+            passes::run(graph.clone(), std::slice::from_ref(find(name))).unwrap_or_else(|e| panic!("{what}: {e}"));
         assert_same(&graph, &done, what);
         // Without what the rewrite left behind, so that the shape of the result shows.
         let shape = passes::run(done, std::slice::from_ref(find("dead_code"))).unwrap();
@@ -207,7 +208,9 @@ fn text_reads_back() {
         let done = passes::run(graph, std::slice::from_ref(find(name))).unwrap().to_string();
         assert_eq!(parsed(&done).to_string(), done, "{name}: {what}");
     }
-    for (wrong, why) in [("%0: f32[2] = input", "string"), ("%0: f99[2] = input \"x\"", "f99"), ("return \"y\" %0", "'='")] {
+    for (wrong, why) in
+        [("%0: f32[2] = input", "string"), ("%0: f99[2] = input \"x\"", "f99"), ("return \"y\" %0", "'='")]
+    {
         let error = Graph::parse(wrong).unwrap_err();
         assert!(error.contains(why), "{wrong}: {error}");
     }
@@ -260,7 +263,8 @@ fn large_weights_are_read_in_parts() {
         };
         g.values.iter().map(words).max().unwrap()
     };
-    let done = passes::run(passes::shard(b.graph.clone(), 24).unwrap(), std::slice::from_ref(find("dead_code"))).unwrap();
+    let done =
+        passes::run(passes::shard(b.graph.clone(), 24).unwrap(), std::slice::from_ref(find("dead_code"))).unwrap();
     assert_eq!(largest(&b.graph), 60);
     assert!(largest(&done) <= 24, "{done}");
     assert_same(&b.graph, &done, "shards");
