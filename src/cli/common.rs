@@ -143,12 +143,17 @@ pub fn beside(model: &Path, what: &str) -> PathBuf {
     model.with_file_name(format!("{}.{what}.onnx", stem(model)))
 }
 
+/// Whether a difference is above a tolerance, as what is not a number always is.
+pub fn exceeds(difference: f64, tolerance: f64) -> bool {
+    difference.is_nan() || difference > tolerance
+}
+
 /// A number with groups of three digits.
 pub fn grouped(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, d) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(d);

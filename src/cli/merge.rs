@@ -1,6 +1,6 @@
 //! `merge`
 
-use super::common::{DataArgs, Outcome, Printer, Usage, beside, stem, table};
+use super::common::{DataArgs, Outcome, Printer, Usage, beside, exceeds, stem, table};
 use super::train;
 use crate::adapter;
 use crate::merge::{LayerReport, STRATEGIES, Strategy};
@@ -79,9 +79,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let merged = pipeline::merge(&request, device.as_mut())?;
     let exact = merged.report.strategy == "exact";
     let tolerance = args.tolerance.or(exact.then_some(merged.exact_tolerance));
-    let worst = merged.differences.iter().map(|d| d.relative).fold(0.0, f64::max);
-    // Not a number is above any tolerance.
-    let above = tolerance.is_some_and(|t| !(worst <= t));
+    let above = tolerance.is_some_and(|t| merged.differences.iter().any(|d| exceeds(d.relative, t)));
     let output = args.output.clone().unwrap_or_else(|| beside(&args.model, "merged"));
     let writes = !above || args.force;
     if writes {

@@ -57,7 +57,7 @@ impl Observer for Progress {
         let text = format!("loss {:.4} {:.0} tokens/s", m.loss, self.rate());
         if self.bar.is_hidden() && !self.quiet {
             let every = (self.total / 10).max(1);
-            if m.step % every == 0 || m.step == self.total {
+            if m.step.is_multiple_of(every) || m.step == self.total {
                 eprintln!("step {}/{} {text}", m.step, self.total);
             }
         }

@@ -1,6 +1,6 @@
 //! `verify`
 
-use super::common::{DataArgs, Outcome, Printer, table};
+use super::common::{DataArgs, Outcome, Printer, exceeds, table};
 use crate::ir::Tensor;
 use crate::onnx::Model;
 use crate::pipeline::{self, Error};
@@ -57,7 +57,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     };
     let (engine, outputs, notes) = compare(&first, &second, &batches)?;
     // Not a number is above any tolerance.
-    let above = outputs.iter().any(|d| !(d.relative <= args.tolerance));
+    let above = outputs.iter().any(|d| exceeds(d.relative, args.tolerance));
     let result =
         Result_ { engine, batches: batches.len(), outputs, tolerance: args.tolerance, above_tolerance: above, notes };
     printer.result(&result, || {

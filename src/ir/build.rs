@@ -4,11 +4,13 @@ use super::{Attr, Attrs, DType, Def, Graph, Leaf, Node, Output, Shape, Sink, Ten
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// The output types of an operation on inputs of given types, or why they do not fit it.
+pub type Infer = fn(&str, &[&Type], &Attrs) -> Result<Vec<Type>, String>;
+
 /// What this module needs to know of the primitives; `ops` provides it.
 #[derive(Clone, Copy)]
 pub struct Rules {
-    /// Output types of an operation, or why its inputs do not fit it.
-    pub infer: fn(&str, &[&Type], &Attrs) -> Result<Vec<Type>, String>,
+    pub infer: Infer,
     /// Evaluates an operation on the host.
     pub eval: fn(&str, &[&Tensor], &Attrs) -> Vec<Tensor>,
 }

@@ -23,7 +23,7 @@ pub fn reshape(c: &mut Context) -> Lowered {
     }
     if let Some(d) = wanted.iter().position(|&n| n == -1) {
         let rest: usize = shape.iter().enumerate().filter(|(i, _)| *i != d).map(|(_, n)| n).product();
-        if rest == 0 || from.elements() % rest != 0 {
+        if rest == 0 || !from.elements().is_multiple_of(rest) {
             return Err(format!("{from} does not fill {wanted:?}").into());
         }
         shape[d] = from.elements() / rest;

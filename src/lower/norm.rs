@@ -34,7 +34,7 @@ pub fn softmax(c: &mut Context) -> Lowered {
 
 /// `x - max - log Σ e^(x - max)`
 pub fn log_softmax(c: &mut Context) -> Lowered {
-    Ok(vec![over_axis(c, |c, x| log_softmax_rows(c, x))?])
+    Ok(vec![over_axis(c, log_softmax_rows)?])
 }
 
 pub fn log_softmax_rows(c: &mut Context, x: Value) -> Result<Value, Reason> {

@@ -243,7 +243,10 @@ fn check_shape(name: &str, t: &ArrayD<f32>, want: &[usize]) -> Result<(), MergeE
     }
 }
 
-fn factors(config: &Config, adapter: &Adapter) -> Result<BTreeMap<String, (Array2<f64>, Array2<f64>)>, MergeError> {
+/// `(A, B)` of each block by module path.
+type Factors = BTreeMap<String, (Array2<f64>, Array2<f64>)>;
+
+fn factors(config: &Config, adapter: &Adapter) -> Result<Factors, MergeError> {
     let get = |name: String, want: [usize; 2]| {
         let t = adapter.tensors.get(&name).ok_or_else(|| MergeError::MissingTensor { name: name.clone() })?;
         check_shape(&name, t, &want)?;

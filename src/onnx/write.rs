@@ -228,7 +228,7 @@ fn relocated(message: &[u8], t: &Initializer, layout: &Layout) -> Vec<u8> {
     if base > 0 && !seen.0 {
         wire::put_bytes(&mut out, 13, &text("offset", (base + range.start).to_string()));
     }
-    if base > 0 && !seen.1 || layout.files.len() > 1 && !seen.1 {
+    if !seen.1 && (base > 0 || layout.files.len() > 1) {
         wire::put_bytes(&mut out, 13, &text("length", range.len().to_string()));
     }
     out

@@ -128,7 +128,7 @@ fn norm(b: &mut Builder, gradients: &[Value]) -> Result<Value, BuildError> {
     for &g in gradients {
         let n = b.shape(g).elements();
         let square = b.mul(g, g)?;
-        let rows = if n % 64 == 0 { b.reshape(square, [n / 64, 64])? } else { b.reshape(square, [1, n])? };
+        let rows = if n.is_multiple_of(64) { b.reshape(square, [n / 64, 64])? } else { b.reshape(square, [1, n])? };
         let partial = b.reduce_sum(rows, &[1], false)?;
         let sum = b.reduce_sum(partial, &[0], false)?;
         total = Some(match total {

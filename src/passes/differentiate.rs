@@ -56,9 +56,8 @@ pub fn differentiate(graph: Graph, loss: &str) -> Result<Graph, DifferentiateErr
         }
     }
 
-    for i in 0..needs.len() {
-        let v = Value(i as u32);
-        if let (Some(Leaf::Parameter(name)), Some(g)) = (b.graph.leaf(v), grads[i]) {
+    for (i, g) in grads.iter().enumerate() {
+        if let (Some(Leaf::Parameter(name)), Some(g)) = (b.graph.leaf(Value(i as u32)), *g) {
             let name = name.clone();
             b.output(format!("grad.{name}"), g, Sink::Gradient(name));
         }

@@ -136,8 +136,11 @@ pub fn calibrate(
     Ok(sums.finish())
 }
 
-/// Inputs of the last examples of a data set.
-fn held_back(model: &Arc<Model>, c: &Calibration) -> Result<(Vec<Vec<(String, Tensor)>>, String), Error> {
+/// A graph's inputs by name.
+type Inputs = Vec<(String, Tensor)>;
+
+/// Batches of the last examples of a data set, and what to call them.
+fn held_back(model: &Arc<Model>, c: &Calibration) -> Result<(Vec<Inputs>, String), Error> {
     let n = c.data.len();
     let count = COMPARED.min(n.div_ceil(10)).max(1);
     let specs = input_specs(model);

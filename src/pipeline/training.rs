@@ -117,7 +117,9 @@ pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn
     let trained = Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, blocks };
     trainee.session(device, request.max_length, |session| {
         let r = request;
-        Ok(train::train(session, RULES, &trained, r.data, r.eval, r.settings, r.dir, resume, observer)?)
+        let task =
+            train::Task { trained: &trained, data: r.data, eval: r.eval, settings: r.settings, dir: r.dir, resume };
+        Ok(train::train(session, RULES, task, observer)?)
     })
 }
 

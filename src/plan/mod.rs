@@ -69,7 +69,7 @@ pub struct Limits {
 pub enum PlanError {
     #[error(
         "{op}{at} gives {ty}, {} MiB, but this device binds {} MiB at once\nhint: a smaller --batch-size or --max-length, or --device cpu",
-        words * 4 >> 20, limit * 4 >> 20
+        words >> 18, limit >> 18
     )]
     TooLarge { op: String, at: String, ty: String, words: usize, limit: usize },
     #[error("the plan lets values overlap (a bug of reslora-compile): {0}")]

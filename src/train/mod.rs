@@ -109,18 +109,25 @@ pub enum TrainError {
 /// The last steps whose statistics the adapter's file keeps.
 pub const STATISTICS_STEPS: u64 = 100;
 
-/// Trains on `data` into the run directory `dir`.
+/// What a run trains on, how, and where it writes.
+pub struct Task<'a> {
+    pub trained: &'a Trained,
+    pub data: &'a Dataset,
+    pub eval: Option<&'a Dataset>,
+    pub settings: &'a Settings,
+    /// The run directory.
+    pub dir: &'a Path,
+    pub resume: Option<Checkpoint>,
+}
+
+/// Trains; `rules` are those of the primitives that the optimiser's program is built from.
 pub fn train(
     session: &mut Session,
     rules: Rules,
-    trained: &Trained,
-    data: &Dataset,
-    eval: Option<&Dataset>,
-    settings: &Settings,
-    dir: &Path,
-    resume: Option<Checkpoint>,
+    task: Task,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, TrainError> {
+    let Task { trained, data, eval, settings, dir, resume } = task;
     let mut run = RunState::new(session, rules, trained, data, settings, dir, resume)?;
     observer.started(run.total, run.done);
     let mut stopped = false;
@@ -131,10 +138,10 @@ pub fn train(
         let step = run.submitted;
         let last = step == run.total || stopped;
         let evaluates = match settings.eval_every {
-            Some(n) => step % n.max(1) == 0,
-            None => step % run.steps_per_epoch as u64 == 0,
+            Some(n) => step.is_multiple_of(n.max(1)),
+            None => step.is_multiple_of(run.steps_per_epoch as u64),
         };
-        let saves = settings.save_every.is_some_and(|n| step % n.max(1) == 0);
+        let saves = settings.save_every.is_some_and(|n| step.is_multiple_of(n.max(1)));
         if last || evaluates && eval.is_some() || saves {
             run.drain(observer, true)?;
         }

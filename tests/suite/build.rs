@@ -25,7 +25,7 @@ pub enum A {
     S(&'static str),
     Is(Vec<i64>),
     Fs(Vec<f32>),
-    T(TensorProto),
+    T(Box<TensorProto>),
 }
 
 pub fn tensor(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
@@ -103,7 +103,7 @@ impl Net {
                         AttributeType::FLOATS
                     }
                     A::T(t) => {
-                        a.t = Some(t).into();
+                        a.t = Some(*t).into();
                         AttributeType::TENSOR
                     }
                 };
