@@ -215,7 +215,9 @@ fn problems() -> Vec<Problem> {
         op("Constant", vec![]).attr("value", A::T(Box::new(tensor("", &[2], &[1.5, 2.5])))).gives(&[1.5, 2.5]),
         op("Constant", vec![]).attr("value_ints", A::Is(vec![3, 4])).gives(&[3.0, 4.0]),
         op("Constant", vec![]).attr("value_floats", A::Fs(vec![3.5, 4.0])).gives(&[3.5, 4.0]),
-        op("ConstantOfShape", vec![long(&[2], &[2, 1])]).attr("value", A::T(Box::new(ints("", &[1], &[7])))).gives(&[7.0, 7.0]),
+        op("ConstantOfShape", vec![long(&[2], &[2, 1])])
+            .attr("value", A::T(Box::new(ints("", &[1], &[7]))))
+            .gives(&[7.0, 7.0]),
         op("Range", vec![long(&[], &[1]), long(&[], &[8]), long(&[], &[3])]).gives(&[1.0, 4.0, 7.0]),
         op("NonZero", vec![In::FixedInts(&[2, 2], vec![1, 0, 0, 5])]).gives(&[0.0, 1.0, 0.0, 1.0]),
         op("Dropout", vec![x(), In::Fixed(&[], vec![0.5])]),
