@@ -20,7 +20,7 @@ fn models() -> Vec<std::path::PathBuf> {
             Some(dir) => out.extend(
                 std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path().join("model.onnx")).filter(|p| p.exists()),
             ),
-            None => eprintln!("\n*** ../shared/{name} IS MISSING: its models were NOT tested ***\n"),
+            None => crate::loudly(&format!("../shared/{name} IS MISSING: its models were NOT tested")),
         }
     }
     out

@@ -12,7 +12,7 @@ pub fn available() -> bool {
     if found.is_empty() {
         let required = std::env::var("RESLORA_REQUIRE_GPU").is_ok_and(|v| v == "1");
         assert!(!required, "RESLORA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter");
-        eprintln!("\n*** NO GPU ADAPTER: the kernels in shaders/ were NOT tested ***\n");
+        crate::loudly("NO GPU ADAPTER: the kernels in shaders/ were NOT tested");
         return false;
     }
     true
