@@ -6,6 +6,7 @@ mod cli;
 mod data;
 mod files;
 mod gpu;
+mod inspection;
 mod operators;
 mod oracle;
 mod passes;
