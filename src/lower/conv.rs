@@ -77,3 +77,13 @@ pub fn conv(c: &mut Context) -> Lowered {
     let shape = if axes == 1 { vec![xs[0], outs, windows[1]] } else { vec![xs[0], outs, windows[0], windows[1]] };
     Ok(vec![c.b.reshape(y, shape)?])
 }
+
+/// The mean over all places of an image.
+pub fn global_average_pool(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let shape = c.shape(x);
+    let axes: Vec<usize> = (2..shape.len()).collect();
+    let n: usize = shape[2.min(shape.len())..].iter().product();
+    let sum = c.b.reduce_sum(x, &axes, true)?;
+    Ok(vec![c.b.scale(sum, 1.0 / n.max(1) as f64)?])
+}

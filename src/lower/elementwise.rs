@@ -285,6 +285,31 @@ pub fn gelu(c: &mut Context) -> Lowered {
     }
 }
 
+/// GELU of the sum with a bias, which may be left out.
+fn biased(c: &mut Context, op: &str) -> Lowered {
+    let mut x = c.x(0)?;
+    if let Some(bias) = c.opt(1) {
+        x = c.b.add(x, bias)?;
+    }
+    Ok(vec![c.b.unary(op, x)?])
+}
+
+pub fn bias_gelu(c: &mut Context) -> Lowered {
+    biased(c, "gelu")
+}
+
+pub fn fast_gelu(c: &mut Context) -> Lowered {
+    biased(c, "gelu_tanh")
+}
+
+/// `x σ(α x)`
+pub fn quick_gelu(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let scaled = c.b.scale(x, c.float("alpha", 1.702) as f64)?;
+    let gate = c.b.unary("sigmoid", scaled)?;
+    Ok(vec![c.b.mul(x, gate)?])
+}
+
 pub fn is_inf(c: &mut Context) -> Lowered {
     let x = c.x(0)?;
     let (up, down) = (c.int("detect_positive", 1) != 0, c.int("detect_negative", 1) != 0);

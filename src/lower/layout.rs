@@ -249,6 +249,35 @@ pub fn gather_nd(c: &mut Context) -> Lowered {
     Ok(vec![c.b.reshape(rows, out)?])
 }
 
+/// Rows of the first operand replaced by those of the third, where the second says: indices known while compiling.
+pub fn scatter_nd(c: &mut Context) -> Lowered {
+    let (x, updates) = (c.x(0)?, c.x(2)?);
+    if c.node.attr_str("reduction").is_some_and(|r| r != "none") {
+        return Err("a reduction is not supported".into());
+    }
+    let (shape, at) = (c.shape(x), c.shape(c.x(1)?));
+    let index = c.known_ints(1)?;
+    let depth = at.last().copied().filter(|&d| d >= 1 && d <= shape.len()).ok_or("indices do not fit")?;
+    let rows: usize = shape[..depth].iter().product();
+    let width: usize = shape[depth..].iter().product();
+    let mut from: Vec<i32> = (0..rows as i32).collect();
+    for (k, components) in index.chunks(depth).enumerate() {
+        let mut row = 0;
+        for (&i, &extent) in components.iter().zip(&shape[..depth]) {
+            let i = if i < 0 { i + extent as i64 } else { i };
+            let fits = (0..extent as i64).contains(&i);
+            row = row * extent + if fits { i as usize } else { return Err(format!("index {i} of {extent}").into()) };
+        }
+        from[row] = (rows + k) as i32;
+    }
+    let kept = c.b.reshape(x, [rows, width])?;
+    let new = c.b.reshape(updates, [index.len() / depth, width])?;
+    let all = c.b.concat(&[kept, new], 0)?;
+    let from = c.b.constant(Tensor::i32([rows], from));
+    let y = c.b.gather(all, from, 0)?;
+    Ok(vec![c.b.reshape(y, shape)?])
+}
+
 /// Constant padding: what is cut (negative pads) is cut first.
 pub fn pad(c: &mut Context) -> Lowered {
     let mut x = c.x(0)?;

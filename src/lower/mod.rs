@@ -3,6 +3,7 @@
 //! Every value whose elements are known is folded as it appears, so that nothing of shape arithmetic is left. A new
 //! operator is one function in the file of its family and one line in [`REGISTRY`].
 
+mod attention;
 mod context;
 mod conv;
 mod dropout;
@@ -12,6 +13,7 @@ mod linear;
 pub mod loss;
 mod norm;
 mod reduce;
+mod resize;
 mod shape;
 
 pub use context::{Context, dtype};
@@ -124,6 +126,8 @@ pub static REGISTRY: &[Operator] = &[
     op("And", elementwise::and),
     op("ArgMax", reduce::arg_max),
     op("ArgMin", reduce::arg_min),
+    op("Attention", attention::attention),
+    op("BatchNormalization", norm::batch_normalization),
     op("Cast", elementwise::cast),
     op("CastLike", elementwise::cast_like),
     op("Ceil", elementwise::ceil),
@@ -148,11 +152,14 @@ pub static REGISTRY: &[Operator] = &[
     op("GatherND", layout::gather_nd),
     op("Gelu", elementwise::gelu),
     op("Gemm", linear::gemm),
+    op("GlobalAveragePool", conv::global_average_pool),
     op("Greater", elementwise::greater),
     op("GreaterOrEqual", elementwise::greater_or_equal),
+    op("GroupNormalization", norm::group_normalization),
     op("HardSigmoid", elementwise::hard_sigmoid),
     op("HardSwish", elementwise::hard_swish),
     op("Identity", elementwise::identity),
+    op("InstanceNormalization", norm::instance_normalization),
     op("IsInf", elementwise::is_inf),
     op("IsNaN", elementwise::is_nan),
     op("LayerNormalization", norm::layer_normalization),
@@ -187,7 +194,10 @@ pub static REGISTRY: &[Operator] = &[
     op("ReduceSumSquare", reduce::reduce_sum_square),
     op("Relu", elementwise::relu),
     op("Reshape", layout::reshape),
+    op("Resize", resize::resize),
+    op("RotaryEmbedding", attention::rotary_embedding),
     op("Round", elementwise::round),
+    op("ScatterND", layout::scatter_nd),
     op("Shape", shape::shape),
     op("Sigmoid", elementwise::sigmoid),
     op("Sign", elementwise::sign),
@@ -210,7 +220,18 @@ pub static REGISTRY: &[Operator] = &[
     op("Unsqueeze", layout::unsqueeze),
     op("Where", elementwise::where_),
     op("Xor", elementwise::xor),
+    ms("Attention", attention::packed_attention),
+    ms("BiasGelu", elementwise::bias_gelu),
+    ms("EmbedLayerNormalization", norm::embed_layer_normalization),
+    ms("FastGelu", elementwise::fast_gelu),
     ms("Gelu", elementwise::gelu),
+    ms("GroupQueryAttention", attention::group_query_attention),
+    ms("MultiHeadAttention", attention::multi_head_attention),
+    ms("QuickGelu", elementwise::quick_gelu),
+    ms("RotaryEmbedding", attention::rotary_embedding_ms),
+    ms("SimplifiedLayerNormalization", norm::simplified_layer_normalization),
+    ms("SkipLayerNormalization", norm::skip_layer_normalization),
+    ms("SkipSimplifiedLayerNormalization", norm::skip_simplified_layer_normalization),
 ];
 
 /// The lowering of an operator.

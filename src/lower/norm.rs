@@ -101,3 +101,124 @@ pub fn rms_normalization(c: &mut Context) -> Lowered {
 pub fn simplified_layer_normalization(c: &mut Context) -> Lowered {
     rms(c, c.int("axis", -1), c.float("epsilon", 1e-5))
 }
+
+/// `(B, C, ..)` with each image's channels normalised in `groups`; gains and biases stand for a channel each, or for a group
+/// each.
+fn grouped(c: &mut Context, groups: usize) -> Lowered {
+    let x = c.x(0)?;
+    let shape = c.shape(x);
+    let channels = shape.get(1).copied().unwrap_or(0);
+    if groups == 0 || channels % groups != 0 {
+        return Err(format!("{channels} channels do not fall into {groups} groups").into());
+    }
+    let n = shape.elements() / (shape[0] * groups).max(1);
+    let flat = c.b.reshape(x, [shape[0] * groups, n])?;
+    let (ones, zeros) = (row(c, None, n, 1.0)?, row(c, None, n, 0.0)?);
+    let attrs = Attrs::new().with("eps", Attr::Float(c.float("epsilon", 1e-5) as f64));
+    let normed = c.b.emit("layer_norm", &[flat, ones, zeros], attrs)?;
+    let (gain, bias) = (c.x(1)?, c.x(2)?);
+    let each = c.shape(gain).elements();
+    if each == 0 || channels % each != 0 {
+        return Err(format!("{each} gains for {channels} channels").into());
+    }
+    let apart = c.b.reshape(normed, [shape[0], each, shape.elements() / (shape[0] * each).max(1)])?;
+    let (gain, bias) = (c.b.reshape(gain, [each, 1])?, c.b.reshape(bias, [each, 1])?);
+    let y = c.b.mul(apart, gain)?;
+    let y = c.b.add(y, bias)?;
+    Ok(vec![c.b.reshape(y, shape)?])
+}
+
+pub fn instance_normalization(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let channels = c.shape(x).get(1).copied().unwrap_or(0);
+    grouped(c, channels)
+}
+
+pub fn group_normalization(c: &mut Context) -> Lowered {
+    let groups = c.int("num_groups", 0);
+    grouped(c, groups.max(0) as usize)
+}
+
+/// With the statistics the file holds, in training too: they are frozen like every weight that no adapter is for.
+pub fn batch_normalization(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let shape = c.shape(x);
+    let channels = shape.get(1).copied().unwrap_or(0);
+    let eps = c.b.scalar(c.float("epsilon", 1e-5) as f64);
+    let (gain, bias, mean, variance) = (c.x(1)?, c.x(2)?, c.x(3)?, c.x(4)?);
+    let variance = c.b.add(variance, eps)?;
+    let deviation = c.b.unary("sqrt", variance)?;
+    let factor = c.b.div(gain, deviation)?;
+    let shift = c.b.mul(mean, factor)?;
+    let shift = c.b.sub(bias, shift)?;
+    let mut wide = vec![1; shape.len().saturating_sub(1)];
+    wide[0] = channels;
+    let (factor, shift) = (c.b.reshape(factor, wide.clone())?, c.b.reshape(shift, wide)?);
+    let y = c.b.mul(x, factor)?;
+    Ok(vec![c.b.add(y, shift)?])
+}
+
+/// ONNX Runtime's sum of a layer's input and output, normalised; the sum is the fourth output.
+fn skip(c: &mut Context, bias: usize, norm: &str, rows: &[(usize, f32)]) -> Lowered {
+    let (x, skip) = (c.x(0)?, c.x(1)?);
+    let mut sum = c.b.add(x, skip)?;
+    if let Some(bias) = c.opt(bias) {
+        sum = c.b.add(sum, bias)?;
+    }
+    if c.node.outputs().iter().skip(1).take(2).any(|o| !o.is_empty()) {
+        return Err("its mean and deviation as outputs are not supported".into());
+    }
+    let shape = c.shape(sum);
+    let n = shape.last().copied().unwrap_or(1);
+    let mut operands = vec![c.rows(sum)?];
+    for &(i, fill) in rows {
+        operands.push(row(c, c.opt(i), n, fill)?);
+    }
+    let attrs = Attrs::new().with("eps", Attr::Float(c.float("epsilon", 1e-5) as f64));
+    let y = c.b.emit(norm, &operands, attrs)?;
+    let y = c.b.reshape(y, shape)?;
+    // Nothing reads the two in between.
+    Ok(vec![y, y, y, sum])
+}
+
+/// Input, skip, gain, bias of the norm, bias of the sum.
+pub fn skip_layer_normalization(c: &mut Context) -> Lowered {
+    skip(c, 4, "layer_norm", &[(2, 1.0), (3, 0.0)])
+}
+
+/// Input, skip, gain, bias of the sum.
+pub fn skip_simplified_layer_normalization(c: &mut Context) -> Lowered {
+    skip(c, 3, "rms_norm", &[(2, 1.0)])
+}
+
+/// ONNX Runtime's embeddings of BERT: words, positions and segments, summed and normalised. The second output is the
+/// number of tokens of each example.
+pub fn embed_layer_normalization(c: &mut Context) -> Lowered {
+    let ids = c.x(0)?;
+    let [b, s] = c.shape(ids)[..] else { return Err("takes token ids of two axes".into()) };
+    let words = c.x(2)?;
+    let mut sum = c.b.gather(words, ids, 0)?;
+    let positions = match c.opt(8) {
+        Some(at) => at,
+        None => c.b.constant(Tensor::i32([1, s], (0..s as i32).collect())),
+    };
+    let table = c.x(3)?;
+    let more = c.b.gather(table, positions, 0)?;
+    sum = c.b.add(sum, more)?;
+    if let (Some(segments), Some(table)) = (c.opt(1), c.opt(4)) {
+        let more = c.b.gather(table, segments, 0)?;
+        sum = c.b.add(sum, more)?;
+    }
+    let shape = c.shape(sum);
+    let n = shape[2];
+    let (gain, bias) = (row(c, c.opt(5), n, 1.0)?, row(c, c.opt(6), n, 0.0)?);
+    let flat = c.rows(sum)?;
+    let attrs = Attrs::new().with("eps", Attr::Float(c.float("epsilon", 1e-12) as f64));
+    let y = c.b.emit("layer_norm", &[flat, gain, bias], attrs)?;
+    let y = c.b.reshape(y, shape)?;
+    let counts = match c.opt(7) {
+        Some(mask) => c.b.reduce_sum(mask, &[1], false)?,
+        None => c.b.constant(Tensor::i32([b], vec![0; b])),
+    };
+    Ok(vec![y, counts, sum])
+}

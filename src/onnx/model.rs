@@ -189,7 +189,8 @@ impl Model {
 
     /// Which node computes each value.
     pub fn producers(&self) -> HashMap<&str, NodeId> {
-        self.nodes().flat_map(|(id, n)| n.outputs().iter().map(move |o| (o.as_str(), id))).collect()
+        let outputs = self.nodes().flat_map(|(id, n)| n.outputs().iter().map(move |o| (o.as_str(), id)));
+        outputs.filter(|o| !o.0.is_empty()).collect()
     }
 
     /// Which nodes read each value, in order, those that read it inside a graph of their own included.

@@ -109,7 +109,11 @@ pub fn roles(model: &Model, linear: &[Linear]) -> Vec<Option<Role>> {
                 .find(|f| f.0 == domain && f.1 == op)
                 .map(|f| (f.2.map(|i| node.input(i).unwrap_or_default().to_string()), node.outputs()[0].clone())),
         };
-        let Some((qkv, out)) = operands else { continue };
+        let Some((mut qkv, out)) = operands else { continue };
+        // Queries, keys and values in one.
+        if qkv[1].is_empty() && qkv[2].is_empty() {
+            qkv = [qkv[0].clone(), qkv[0].clone(), qkv[0].clone()];
+        }
         for (value, role) in qkv.iter().zip([Role::AttentionQ, Role::AttentionK, Role::AttentionV]) {
             for i in net.above(value) {
                 found[i].insert(role);
