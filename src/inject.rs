@@ -114,13 +114,13 @@ pub fn inject(
     let links: Vec<Link> = sites
         .iter()
         .map(|s| Link {
-            leading: reads.then(|| shape_of(&s[0].x)).flatten().map(|mut d| {
-                d.pop();
-                d
-            }),
+            leading: reads.then(|| shape_of(&s[0].x)).flatten().map(|d| leading(d, s[0].strides.as_deref())),
             alone: s.len() > 1,
         })
         .collect();
+    if reads && links.iter().any(|l| l.leading.is_none()) {
+        notes.push("the inputs' shapes could not be found at a sample shape: chains are joined without comparing them".into());
+    }
     let mut breaks = chain::link(&mut targets, &links);
     if options.structure == Structure::Lora {
         // Its blocks read nothing of each other.
@@ -146,7 +146,7 @@ pub fn inject(
         model.node_mut(id).rename_output(&linear.y, &base_value);
         model.insert_after(id, nodes);
     }
-    add_initializers(&mut model, &config, options, sites[0][0].element)?;
+    add_initializers(&mut model, &config, options, &linear, sites[0][0].element)?;
     model.set_metadata(CONFIG_KEY, Some(serde_json::to_string(&config).expect("a configuration serialises")));
     model.set_metadata(BASE_KEY, Some(base.digest()));
     let count = |name: &String| base.initializer_type(name).map_or(0, |(_, dims)| dims.iter().product());
@@ -158,6 +158,18 @@ pub fn inject(
         notes,
     };
     Ok((model, report))
+}
+
+/// The extents of a linear node's rows: all but the channels of its input, and what a convolution keeps of them.
+fn leading(mut shape: Vec<usize>, strides: Option<&[i64]>) -> Vec<usize> {
+    match strides {
+        None => drop(shape.pop()),
+        Some(strides) => {
+            shape.remove(1);
+            shape.extend(strides.iter().map(|&s| s as usize));
+        }
+    }
+    shape
 }
 
 fn check(base: &Model, o: &Options) -> Result<(), InjectError> {
@@ -276,11 +288,25 @@ fn also_trained(model: &Model, linear: &[Linear], o: &Options) -> Result<Vec<Str
     Ok(candidates.iter().filter(|n| chosen.contains(n)).map(|n| n.to_string()).collect())
 }
 
-fn add_initializers(model: &mut Model, config: &Config, o: &Options, element: ElementType) -> Result<(), InjectError> {
+fn add_initializers(
+    model: &mut Model,
+    config: &Config,
+    o: &Options,
+    linear: &[Linear],
+    element: ElementType,
+) -> Result<(), InjectError> {
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
     let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
     let scalar = |x: f64| onnx::encode_floats(element, &[x]).expect("activations are floats");
     model.add_initializer(structure::SCALE, element, &[], scalar(config.scale()));
+    for (name, axes) in structure::KERNEL_SHAPES.iter().zip(1..) {
+        let adapted = |l: &&Linear| l.strides.as_ref().is_some_and(|s| s.len() == axes) && config.target(&l.path).is_some();
+        if linear.iter().any(|l| adapted(&l)) {
+            let shape = [&[0i64, 0][..], &vec![1; axes]].concat();
+            let bytes = shape.iter().flat_map(|d| d.to_le_bytes()).collect();
+            model.add_initializer(name, ElementType::I64, &[shape.len()], bytes);
+        }
+    }
     if config.dropout > 0.0 {
         let ratio = (config.dropout as f32).to_le_bytes().to_vec();
         model.add_initializer(structure::DROPOUT_RATIO, ElementType::F32, &[], ratio);

@@ -33,6 +33,9 @@ pub struct Args {
     /// The largest relative difference of an output; above it nothing is written [default: 1e-4 for exact merges]
     #[arg(long, value_name = "F")]
     tolerance: Option<f64>,
+    /// Keep the adapters in the file as side branches: nothing is lost, and their products stay
+    #[arg(long, conflicts_with = "strategy")]
+    keep_branch: bool,
     /// Write the file even if it differs by more than the tolerance
     #[arg(long)]
     force: bool,
@@ -69,6 +72,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         injected: &injected,
         adapter: &adapter,
         strategy,
+        keep_branch: args.keep_branch,
         calibrate: calibrate.as_ref().map(given),
         fallback: fallback.as_ref().map(|(data, how)| Calibration {
             data,
@@ -77,8 +81,9 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         }),
     };
     let merged = pipeline::merge(&request, device.as_mut())?;
-    let exact = merged.report.strategy == "exact";
-    let tolerance = args.tolerance.or(exact.then_some(merged.exact_tolerance));
+    let exact = matches!(merged.report.strategy.as_str(), "exact" | "branch");
+    let limit = if args.keep_branch { 1e-4 } else { merged.exact_tolerance };
+    let tolerance = args.tolerance.or((exact && limit.is_finite()).then_some(limit));
     let above = tolerance.is_some_and(|t| merged.differences.iter().any(|d| exceeds(d.relative, t)));
     let output = args.output.clone().unwrap_or_else(|| beside(&args.model, "merged"));
     let writes = !above || args.force;
@@ -138,7 +143,8 @@ fn run_data(adapter: &Path) -> Option<(Dataset, DataArgs)> {
 
 fn text(r: &Result_) -> String {
     let rows = r.layers.iter().map(|l| {
-        let alphas = l.alphas.iter().map(|a| format!("{a:.3}")).collect::<Vec<_>>().join(" ");
+        let requantised = l.requantised.map_or(String::new(), |e| format!("requantised, {e:.1e} off "));
+        let alphas = requantised + &l.alphas.iter().map(|a| format!("{a:.3}")).collect::<Vec<_>>().join(" ");
         vec![l.path.clone(), format!("{:.2e}", l.relative_change), alphas]
     });
     let mut out = table(&["merged", "change of weight", "factors"], rows.collect());

@@ -108,6 +108,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         injected: &injected,
         adapter: &outcome.adapter,
         strategy: None,
+        keep_branch: false,
         calibrate: None,
         fallback: Some(Calibration { data: &test, batch_size: BATCH, max_length: 512 }),
     };

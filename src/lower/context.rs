@@ -1,23 +1,46 @@
 //! What the lowering of one node sees.
 
-use super::Reason;
+use super::{Reason, Request, Scope, load};
 use crate::ir::{Builder, DType, Shape, Tensor, Type, Value};
 use crate::onnx::{ElementType, Model, Node};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// One node to lower.
 pub struct Context<'a> {
     pub b: &'a mut Builder,
     pub node: &'a Node,
-    pub model: &'a Model,
+    pub model: &'a Arc<Model>,
     /// One for each input; `None` where it is left out.
     pub inputs: Vec<Option<Value>>,
     pub training: bool,
     /// A number of the node's own, for random draws.
     pub key: i64,
+    /// Every name known so far, for graphs inside the node.
+    pub values: &'a mut HashMap<String, Value>,
+    pub request: &'a Request<'a>,
 }
 
 impl Context<'_> {
+    /// Lowers a graph that an attribute of the node holds, its inputs bound to `arguments`, and returns its outputs.
+    pub fn body(&mut self, attribute: &str, arguments: &[Value]) -> Result<Vec<Value>, Reason> {
+        let graph = self.node.attr_graph(attribute).ok_or_else(|| format!("it holds no {attribute}"))?;
+        // What the body computes is its own; what is outside, it sees.
+        let mut values = self.values.clone();
+        values.extend(graph.inputs.iter().cloned().zip(arguments.iter().copied()));
+        for (name, tensor) in &graph.initializers {
+            values.insert(name.clone(), self.b.constant(load(&tensor.view())?));
+        }
+        let mut scope = Scope { b: self.b, values: &mut values, request: self.request };
+        for (i, node) in graph.nodes.iter().enumerate() {
+            let key = self.key.wrapping_mul(1009).wrapping_add(i as i64 + 1);
+            scope.run(node, key).map_err(|Reason(why)| {
+                format!("in its {attribute}, node '{}' ({}): {why}", node.label(), node.operator())
+            })?;
+        }
+        graph.outputs.iter().map(|name| scope.value(name)).collect()
+    }
+
     /// A required input.
     pub fn x(&self, i: usize) -> Result<Value, Reason> {
         self.opt(i).ok_or_else(|| format!("input {i} is missing").into())

@@ -5,6 +5,7 @@
 
 mod attention;
 mod context;
+mod control;
 mod conv;
 mod dropout;
 mod elementwise;
@@ -12,6 +13,7 @@ mod layout;
 mod linear;
 pub mod loss;
 mod norm;
+mod quantised;
 mod reduce;
 mod resize;
 mod shape;
@@ -109,14 +111,23 @@ pub struct Operator {
     pub domain: &'static str,
     pub name: &'static str,
     pub lower: Lowering,
+    /// An input that the lowering reads from the file itself where the file holds it: packed codes of a weight.
+    pub stored: Option<usize>,
 }
 
 const fn op(name: &'static str, lower: Lowering) -> Operator {
-    Operator { domain: "", name, lower }
+    Operator { domain: "", name, lower, stored: None }
 }
 
 const fn ms(name: &'static str, lower: Lowering) -> Operator {
-    Operator { domain: "com.microsoft", name, lower }
+    Operator { domain: "com.microsoft", name, lower, stored: None }
+}
+
+impl Operator {
+    const fn stored(mut self, input: usize) -> Operator {
+        self.stored = Some(input);
+        self
+    }
 }
 
 /// Every operator with a lowering.
@@ -138,6 +149,7 @@ pub static REGISTRY: &[Operator] = &[
     op("Conv", conv::conv),
     op("Cos", elementwise::cos),
     op("CumSum", reduce::cum_sum),
+    op("DequantizeLinear", quantised::dequantize_linear).stored(0),
     op("Div", elementwise::div),
     op("Dropout", dropout::dropout),
     op("Elu", elementwise::elu),
@@ -159,6 +171,7 @@ pub static REGISTRY: &[Operator] = &[
     op("HardSigmoid", elementwise::hard_sigmoid),
     op("HardSwish", elementwise::hard_swish),
     op("Identity", elementwise::identity),
+    op("If", control::if_),
     op("InstanceNormalization", norm::instance_normalization),
     op("IsInf", elementwise::is_inf),
     op("IsNaN", elementwise::is_nan),
@@ -168,6 +181,7 @@ pub static REGISTRY: &[Operator] = &[
     op("LessOrEqual", elementwise::less_or_equal),
     op("Log", elementwise::log),
     op("LogSoftmax", norm::log_softmax),
+    op("Loop", control::loop_),
     op("MatMul", linear::mat_mul),
     op("Max", elementwise::max),
     op("Mean", elementwise::mean),
@@ -197,6 +211,7 @@ pub static REGISTRY: &[Operator] = &[
     op("Resize", resize::resize),
     op("RotaryEmbedding", attention::rotary_embedding),
     op("Round", elementwise::round),
+    op("Scan", control::scan),
     op("ScatterND", layout::scatter_nd),
     op("Shape", shape::shape),
     op("Sigmoid", elementwise::sigmoid),
@@ -224,8 +239,10 @@ pub static REGISTRY: &[Operator] = &[
     ms("BiasGelu", elementwise::bias_gelu),
     ms("EmbedLayerNormalization", norm::embed_layer_normalization),
     ms("FastGelu", elementwise::fast_gelu),
+    ms("GatherBlockQuantized", quantised::gather_block_quantized).stored(0),
     ms("Gelu", elementwise::gelu),
     ms("GroupQueryAttention", attention::group_query_attention),
+    ms("MatMulNBits", quantised::mat_mul_n_bits).stored(1),
     ms("MultiHeadAttention", attention::multi_head_attention),
     ms("QuickGelu", elementwise::quick_gelu),
     ms("RotaryEmbedding", attention::rotary_embedding_ms),
@@ -234,9 +251,9 @@ pub static REGISTRY: &[Operator] = &[
     ms("SkipSimplifiedLayerNormalization", norm::skip_simplified_layer_normalization),
 ];
 
-/// The lowering of an operator.
-pub fn find(domain: &str, name: &str) -> Option<Lowering> {
-    REGISTRY.iter().find(|o| o.domain == domain && o.name == name).map(|o| o.lower)
+/// An operator of the table.
+pub fn find(domain: &str, name: &str) -> Option<&'static Operator> {
+    REGISTRY.iter().find(|o| o.domain == domain && o.name == name)
 }
 
 /// Every operator of `model` that has no lowering, in order of its first node.
@@ -282,27 +299,17 @@ pub fn lower(request: &Request) -> Result<Lowered, LowerError> {
         };
         lowered.values.insert(input.name.clone(), value);
     }
+    let mut scope = Scope { b: &mut lowered.b, values: &mut lowered.values, request };
     for (id, node) in model.nodes().filter(|(id, _)| needed.contains(id)) {
-        let fail =
-            |why: String| LowerError::Node { file: file.clone(), node: node.label(), operator: node.operator(), why };
-        let mut inputs = Vec::with_capacity(node.inputs().len());
-        for name in node.inputs() {
-            inputs.push(match name.as_str() {
-                "" => None,
-                _ => Some(value(&mut lowered, request, name).map_err(|Reason(why)| fail(why))?),
-            });
-        }
-        lowered.b.set_origin(node.label());
-        let run = find(node.domain(), node.op_type()).expect("operators were checked above");
-        let mut context =
-            Context { b: &mut lowered.b, node, model, inputs, training: request.training, key: id.0 as i64 };
-        let outputs = run(&mut context).map_err(|Reason(why)| fail(why))?;
-        for (name, value) in node.outputs().iter().zip(outputs).filter(|(n, _)| !n.is_empty()) {
-            lowered.values.insert(name.clone(), value);
-        }
+        scope.run(node, id.0 as i64).map_err(|Reason(why)| LowerError::Node {
+            file: file.clone(),
+            node: node.label(),
+            operator: node.operator(),
+            why,
+        })?;
     }
     for name in request.wanted {
-        if value(&mut lowered, request, name).is_err() {
+        if scope.value(name).is_err() {
             let have: Vec<String> = model.outputs().into_iter().map(|o| o.name).collect();
             return Err(LowerError::Output { file, name: name.clone(), have: have.join(", ") });
         }
@@ -313,13 +320,14 @@ pub fn lower(request: &Request) -> Result<Lowered, LowerError> {
 
 /// The nodes that some wanted value depends on.
 fn needed(model: &Model, wanted: &[String]) -> HashSet<NodeId> {
-    let mut live: HashSet<&str> = wanted.iter().map(String::as_str).collect();
+    let mut live: HashSet<String> = wanted.iter().cloned().collect();
     let mut needed = HashSet::new();
     let all: Vec<(NodeId, &Node)> = model.nodes().collect();
     for (id, node) in all.into_iter().rev() {
-        if node.outputs().iter().any(|o| live.contains(o.as_str())) {
+        if node.outputs().iter().any(|o| live.contains(o)) {
             needed.insert(id);
-            live.extend(node.inputs().iter().map(String::as_str));
+            live.extend(node.inputs().iter().cloned());
+            live.extend(node.captured());
         }
     }
     needed
@@ -328,31 +336,82 @@ fn needed(model: &Model, wanted: &[String]) -> HashSet<NodeId> {
 /// The most elements a float initializer may have to be a constant, known while compiling, rather than a weight.
 const MAX_CONSTANT: usize = 64;
 
-fn value(lowered: &mut Lowered, request: &Request, name: &str) -> Result<Value, Reason> {
-    if let Some(&v) = lowered.values.get(name) {
-        return Ok(v);
+/// Names that are known while nodes are lowered, and where new ones go.
+pub struct Scope<'a> {
+    pub b: &'a mut Builder,
+    pub values: &'a mut HashMap<String, Value>,
+    pub request: &'a Request<'a>,
+}
+
+impl Scope<'_> {
+    /// The value of a name: one that was computed, or a constant of the file.
+    pub fn value(&mut self, name: &str) -> Result<Value, Reason> {
+        if let Some(&v) = self.values.get(name) {
+            return Ok(v);
+        }
+        let model = self.request.model;
+        if !model.is_initializer(name) {
+            return Err(match model.inputs().iter().any(|i| i.name == name) {
+                true => format!("the data holds no '{name}', and nothing else gives it").into(),
+                false => format!("'{name}' is not known").into(),
+            });
+        }
+        let (element, dims) = model.initializer_type(name).expect("it is an initializer");
+        let v = if self.request.trained.contains(name) {
+            self.b.leaf(Leaf::Parameter(name.to_string()), Type::f32(dims))
+        } else {
+            constant(self.b, model, name, element, dims)?
+        };
+        self.values.insert(name.to_string(), v);
+        Ok(v)
     }
-    let model = request.model;
-    let Some((element, dims)) = model.initializer_type(name) else {
-        return Err(match model.inputs().iter().any(|i| i.name == name) {
-            true => format!("the data holds no '{name}', and nothing else gives it").into(),
-            false => format!("'{name}' is not known").into(),
-        });
-    };
-    let elements: usize = dims.iter().product();
-    let v = if request.trained.contains(name) {
-        lowered.b.leaf(Leaf::Parameter(name.to_string()), Type::f32(dims))
-    } else if element.is_float() && elements > MAX_CONSTANT {
-        let (model, key, revision) = (model.clone(), name.to_string(), model.revision());
-        let load = move || load(&model.initializer(&key).expect("the model keeps its initializers"));
-        let load = move || load().expect("a float tensor");
-        lowered.b.weight(Weight::new(name, revision, load), Type::f32(dims))
-    } else {
+
+    /// Lowers one node and keeps its outputs. `key` is a number of its own.
+    pub fn run(&mut self, node: &Node, key: i64) -> Result<(), Reason> {
+        let model = self.request.model;
+        let operator = find(node.domain(), node.op_type()).ok_or("this operator has no lowering")?;
+        let mut inputs = Vec::with_capacity(node.inputs().len());
+        for (i, name) in node.inputs().iter().enumerate() {
+            inputs.push(match name.as_str() {
+                "" => None,
+                _ if operator.stored == Some(i) && model.is_constant(name) => None,
+                _ => Some(self.value(name)?),
+            });
+        }
+        self.b.set_origin(node.label());
+        let mut context = Context {
+            b: self.b,
+            node,
+            model,
+            inputs,
+            training: self.request.training,
+            key,
+            values: self.values,
+            request: self.request,
+        };
+        let outputs = (operator.lower)(&mut context)?;
+        for (name, value) in node.outputs().iter().zip(outputs).filter(|(n, _)| !n.is_empty()) {
+            self.values.insert(name.clone(), value);
+        }
+        Ok(())
+    }
+}
+
+/// A tensor that the file holds: large ones of floats are weights, everything else is known while compiling.
+fn constant(
+    b: &mut Builder,
+    model: &Arc<Model>,
+    name: &str,
+    element: ElementType,
+    dims: Vec<usize>,
+) -> Result<Value, Reason> {
+    if !element.is_float() || dims.iter().product::<usize>() <= MAX_CONSTANT {
         let view = model.initializer(name).expect("its type was just read");
-        lowered.b.constant(load(&view)?)
-    };
-    lowered.values.insert(name.to_string(), v);
-    Ok(v)
+        return Ok(b.constant(load(&view)?));
+    }
+    let (model, key, revision) = (model.clone(), name.to_string(), model.revision());
+    let load = move || load(&model.initializer(&key).expect("the model keeps its constants")).expect("a float tensor");
+    Ok(b.weight(Weight::new(name, revision, load), Type::f32(dims)))
 }
 
 /// A tensor of the file on the host. 64-bit integers beyond 32 bits (such as "to the end") become the nearest.

@@ -24,6 +24,11 @@ pub fn size(c: &mut Context) -> Lowered {
 pub fn constant(c: &mut Context) -> Lowered {
     let node = c.node;
     let tensor = if let Some(view) = node.attr_tensor("value") {
+        // A graph inside a node has constants of its own, which the model does not list.
+        let name = node.outputs().first().map_or("", String::as_str);
+        if c.model.is_constant(name) {
+            return Ok(vec![super::constant(c.b, c.model, name, view.element, view.dims)?]);
+        }
         load(&view)?
     } else if let Some(x) = node.attr_float("value_float") {
         Tensor::scalar(x)

@@ -1,12 +1,15 @@
 //! Taking adapters out again: the model with the bytes of its weights changed and nothing else.
 
+mod branch;
 mod exact;
 mod input_norm;
 mod weight_norm;
 
+pub use branch::keep_branch;
+
 use crate::adapter::{Adapter, Norms};
 use crate::onnx::{self, ElementType, Linear, Model, NodeId};
-use crate::structure::{self, BASE_KEY, CONFIG_KEY, Config, DROPOUT_RATIO, SCALE, Structure, Target};
+use crate::structure::{self, BASE_KEY, CONFIG_KEY, Config, DROPOUT_RATIO, KERNEL_SHAPES, SCALE, Structure, Target};
 use ndarray::{Array2, ArrayD, Ix2};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -77,6 +80,9 @@ pub struct LayerReport {
     pub relative_change: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub alphas: Vec<f64>,
+    /// `‖stored - wanted‖ / ‖wanted‖` of a weight that the file keeps quantised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requantised: Option<f64>,
 }
 
 /// Why a merge is not possible.
@@ -103,9 +109,9 @@ pub enum MergeError {
     )]
     NoNorms { strategy: String, structure: Structure },
     #[error(
-        "weight '{weight}' of '{path}' is {element}, which cannot be merged into yet\nhint: merge into a float export of the model"
+        "weight '{weight}' of '{path}' is quantised and cannot be merged into: {why}\nhint: keep the adapters in the file with --keep-branch"
     )]
-    Quantised { weight: String, path: String, element: ElementType },
+    Quantised { weight: String, path: String, why: String },
     #[error("the model's nodes do not match its configuration: {0}")]
     Nodes(String),
 }
@@ -141,7 +147,7 @@ pub fn strip(injected: &Model, config: &Config) -> Result<Model, MergeError> {
     }
     doomed.into_iter().for_each(|id| model.remove_node(id));
     let factors = config.targets.iter().flat_map(|t| [t.a(), t.b()]);
-    for name in factors.chain([SCALE.to_string(), DROPOUT_RATIO.to_string()]) {
+    for name in factors.chain([SCALE, DROPOUT_RATIO].into_iter().chain(KERNEL_SHAPES).map(String::from)) {
         model.remove_initializer(&name);
     }
     for key in model.metadata_keys().iter().filter(|k| k.starts_with("reslora.")) {
@@ -197,8 +203,11 @@ pub fn merge(
     for t in &config.targets {
         let l = by_path[t.path.as_str()];
         let element = model.initializer_type(&l.weight).map_or(ElementType::Other(0), |t| t.0);
-        if !element.is_float() {
-            return Err(MergeError::Quantised { weight: l.weight.clone(), path: t.path.clone(), element });
+        let refused = |why: String| MergeError::Quantised { weight: l.weight.clone(), path: t.path.clone(), why };
+        match l.quantised(&model) {
+            Some(read) => drop(read.map_err(refused)?),
+            None if !element.is_float() => return Err(refused(format!("it is {element}"))),
+            None => {}
         }
     }
     // Tensors that are trained themselves first: a target's weight may be one of them.
@@ -217,20 +226,42 @@ pub fn merge(
     let mut layers = Vec::new();
     let targets: HashSet<&str> = config.targets.iter().map(|t| t.path.as_str()).collect();
     for (delta, base) in deltas.iter().zip(bases) {
-        let l = by_path[delta.path.as_str()];
         let norm = |m: &Array2<f64>| m.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let relative_change = norm(&delta.delta) / norm(&base).max(f64::MIN_POSITIVE);
+        let mut requantised = None;
+        // An exporter may have written one weight once for every call.
+        let mut written = HashSet::new();
+        for l in linear.iter().filter(|l| l.path == delta.path && written.insert(l.weight.as_str())) {
+            let new = &base + &delta.delta / l.alpha as f64;
+            let stored: Vec<f64> =
+                if l.transposed { new.iter().copied().collect() } else { new.t().iter().copied().collect() };
+            if let Some(quantised) = l.quantised(&model) {
+                if is_shared(&model, &linear, l) {
+                    let why = "a node that is not adapted reads it too".into();
+                    return Err(MergeError::Quantised { weight: l.weight.clone(), path: l.path.clone(), why });
+                }
+                let mut quantised = quantised.expect("checked above");
+                let error = match relative_change == 0.0 {
+                    true => 0.0,
+                    false => quantised.requantise(&model, &stored),
+                };
+                if relative_change != 0.0 {
+                    quantised.store(&mut model);
+                }
+                requantised = Some(error);
+                continue;
+            }
+            let name = own_weight(&mut model, &linear, l, &targets, &mut notes);
+            let element = model.initializer_type(&name).expect("its own weight is an initializer").0;
+            model.replace_data(&name, onnx::encode_floats(element, &stored).expect("checked above"));
+        }
         layers.push(LayerReport {
             path: delta.path.clone(),
-            weight: l.weight.clone(),
-            relative_change: norm(&delta.delta) / norm(&base).max(f64::MIN_POSITIVE),
+            weight: by_path[delta.path.as_str()].weight.clone(),
+            relative_change,
             alphas: delta.alphas.clone(),
+            requantised,
         });
-        let new = base + &delta.delta / l.alpha as f64;
-        let name = own_weight(&mut model, &linear, l, &targets, &mut notes);
-        let element = model.initializer_type(&name).expect("its own weight is an initializer").0;
-        let stored: Vec<f64> =
-            if l.transposed { new.iter().copied().collect() } else { new.t().iter().copied().collect() };
-        model.replace_data(&name, onnx::encode_floats(element, &stored).expect("checked above"));
     }
     let report = Report { strategy: info.name.into(), layers, also_trained: config.also_train.clone(), notes };
     Ok((model, report))
@@ -262,10 +293,51 @@ fn factors(config: &Config, adapter: &Adapter) -> Result<Factors, MergeError> {
 
 /// A linear node's weight as `[out, in]`.
 fn weight(model: &Model, l: &Linear) -> Array2<f64> {
-    let view = model.initializer(&l.weight).expect("linear nodes read initializers");
-    let values = view.to_f64().expect("checked to be floats");
-    let stored = Array2::from_shape_vec((view.dims[0], view.dims[1]), values).expect("checked when the file was read");
+    let (dims, values) = match l.quantised(model) {
+        Some(q) => {
+            let q = q.expect("checked before");
+            (q.dims.clone(), q.dequantise().into_iter().map(f64::from).collect())
+        }
+        None => {
+            let view = model.initializer(&l.weight).expect("linear nodes read initializers");
+            (view.dims.clone(), view.to_f64().expect("checked to be floats"))
+        }
+    };
+    // A convolution's kernel of one place has two axes more.
+    let stored = Array2::from_shape_vec((dims[0], dims[1]), values).expect("checked when the file was read");
     if l.transposed { stored } else { stored.reversed_axes() }
+}
+
+/// The nodes that read a weight, each with the nodes it leads to through changes of layout and type.
+type Readers = Vec<(NodeId, Vec<NodeId>)>;
+
+/// Who reads the weight of `l`, and the linear nodes that belong to its target.
+fn readers(model: &Model, linear: &[Linear], l: &Linear) -> (Readers, HashSet<NodeId>) {
+    let consumers = model.consumers();
+    let readers = consumers.get(&l.weight).cloned().unwrap_or_default();
+    let mine: HashSet<NodeId> =
+        linear.iter().filter(|o| o.path == l.path && o.weight == l.weight).map(|o| o.node).collect();
+    let leads = |reader: &NodeId| -> Vec<NodeId> {
+        let (mut open, mut out) = (vec![*reader], Vec::new());
+        while let Some(id) = open.pop() {
+            let node = model.node(id);
+            match node.op_type() {
+                "Transpose" | "Identity" | "Cast" | "DequantizeLinear" if !mine.contains(&id) => {
+                    open.extend(node.outputs().iter().flat_map(|o| consumers.get(o).cloned().unwrap_or_default()));
+                }
+                _ => out.push(id),
+            }
+        }
+        out
+    };
+    (readers.iter().map(|r| (*r, leads(r))).collect(), mine)
+}
+
+/// Whether a node that is not the target's depends on its weight.
+fn is_shared(model: &Model, linear: &[Linear], l: &Linear) -> bool {
+    let (ends, mine) = readers(model, linear, l);
+    ends.iter().any(|(_, ends)| ends.iter().any(|id| !mine.contains(id)))
+        || model.outputs().iter().any(|o| o.name == l.weight)
 }
 
 /// The initializer to change for a target: its weight, or a copy of that if another node reads the weight too and does
@@ -277,30 +349,10 @@ fn own_weight(
     targets: &HashSet<&str>,
     notes: &mut Vec<String>,
 ) -> String {
-    let consumers = model.consumers();
-    let readers = consumers.get(&l.weight).cloned().unwrap_or_default();
-    let mine: HashSet<NodeId> =
-        linear.iter().filter(|o| o.path == l.path && o.weight == l.weight).map(|o| o.node).collect();
-    // From each reader of the weight, the linear nodes it leads to; any that is not the target's makes the weight shared.
-    let leads = |reader: &NodeId| -> Vec<NodeId> {
-        let (mut open, mut out) = (vec![*reader], Vec::new());
-        while let Some(id) = open.pop() {
-            let node = model.node(id);
-            match node.op_type() {
-                "Transpose" | "Identity" | "Cast" if !mine.contains(&id) => {
-                    open.extend(node.outputs().iter().flat_map(|o| consumers.get(o).cloned().unwrap_or_default()));
-                }
-                _ => out.push(id),
-            }
-        }
-        out
-    };
-    let ends: Vec<(NodeId, Vec<NodeId>)> = readers.iter().map(|r| (*r, leads(r))).collect();
-    let shared = ends.iter().any(|(_, ends)| ends.iter().any(|id| !mine.contains(id)))
-        || model.outputs().iter().any(|o| o.name == l.weight);
-    if !shared {
+    if !is_shared(model, linear, l) {
         return l.weight.clone();
     }
+    let (ends, mine) = readers(model, linear, l);
     let copy = format!("{}.weight.merged", l.path);
     let view = model.initializer(&l.weight).expect("linear nodes read initializers");
     let (element, dims, bytes) = (view.element, view.dims.clone(), view.bytes.to_vec());

@@ -1,7 +1,7 @@
 //! Linear nodes: the places an adapter can go.
 
 use super::module_path::module_path;
-use super::{ElementType, Model, NodeId};
+use super::{ElementType, Model, Node, NodeId, Quantised};
 use std::collections::HashMap;
 
 /// A matrix product of a value with a constant.
@@ -19,6 +19,9 @@ pub struct Linear {
     pub out_features: usize,
     /// The product is multiplied by this (Gemm's `alpha`).
     pub alpha: f32,
+    /// Strides of a convolution whose kernel covers one place: a matrix product over the channels of every place that the
+    /// strides keep. `None` for matrix products.
+    pub strides: Option<Vec<i64>>,
     /// Element type of the value read and the value computed.
     pub element: ElementType,
     /// Names of the value read and the value computed.
@@ -26,16 +29,23 @@ pub struct Linear {
     pub y: String,
 }
 
-/// Every linear node, in execution order: a MatMul whose right side is a two-dimensional initializer (directly, or
-/// through Transpose, Identity, Cast or DequantizeLinear), a Gemm with such a right side, or a MatMulNBits.
+/// Every linear node, in execution order: a MatMul whose right side is a two-dimensional constant (directly, or
+/// through Transpose, Identity, Cast or DequantizeLinear), a Gemm with such a right side, a MatMulNBits, or a Conv whose
+/// kernel covers one place.
 pub fn linear_nodes(model: &Model) -> Vec<Linear> {
     let producers = model.producers();
     let mut found: Vec<Linear> = model.nodes().filter_map(|(id, _)| linear(model, &producers, id)).collect();
-    // One module may hold several weights: the second and later ones get a number.
+    // One module may hold several weights: the second and later ones get a number. An exporter may also write one weight
+    // once for every call of its module: copies count as one.
     let mut weights: HashMap<String, Vec<String>> = HashMap::new();
+    let same = |a: &str, b: &str| {
+        a == b
+            || model.initializer_type(a) == model.initializer_type(b)
+                && model.initializer(a).map(|t| t.bytes) == model.initializer(b).map(|t| t.bytes)
+    };
     for l in &mut found {
         let known = weights.entry(l.path.clone()).or_default();
-        let k = known.iter().position(|w| *w == l.weight).unwrap_or_else(|| {
+        let k = known.iter().position(|w| same(w, &l.weight)).unwrap_or_else(|| {
             known.push(l.weight.clone());
             known.len() - 1
         });
@@ -46,16 +56,30 @@ pub fn linear_nodes(model: &Model) -> Vec<Linear> {
     found
 }
 
+impl Linear {
+    /// The quantised weight behind this node; `None` where it is stored as floats.
+    pub fn quantised(&self, model: &Model) -> Option<Result<Quantised, String>> {
+        let own = model.node(self.node);
+        if own.op_type() == "MatMulNBits" {
+            return Some(Quantised::read(model, own));
+        }
+        let dequantises = |n: &Node| n.op_type() == "DequantizeLinear" && n.input(0) == Some(&self.weight);
+        let through = self.through.iter().any(|op| op == "DequantizeLinear");
+        let node = through.then(|| model.nodes().map(|(_, n)| n).find(|n| dequantises(n))).flatten()?;
+        Some(Quantised::read(model, node))
+    }
+}
+
 fn linear(model: &Model, producers: &HashMap<&str, NodeId>, id: NodeId) -> Option<Linear> {
     let node = model.node(id);
     let (x, b) = (node.input(0)?, node.input(1)?);
     let kind = match (node.domain(), node.op_type()) {
-        ("", kind @ ("MatMul" | "Gemm")) | ("com.microsoft", kind @ "MatMulNBits") => kind,
+        ("", kind @ ("MatMul" | "Gemm" | "Conv")) | ("com.microsoft", kind @ "MatMulNBits") => kind,
         _ => return None,
     };
     if kind == "MatMulNBits" {
         let (k, n) = (node.attr_int("K")? as usize, node.attr_int("N")? as usize);
-        return model.is_initializer(b).then(|| Linear {
+        return model.is_constant(b).then(|| Linear {
             node: id,
             path: module_path(node, Some(b)),
             weight: b.to_string(),
@@ -64,18 +88,23 @@ fn linear(model: &Model, producers: &HashMap<&str, NodeId>, id: NodeId) -> Optio
             in_features: k,
             out_features: n,
             alpha: 1.0,
+            strides: None,
             element: node.input(2).and_then(|s| model.initializer_type(s)).map_or(ElementType::F32, |t| t.0),
             x: x.to_string(),
             y: node.outputs()[0].clone(),
         });
     }
-    if model.is_initializer(x) || kind == "Gemm" && node.attr_int("transA").unwrap_or(0) != 0 {
+    if model.is_constant(x) || kind == "Gemm" && node.attr_int("transA").unwrap_or(0) != 0 {
         return None;
     }
     let Root { weight, flips, through, element } = root(model, producers, b)?;
     let (_, dims) = model.initializer_type(&weight)?;
-    let [rows, columns] = dims[..] else { return None };
-    let flag = kind == "Gemm" && node.attr_int("transB").unwrap_or(0) != 0;
+    let strides = if kind == "Conv" { Some(pointwise(node, &dims)?) } else { None };
+    let (&[rows, columns], _) = dims.split_first_chunk()?;
+    if kind != "Conv" && dims.len() > 2 {
+        return None;
+    }
+    let flag = kind == "Conv" || kind == "Gemm" && node.attr_int("transB").unwrap_or(0) != 0;
     let transposed = flips != flag;
     let (out_features, in_features) = if transposed { (rows, columns) } else { (columns, rows) };
     Some(Linear {
@@ -87,10 +116,19 @@ fn linear(model: &Model, producers: &HashMap<&str, NodeId>, id: NodeId) -> Optio
         in_features,
         out_features,
         alpha: if kind == "Gemm" { node.attr_float("alpha").unwrap_or(1.0) } else { 1.0 },
+        strides,
         element,
         x: x.to_string(),
         y: node.outputs()[0].clone(),
     })
+}
+
+/// The strides of a convolution whose kernels, `dims`, cover one place of all channels, without padding.
+fn pointwise(node: &Node, dims: &[usize]) -> Option<Vec<i64>> {
+    let axes = dims.len().checked_sub(2).filter(|n| (1..=2).contains(n))?;
+    let unpadded = node.attr_ints("pads").is_none_or(|p| p.iter().all(|&x| x == 0));
+    let plain = dims[2..].iter().all(|&d| d == 1) && node.attr_int("group").unwrap_or(1) == 1 && unpadded;
+    plain.then(|| node.attr_ints("strides").filter(|s| s.len() == axes).map_or(vec![1; axes], <[i64]>::to_vec))
 }
 
 /// The initializer behind a value, and what stands between.
@@ -105,7 +143,7 @@ struct Root {
 
 fn root(model: &Model, producers: &HashMap<&str, NodeId>, value: &str) -> Option<Root> {
     let (mut name, mut flips, mut through, mut element) = (value, false, Vec::new(), None);
-    while !model.is_initializer(name) {
+    while !model.is_constant(name) {
         let node = model.node(*producers.get(name)?);
         match (node.domain(), node.op_type()) {
             ("", "Transpose") => match node.attr_ints("perm") {

@@ -88,6 +88,8 @@ pub struct Model {
     /// The bytes of nodes that are as the file has them, tag and all.
     pub(super) node_spans: HashMap<NodeId, Range<usize>>,
     pub(super) initializers: HashMap<String, Initializer>,
+    /// Constant nodes that hold a tensor, by the value they give.
+    pub(super) constants: HashMap<String, NodeId>,
     pub(super) header: ModelProto,
     pub(super) signature: GraphProto,
     /// Entries added to or changed in `metadata_props`; `None` removes one.
@@ -137,14 +139,27 @@ impl Model {
         self.initializers.contains_key(name)
     }
 
-    /// Element type and shape of an initializer.
+    /// Whether the file holds the value's elements: an initializer, or the tensor of a Constant node.
+    pub fn is_constant(&self, name: &str) -> bool {
+        self.is_initializer(name) || self.constants.contains_key(name)
+    }
+
+    /// Element type and shape of an initializer or of a Constant node's tensor.
     pub fn initializer_type(&self, name: &str) -> Option<(ElementType, Vec<usize>)> {
-        let t = &self.initializers.get(name)?.header;
+        let Some(t) = self.initializers.get(name) else {
+            let view = self.node(*self.constants.get(name)?).attr_tensor("value")?;
+            return Some((view.element, view.dims));
+        };
+        let t = &t.header;
         Some((ElementType::from_number(t.data_type), t.dims.iter().map(|&d| d.max(0) as usize).collect()))
     }
 
+    /// An initializer, or the tensor of a Constant node.
     pub fn initializer(&self, name: &str) -> Option<TensorView<'_>> {
-        let (key, t) = self.initializers.get_key_value(name)?;
+        let Some((key, t)) = self.initializers.get_key_value(name) else {
+            let (key, id) = self.constants.get_key_value(name)?;
+            return self.node(*id).attr_tensor("value").map(|view| TensorView { name: key, ..view });
+        };
         let (element, dims) = self.initializer_type(name)?;
         let bytes = match (&t.replaced, &t.data) {
             (Some(bytes), _) | (None, Data::Memory(bytes)) => Cow::Borrowed(bytes.as_slice()),
@@ -303,9 +318,16 @@ impl Model {
     /// Gives an initializer other elements of the same type and number, in the form and place the file has them.
     /// Panics if there is no such initializer or the sizes differ.
     pub fn replace_data(&mut self, name: &str, bytes: Vec<u8>) {
-        let old = self.initializer(name).expect("an initializer of this model").bytes.len();
-        assert_eq!(old, bytes.len(), "{name}: replaced data has another size");
+        let old = self.initializer(name).expect("an initializer of this model").bytes;
+        assert_eq!(old.len(), bytes.len(), "{name}: replaced data has another size");
+        let unchanged = *old == *bytes;
         self.revision = next_revision();
+        if let (false, Some(&id)) = (self.is_initializer(name), self.constants.get(name)) {
+            if !unchanged {
+                self.node_mut(id).replace_tensor("value", &bytes);
+            }
+            return;
+        }
         let t = self.initializers.get_mut(name).expect("an initializer of this model");
         match &mut t.data {
             Data::Memory(data) => *data = bytes,

@@ -6,11 +6,33 @@ use super::Node;
 /// The module path of a node that reads the weight `weight` (if it reads one). In order: the last module scope in the
 /// metadata of PyTorch's current exporter; the node's name as a path without its last component; the weight's name
 /// without `.weight`; the node's name.
+///
+/// PyTorch's older exporter leaves modules out whose `forward` was not called (`m.decoder` for `m.model.decoder`) and
+/// numbers the second and later calls of one (`query_1`): where the weight's name is the same path in full, it counts.
 pub fn module_path(node: &Node, weight: Option<&str>) -> String {
-    scope(node)
-        .or_else(|| path(node.name()))
-        .or_else(|| weight.filter(|w| !w.is_empty()).map(|w| w.strip_suffix(".weight").unwrap_or(w).to_string()))
-        .unwrap_or_else(|| node.label())
+    let stem = weight.filter(|w| !w.is_empty()).map(|w| w.strip_suffix(".weight").unwrap_or(w));
+    let named = || {
+        let p = path(node.name())?;
+        Some(stem.filter(|s| is_short_for(&p, s)).map_or(p, String::from))
+    };
+    scope(node).or_else(named).or(stem.map(String::from)).unwrap_or_else(|| node.label())
+}
+
+/// Whether `short`, without the numbers of later calls, is `full` with some components left out, but not the last.
+fn is_short_for(short: &str, full: &str) -> bool {
+    let unnumbered = |c: &str| match c.rsplit_once('_') {
+        Some((head, n)) if !head.is_empty() && !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => head.to_string(),
+        _ => c.to_string(),
+    };
+    let mut rest = full.split('.').peekable();
+    let mut last = "";
+    let all = short.split('.').all(|c| {
+        rest.by_ref().any(|f| {
+            last = f;
+            f == c || f == unnumbered(c)
+        })
+    });
+    all && full.rsplit('.').next() == Some(last) && rest.peek().is_none()
 }
 
 /// From `pkg.torch.onnx.name_scopes`, a list such as `['', 'm', 'm.fc', 'linear_3']` whose last entry is the operation:
@@ -64,6 +86,10 @@ mod tests {
         check("/m/layer.0/query/MatMul", None, Some("onnx::MatMul_1"), "m.layer.0.query");
         check("node_linear", Some("['', 'linear']"), Some("m.fc.weight"), "m.fc");
         check("node_linear", None, Some("val_81"), "val_81");
+        check("/m/decoder/fc/MatMul", None, Some("m.model.decoder.fc.weight"), "m.model.decoder.fc");
+        check("/m/layer.0/query_1/MatMul", None, Some("m.layer.0.query.weight"), "m.layer.0.query");
+        check("/m/lm_head/MatMul", None, Some("m.model.embed.weight"), "m.lm_head");
+        check("/m/conv_1/MatMul", None, Some("m.conv_1.weight"), "m.conv_1");
         check("MatMul_7", None, None, "MatMul_7");
         check("", None, None, "MatMul(y)");
     }

@@ -21,6 +21,14 @@ impl Node {
         Ok(Node { raw, proto })
     }
 
+    pub(super) fn from_proto(proto: NodeProto) -> Node {
+        Node { raw: proto.write_to_bytes().expect("a parsed node serialises"), proto }
+    }
+
+    pub(super) fn proto(&self) -> &NodeProto {
+        &self.proto
+    }
+
     fn reparse(&mut self) {
         self.proto = NodeProto::parse_from_bytes(&self.raw).expect("an edited node is still a node");
     }
@@ -102,6 +110,42 @@ impl Node {
         self.attr(name).and_then(|a| a.t.as_ref()).map(view)
     }
 
+    /// Gives the tensor of an attribute other elements, as raw data.
+    pub(super) fn replace_tensor(&mut self, attribute: &str, bytes: &[u8]) {
+        let tensor = |old: &[u8]| {
+            // float, int32, string, int64, raw, double and uint64 data: whichever held the elements goes.
+            let mut new = wire::edit(old, |f, _| match f.number {
+                4..=7 | 9..=11 => wire::Edit::Drop,
+                _ => wire::Edit::Keep,
+            });
+            wire::put_bytes(&mut new, 9, bytes);
+            new
+        };
+        self.raw = wire::edit(&self.raw, |f, payload| {
+            let named = f.number == 5
+                && AttributeProto::parse_from_bytes(payload).is_ok_and(|a| a.name == attribute && a.t.is_some());
+            if !named {
+                return wire::Edit::Keep;
+            }
+            wire::Edit::Payload(wire::edit(payload, |f, inner| match f.number {
+                5 => wire::Edit::Payload(tensor(inner)),
+                _ => wire::Edit::Keep,
+            }))
+        });
+        self.reparse();
+    }
+
+    /// The graph that an attribute holds.
+    pub fn attr_graph(&self, name: &str) -> Option<Subgraph> {
+        let graph = self.attr(name)?.g.as_ref()?;
+        Some(Subgraph {
+            inputs: graph.input.iter().map(|i| i.name.clone()).collect(),
+            outputs: graph.output.iter().map(|o| o.name.clone()).collect(),
+            initializers: graph.initializer.iter().map(|t| (t.name.clone(), OwnTensor(t.clone()))).collect(),
+            nodes: graph.node.iter().cloned().map(Node::from_proto).collect(),
+        })
+    }
+
     /// Whether an attribute holds a graph, as those of If, Loop and Scan do.
     pub fn has_subgraph(&self) -> bool {
         self.proto.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty())
@@ -140,6 +184,26 @@ impl Node {
 
     pub fn rename_output(&mut self, old: &str, new: &str) {
         self.rename(2, old, new);
+    }
+}
+
+/// A graph inside a node, as If, Loop and Scan have them.
+#[derive(Clone, Debug)]
+pub struct Subgraph {
+    pub inputs: Vec<String>,
+    pub outputs: Vec<String>,
+    pub initializers: Vec<(String, OwnTensor)>,
+    /// In an order of execution.
+    pub nodes: Vec<Node>,
+}
+
+/// A tensor inside a node.
+#[derive(Clone, Debug)]
+pub struct OwnTensor(TensorProto);
+
+impl OwnTensor {
+    pub fn view(&self) -> TensorView<'_> {
+        view(&self.0)
     }
 }
 

@@ -97,7 +97,7 @@ fn parse(path: &Path, source: Arc<memmap2::Mmap>) -> Result<Model, ReadError> {
     }
     let signature = GraphProto::parse_from_bytes(&join(bytes, &rest)).map_err(|e| damaged(e.to_string()))?;
     let (before, after) = others.into_iter().partition(|r| r.start < graph.all.start);
-    let model = Model {
+    let mut model = Model {
         path: path.to_path_buf(),
         source: source.clone(),
         before,
@@ -108,12 +108,16 @@ fn parse(path: &Path, source: Arc<memmap2::Mmap>) -> Result<Model, ReadError> {
         nodes,
         node_spans,
         initializers,
+        constants: HashMap::new(),
         header,
         signature,
         metadata: BTreeMap::new(),
         revision: next_revision(),
     };
+    super::inline::inline(&mut model).map_err(damaged)?;
     check_order(&model).map_err(damaged)?;
+    let held = model.nodes().filter(|(_, n)| n.op_type() == "Constant" && n.attr_tensor("value").is_some());
+    model.constants = held.filter_map(|(id, n)| Some((n.outputs().first()?.clone(), id))).collect();
     Ok(model)
 }
 

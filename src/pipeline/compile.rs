@@ -2,10 +2,10 @@
 
 use super::{Error, ValueShapes};
 use crate::calibrate::{self, BlockValues};
-use crate::ir::{DType, Graph, Leaf, Sink, outputs};
+use crate::ir::{Builder, DType, Graph, Leaf, Sink, Value, outputs};
 use crate::lower::loss::{self, Loss};
 use crate::lower::{self, Lowered, Request};
-use crate::onnx::{self, Dim, Model, Signature};
+use crate::onnx::{self, Dim, Linear, Model, Signature};
 use crate::passes;
 use crate::plan::{self, Layout, Limits, Plan};
 use crate::structure::{Config, Structure, a_name};
@@ -82,7 +82,7 @@ impl Program {
             (Purpose::Calibrate, _) | (_, None) => vec![],
             (_, Some(LossChoice::Added { logits: name, .. } | LossChoice::Held { output: name })) => vec![name.clone()],
         };
-        wanted.extend(blocks.iter().flat_map(|(x, xa)| [Some(x.clone()), xa.clone()]).flatten());
+        wanted.extend(blocks.iter().flat_map(|(l, xa)| [Some(l.x.clone()), xa.clone()]).flatten());
         let request = Request { model: &self.model, shapes, trained: &self.trained, wanted: &wanted, training };
         let Lowered { mut b, values } = lower::lower(&request)?;
         match (purpose, &self.loss) {
@@ -106,9 +106,15 @@ impl Program {
         }
         if statistics {
             let mask = values.get("attention_mask").copied();
-            let blocks: Vec<BlockValues> =
-                blocks.iter().map(|(x, xa)| BlockValues { x: values[x], xa: xa.as_ref().map(|v| values[v]) }).collect();
-            calibrate::attach(&mut b, &blocks, mask)?;
+            let mut found = Vec::new();
+            for (l, xa) in &blocks {
+                let x = rows(&mut b, values[&l.x], l.strides.as_deref())?;
+                // What a convolution has projected, its strides have thinned out already.
+                let dense = l.strides.as_ref().map(|s| vec![1; s.len()]);
+                let xa = xa.as_ref().map(|v| rows(&mut b, values[v], dense.as_deref())).transpose()?;
+                found.push(BlockValues { x, xa });
+            }
+            calibrate::attach(&mut b, &found, mask)?;
         }
         passes::check(&b.graph, "lower")?;
         Ok(b.graph)
@@ -122,15 +128,15 @@ impl Program {
         }
     }
 
-    /// For each block, the names of its input and (for middle-shortcut) of its own projection.
-    fn block_names(&self) -> Vec<(String, Option<String>)> {
+    /// For each block, its linear node and (for middle-shortcut) the name of its own projection.
+    fn block_names(&self) -> Vec<(Linear, Option<String>)> {
         let Some(config) = &self.config else { return vec![] };
         let linear = onnx::linear_nodes(&self.model);
         let name = |path: &String| {
             let l = linear.iter().find(|l| l.path == *path).expect("a target is a linear node");
             let xa = (config.structure == Structure::MiddleShortcut)
                 .then(|| a_name(path).strip_suffix(".weight").unwrap_or_default().to_string());
-            (l.x.clone(), xa)
+            (l.clone(), xa)
         };
         self.blocks().iter().map(name).collect()
     }
@@ -143,6 +149,17 @@ impl Program {
         };
         self.trained.iter().map(size).collect()
     }
+}
+
+/// A linear node's input with its channels last: images `(B, C, ..)` as the convolution reads them, at its strides.
+fn rows(b: &mut Builder, mut x: Value, strides: Option<&[i64]>) -> Result<Value, Error> {
+    let Some(strides) = strides else { return Ok(x) };
+    for (axis, &stride) in (2..).zip(strides) {
+        let places = b.shape(x)[axis].div_ceil(stride.max(1) as usize);
+        x = b.slice(x, axis, 0, places, stride)?;
+    }
+    let order: Vec<usize> = [0].into_iter().chain(2..strides.len() + 2).chain([1]).collect();
+    Ok(b.transpose(x, &order)?)
 }
 
 /// A shape to try a model at: two examples, a few positions.

@@ -30,6 +30,8 @@ pub struct MergeRequest<'a> {
     pub adapter: &'a Adapter,
     /// `None` takes exact where that is possible, else input-norm.
     pub strategy: Option<Strategy>,
+    /// Keep the adapters in the file rather than fold them into weights.
+    pub keep_branch: bool,
     /// Data given for statistics; without it, what the adapter recorded.
     pub calibrate: Option<Calibration<'a>>,
     /// Data to fall back on for statistics, and for comparing outputs.
@@ -59,11 +61,14 @@ pub fn merge(request: &MergeRequest, device: &mut dyn Device) -> Result<Merged, 
         first.expect("every structure has a strategy").strategy
     });
     let mut notes = Vec::new();
-    let norms = match (strategy.info().needs_norms)(config.structure) && (strategy.info().applies)(config.structure) {
+    let norms = match !request.keep_branch && (strategy.info().needs_norms)(config.structure) && (strategy.info().applies)(config.structure) {
         true => norms(request, device, &mut notes)?,
         false => BTreeMap::new(),
     };
-    let (model, mut report) = merge::merge(request.injected, request.adapter, strategy, &norms)?;
+    let (model, mut report) = match request.keep_branch {
+        true => merge::keep_branch(request.injected, request.adapter)?,
+        false => merge::merge(request.injected, request.adapter, strategy, &norms)?,
+    };
     report.notes.extend(notes);
     let model = Arc::new(model);
 
@@ -79,7 +84,9 @@ pub fn merge(request: &MergeRequest, device: &mut dyn Device) -> Result<Merged, 
         t.max(match element {
             ElementType::F16 => 5e-3,
             ElementType::Bf16 => 4e-2,
-            _ => 1e-4,
+            ElementType::F32 | ElementType::F64 => 1e-4,
+            // A quantised weight: its error is reported, layer by layer.
+            _ => f64::INFINITY,
         })
     });
     let model = Arc::try_unwrap(model).unwrap_or_else(|shared| (*shared).clone());

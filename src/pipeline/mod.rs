@@ -39,9 +39,13 @@ pub fn read(path: &Path) -> Result<Arc<Model>, Error> {
 }
 
 /// Injects adapters. The base is lowered at a sample shape first: that finds operators without a lowering before anything
-/// is written, and the shapes that chains depend on.
+/// is written, and the shapes that chains depend on. A file that cannot be lowered at that shape, as one whose shapes were
+/// fixed when it was traced, is injected without.
 pub fn inject(base: &Arc<Model>, options: &Options) -> Result<(Model, Report), Error> {
-    let shapes = compile::value_shapes(base)?;
+    let shapes = match compile::value_shapes(base) {
+        Err(Error::Lower(lower::LowerError::Node { .. })) => HashMap::new(),
+        shapes => shapes?,
+    };
     let lookup = |name: &str| shapes.get(name).cloned();
     Ok(inject::inject(base, options, &lookup)?)
 }

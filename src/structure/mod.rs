@@ -189,3 +189,6 @@ pub fn base_name(path: &str) -> String {
 /// The initializers that injection shares among all blocks: `s`, and the probability of dropping an element.
 pub const SCALE: &str = "reslora.scale";
 pub const DROPOUT_RATIO: &str = "reslora.dropout_ratio";
+/// Shapes that make a factor a kernel of one place, `[0, 0, 1]` and `[0, 0, 1, 1]` (0: as it is), where convolutions of one
+/// or two axes are adapted.
+pub const KERNEL_SHAPES: [&str; 2] = ["reslora.kernel_shape_1d", "reslora.kernel_shape_2d"];

@@ -158,8 +158,39 @@ fn train_case(case: &Case, adapter: &str, settings: &Settings, open: Open) -> (V
     (outcome.losses, outcome.adapter)
 }
 
-/// Probe loss to 1e-5 and probe gradients to 1e-4 relative per tensor: PyTorch in f32 and in f64 differ by far less.
-pub fn check_probe(case: &Case, open: Open) {
+/// What a case may be off by. In f32, PyTorch in f32 and in f64 differ by far less. A file in a narrower type holds its
+/// constants (an epsilon, √2, 1/√d) and its merged weights rounded to that type; the oracle computes with the constants as they
+/// are.
+pub struct Tolerances {
+    pub forward: f64,
+    pub gradient: f64,
+    pub training: f64,
+    pub merged: f64,
+}
+
+impl Case {
+    pub fn tolerances(&self) -> Tolerances {
+        let exporter = self.json["exporter"].as_str().unwrap();
+        match exporter.rsplit('-').next().unwrap() {
+            "f16" => Tolerances { forward: 1e-4, gradient: 2e-3, training: 1e-3, merged: 2e-3 },
+            "bf16" => Tolerances { forward: 1e-3, gradient: 2e-2, training: 1e-2, merged: 2e-2 },
+            // A merged weight goes back into blocks of 16 levels.
+            "int4" => Tolerances { forward: 1e-5, gradient: 1e-4, training: 1e-4, merged: 0.2 },
+            _ => Tolerances { forward: 1e-5, gradient: 1e-4, training: 1e-4, merged: 1e-3 },
+        }
+    }
+}
+
+fn largest(errors: impl IntoIterator<Item = (f64, String)>) -> (f64, String) {
+    errors.into_iter().fold((0.0, String::new()), |a, b| if b.0 > a.0 || b.0.is_nan() { b } else { a })
+}
+
+fn within(case: &Case, what: &str, (error, place): (f64, String), tolerance: f64) {
+    assert!(error <= tolerance, "{}: {what} off by {error:.1e} at {place}, not {tolerance:.0e}", case.name());
+}
+
+/// Relative errors of the probe loss, and of each probe gradient, the largest.
+pub fn measure_probe(case: &Case, open: Open) -> (f64, (f64, String)) {
     let settings = Settings {
         optimizer: optim::find("sgd").unwrap(),
         hyper: Hyper { weight_decay: 0.0, ..Hyper::default() },
@@ -172,27 +203,37 @@ pub fn check_probe(case: &Case, open: Open) {
     };
     let (losses, after) = train_case(case, "probe.safetensors", &settings, open);
     let want = case.number("probe_loss");
-    assert!((losses[0] - want).abs() <= 1e-5 * want.abs(), "{}: probe loss {} but {want}", case.name(), losses[0]);
     let before = adapter::read(&case.dir.join("probe.safetensors")).unwrap();
-    for (name, start) in &before.tensors {
+    let gradient = |(name, start): (&String, &ArrayD<f32>)| {
         let gradient = start - &after.tensors[name];
-        let error = relative(&gradient, &case.expected.tensors[&format!("probe.grad.{name}")]);
-        assert!(error < 1e-4, "{}: gradient of {name} off by {error:.1e}", case.name());
-    }
+        (relative(&gradient, &case.expected.tensors[&format!("probe.grad.{name}")]), name.clone())
+    };
+    ((losses[0] - want).abs() / want.abs(), largest(before.tensors.iter().map(gradient)))
 }
 
-/// Every training loss to 1e-4, and the adapter it ends with.
-pub fn check_training(case: &Case, open: Open) {
+pub fn check_probe(case: &Case, open: Open) {
+    let (loss, gradient) = measure_probe(case, open);
+    within(case, "probe loss", (loss, "the loss".into()), case.tolerances().forward);
+    within(case, "gradient", gradient, case.tolerances().gradient);
+}
+
+/// The largest relative error of a training loss, and of a tensor that training ends with.
+pub fn measure_training(case: &Case, open: Open) -> ((f64, String), (f64, String)) {
     let (losses, after) = train_case(case, "init.safetensors", &case.settings(), open);
     let want: Vec<f64> = case.json["losses"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
     assert_eq!(losses.len(), want.len(), "{}", case.name());
-    for (step, (got, want)) in losses.iter().zip(&want).enumerate() {
-        assert!((got - want).abs() <= 1e-4 * want.abs(), "{} step {step}: loss {got} but {want}", case.name());
-    }
-    for (name, value) in &after.tensors {
-        let error = relative(value, &case.expected.tensors[&format!("final.{name}")]);
-        assert!(error < 2e-3, "{}: {name} ends off by {error:.1e}", case.name());
-    }
+    let off = |(step, (got, want)): (usize, (&f64, &f64))| ((got - want).abs() / want.abs(), format!("step {step}"));
+    let ends = |(name, value): (&String, &ArrayD<f32>)| {
+        (relative(value, &case.expected.tensors[&format!("final.{name}")]), name.clone())
+    };
+    (largest(losses.iter().zip(&want).enumerate().map(off)), largest(after.tensors.iter().map(ends)))
+}
+
+pub fn check_training(case: &Case, open: Open) {
+    let (loss, ends) = measure_training(case, open);
+    let tolerance = case.tolerances().training;
+    within(case, "loss", loss, tolerance);
+    within(case, "the adapter it ends with", ends, 20.0 * tolerance);
 }
 
 #[test]
@@ -210,8 +251,9 @@ fn training_on_cpu() {
     fixtures().iter().for_each(|c| check_training(c, cpu));
 }
 
-/// Merged logits to 1e-3, for every strategy that applies, from the oracle's own final adapters.
-pub fn check_merges(case: &Case, open: Open) {
+/// The largest relative error of merged logits over the strategies that apply, from the oracle's own final adapters.
+pub fn measure_merges(case: &Case, open: Open) -> (f64, String) {
+    let mut errors = Vec::new();
     let dir = tempfile::tempdir().unwrap();
     let injected = case.injected("init.safetensors", &dir.path().join("t.onnx"));
     let mut adapter = Adapter::default();
@@ -232,6 +274,7 @@ pub fn check_merges(case: &Case, open: Open) {
             injected: &injected,
             adapter: &adapter,
             strategy: Some(info.strategy),
+            keep_branch: false,
             calibrate,
             fallback: None,
         };
@@ -246,12 +289,18 @@ pub fn check_merges(case: &Case, open: Open) {
             other => other,
         };
         let error = relative(&logits, &case.expected.tensors[&format!("merged.{key}.logits")]);
-        assert!(error < 1e-3, "{}: {} logits off by {error:.1e}", case.name(), info.name);
+        errors.push((error, info.name.to_string()));
         if case.structure().info().exact {
             let worst = merged.differences.iter().map(|d| d.relative).fold(0.0, f64::max);
-            assert!(worst < 1e-4, "{}: exact merge changes outputs by {worst:.1e}", case.name());
+            let limit = merged.exact_tolerance;
+            assert!(worst <= limit, "{}: exact merge changes outputs by {worst:.1e}", case.name());
         }
     }
+    largest(errors)
+}
+
+pub fn check_merges(case: &Case, open: Open) {
+    within(case, "merged logits", measure_merges(case, open), case.tolerances().merged);
 }
 
 #[test]

@@ -1,0 +1,76 @@
+//! Weights stored as small integers. They are frozen: what training reads is their dequantised value.
+
+use super::{Context, Reason};
+use crate::ir::{DType, Type, Value, Weight};
+use crate::onnx::Quantised;
+
+type Lowered = Result<Vec<Value>, Reason>;
+
+/// The dequantised weight of the node.
+fn weight(c: &mut Context) -> Result<Value, Reason> {
+    let stored = Quantised::read(c.model, c.node).map_err(Reason)?;
+    let ty = Type::f32(stored.dims.clone());
+    let (name, revision) = (stored.name().to_string(), c.model.revision());
+    // Read again when it is wanted: nothing of its size is kept until then.
+    let (model, node) = (c.model.clone(), c.node.clone());
+    let load = move || {
+        let stored = Quantised::read(&model, &node).expect("it was read before");
+        crate::ir::Tensor::f32(stored.dims.clone(), stored.dequantise())
+    };
+    Ok(c.b.weight(Weight::new(&name, revision, load), ty))
+}
+
+/// `x Wᵀ + bias`, W `[N, K]` in blocks of a few bits.
+pub fn mat_mul_n_bits(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let w = weight(c)?;
+    let (mut shape, [n, k]) = (c.shape(x), [c.shape(w)[0], c.shape(w)[1]]);
+    let rows = shape.elements() / k.max(1);
+    let flat = c.b.reshape(x, [rows, k])?;
+    let y = c.b.matmul(flat, w, false, true)?;
+    let last = shape.len() - 1;
+    shape.0[last] = n;
+    let mut y = c.b.reshape(y, shape)?;
+    if let Some(bias) = c.opt(5) {
+        y = c.b.add(y, bias)?;
+    }
+    Ok(vec![y])
+}
+
+/// `(x - zero) × scale`: a weight where the file holds x, arithmetic where x is computed.
+pub fn dequantize_linear(c: &mut Context) -> Lowered {
+    let Some(x) = c.opt(0) else { return Ok(vec![weight(c)?]) };
+    if c.int("block_size", 0) != 0 {
+        return Err("blocks of a computed value are not supported".into());
+    }
+    let rank = c.shape(x).len();
+    let scale = c.x(1)?;
+    // A scale for each place of an axis stands along it.
+    let along = |c: &mut Context, v: Value| -> Result<Value, Reason> {
+        let n = c.shape(v).elements();
+        if n == 1 {
+            return Ok(c.b.reshape(v, [])?);
+        }
+        let axis = c.axis(c.int("axis", 1), rank)?;
+        let mut shape = vec![1; rank];
+        shape[axis] = n;
+        Ok(c.b.reshape(v, shape)?)
+    };
+    let mut y = c.b.cast(x, DType::F32)?;
+    if let Some(zero) = c.opt(2) {
+        let zero = c.b.cast(zero, DType::F32)?;
+        let zero = along(c, zero)?;
+        y = c.b.sub(y, zero)?;
+    }
+    let scale = along(c, scale)?;
+    Ok(vec![c.b.mul(y, scale)?])
+}
+
+/// Rows of a table that is stored in blocks of a few bits.
+pub fn gather_block_quantized(c: &mut Context) -> Lowered {
+    let table = weight(c)?;
+    let rank = c.shape(table).len();
+    let axis = c.axis(c.int("gather_axis", 0), rank)?;
+    let indices = c.x(1)?;
+    Ok(vec![c.b.gather(table, indices, axis)?])
+}
