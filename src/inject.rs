@@ -119,7 +119,9 @@ pub fn inject(
         })
         .collect();
     if reads && links.iter().any(|l| l.leading.is_none()) {
-        notes.push("the inputs' shapes could not be found at a sample shape: chains are joined without comparing them".into());
+        notes.push(
+            "the inputs' shapes could not be found at a sample shape: chains are joined without comparing them".into(),
+        );
     }
     let mut breaks = chain::link(&mut targets, &links);
     if options.structure == Structure::Lora {
@@ -300,7 +302,8 @@ fn add_initializers(
     let scalar = |x: f64| onnx::encode_floats(element, &[x]).expect("activations are floats");
     model.add_initializer(structure::SCALE, element, &[], scalar(config.scale()));
     for (name, axes) in structure::KERNEL_SHAPES.iter().zip(1..) {
-        let adapted = |l: &&Linear| l.strides.as_ref().is_some_and(|s| s.len() == axes) && config.target(&l.path).is_some();
+        let adapted =
+            |l: &&Linear| l.strides.as_ref().is_some_and(|s| s.len() == axes) && config.target(&l.path).is_some();
         if linear.iter().any(|l| adapted(&l)) {
             let shape = [&[0i64, 0][..], &vec![1; axes]].concat();
             let bytes = shape.iter().flat_map(|d| d.to_le_bytes()).collect();

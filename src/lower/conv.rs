@@ -6,7 +6,7 @@ use crate::ir::{Attr, Attrs, Value};
 type Lowered = Result<Vec<Value>, Reason>;
 
 /// Kernel, strides, dilations and pads of a node whose images have `axes` axes (one or two), as two-dimensional windows.
-fn windows(c: &Context, kernel: &[usize], size: &[usize]) -> Result<Attrs, Reason> {
+pub(super) fn windows(c: &Context, kernel: &[usize], size: &[usize]) -> Result<Attrs, Reason> {
     let axes = kernel.len();
     let ints = |name: &str, default: i64, n: usize| {
         c.node.attr_ints(name).filter(|v| !v.is_empty()).map_or(vec![default; n], <[i64]>::to_vec)

@@ -13,6 +13,7 @@ mod layout;
 mod linear;
 pub mod loss;
 mod norm;
+mod pool;
 mod quantised;
 mod reduce;
 mod resize;
@@ -138,6 +139,7 @@ pub static REGISTRY: &[Operator] = &[
     op("ArgMax", reduce::arg_max),
     op("ArgMin", reduce::arg_min),
     op("Attention", attention::attention),
+    op("AveragePool", pool::average_pool),
     op("BatchNormalization", norm::batch_normalization),
     op("Cast", elementwise::cast),
     op("CastLike", elementwise::cast_like),
@@ -165,6 +167,7 @@ pub static REGISTRY: &[Operator] = &[
     op("Gelu", elementwise::gelu),
     op("Gemm", linear::gemm),
     op("GlobalAveragePool", conv::global_average_pool),
+    op("GlobalMaxPool", pool::global_max_pool),
     op("Greater", elementwise::greater),
     op("GreaterOrEqual", elementwise::greater_or_equal),
     op("GroupNormalization", norm::group_normalization),
@@ -184,6 +187,7 @@ pub static REGISTRY: &[Operator] = &[
     op("Loop", control::loop_),
     op("MatMul", linear::mat_mul),
     op("Max", elementwise::max),
+    op("MaxPool", pool::max_pool),
     op("Mean", elementwise::mean),
     op("Min", elementwise::min),
     op("Mod", elementwise::modulo),

@@ -21,7 +21,9 @@ pub fn module_path(node: &Node, weight: Option<&str>) -> String {
 /// Whether `short`, without the numbers of later calls, is `full` with some components left out, but not the last.
 fn is_short_for(short: &str, full: &str) -> bool {
     let unnumbered = |c: &str| match c.rsplit_once('_') {
-        Some((head, n)) if !head.is_empty() && !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => head.to_string(),
+        Some((head, n)) if !head.is_empty() && !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => {
+            head.to_string()
+        }
         _ => c.to_string(),
     };
     let mut rest = full.split('.').peekable();
@@ -64,7 +66,13 @@ fn quoted(text: &str) -> Vec<String> {
 /// `/m/encoder/layer.0/attention/self/query/MatMul` is `m.encoder.layer.0.attention.self.query`.
 fn path(name: &str) -> Option<String> {
     let (scopes, _) = name.strip_prefix('/').unwrap_or(name).rsplit_once('/')?;
-    (!scopes.is_empty()).then(|| scopes.replace('/', "."))
+    let scopes: Vec<&str> = scopes.split('/').collect();
+    // A Sequential that is called stands before its children, which bear its name already: `layer/layer.0`.
+    let repeats = |(i, c): (usize, &&str)| {
+        scopes.get(i + 1).is_some_and(|n| n.strip_prefix(*c).is_some_and(|r| r.starts_with('.')))
+    };
+    let kept: Vec<&str> = scopes.iter().enumerate().filter(|p| !repeats(*p)).map(|(_, c)| *c).collect();
+    Some(kept.join(".")).filter(|p| !p.is_empty())
 }
 
 #[cfg(test)]
@@ -89,6 +97,7 @@ mod tests {
         check("/m/decoder/fc/MatMul", None, Some("m.model.decoder.fc.weight"), "m.model.decoder.fc");
         check("/m/layer.0/query_1/MatMul", None, Some("m.layer.0.query.weight"), "m.layer.0.query");
         check("/m/lm_head/MatMul", None, Some("m.model.embed.weight"), "m.lm_head");
+        check("/m/layer/layer.0/fc/MatMul", None, None, "m.layer.0.fc");
         check("/m/conv_1/MatMul", None, Some("m.conv_1.weight"), "m.conv_1");
         check("MatMul_7", None, None, "MatMul_7");
         check("", None, None, "MatMul(y)");

@@ -169,7 +169,9 @@ impl Quantised {
         let mut dims = view.dims.clone();
         let codes = match packed {
             true => {
-                dims.last_mut().map(|d| *d *= 8 / bits);
+                if let Some(last) = dims.last_mut() {
+                    *last *= 8 / bits;
+                }
                 unpack(&view.bytes, bits).collect()
             }
             false => view.to_i64().expect("an integer type").into_iter().map(|x| x as i32).collect(),
@@ -205,7 +207,10 @@ impl Quantised {
                     }
                     false => view.to_f64(),
                 };
-                (Some(name), zeros.filter(|z: &Vec<f64>| z.len() == scales.len()).ok_or("zero points do not fit scales")?)
+                (
+                    Some(name),
+                    zeros.filter(|z: &Vec<f64>| z.len() == scales.len()).ok_or("zero points do not fit scales")?,
+                )
             }
         };
         let packing = if packed { Packing::Whole { bits } } else { Packing::Plain(view.element) };

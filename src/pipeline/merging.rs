@@ -61,7 +61,10 @@ pub fn merge(request: &MergeRequest, device: &mut dyn Device) -> Result<Merged, 
         first.expect("every structure has a strategy").strategy
     });
     let mut notes = Vec::new();
-    let norms = match !request.keep_branch && (strategy.info().needs_norms)(config.structure) && (strategy.info().applies)(config.structure) {
+    let norms = match !request.keep_branch
+        && (strategy.info().needs_norms)(config.structure)
+        && (strategy.info().applies)(config.structure)
+    {
         true => norms(request, device, &mut notes)?,
         false => BTreeMap::new(),
     };

@@ -62,7 +62,7 @@ fn every_primitive_computes_what_the_host_computes() {
     }
 }
 
-fn gpu() -> Box<dyn Device> {
+pub fn gpu() -> Box<dyn Device> {
     Box::new(Gpu::open(None, None).expect("an adapter"))
 }
 

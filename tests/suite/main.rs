@@ -7,6 +7,7 @@ mod data;
 mod files;
 mod gpu;
 mod inspection;
+mod models;
 mod operators;
 mod oracle;
 mod passes;

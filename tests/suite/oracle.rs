@@ -313,21 +313,3 @@ pub fn shared(name: &str) -> Option<PathBuf> {
     let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(name);
     dir.is_dir().then_some(dir)
 }
-
-/// Any folder of cases that `RESLORA_CASES` names: everything on the cpu device, one line a case.
-#[test]
-fn cases_named_by_the_environment() {
-    let Ok(dir) = std::env::var("RESLORA_CASES") else { return };
-    let mut failed = Vec::new();
-    for case in cases(Path::new(&dir)) {
-        let run = |check: fn(&Case, Open)| {
-            let result = std::panic::catch_unwind(|| check(&case, cpu));
-            result.err().map(|e| e.downcast_ref::<String>().cloned().unwrap_or_else(|| "panicked".into()))
-        };
-        let problems: Vec<String> =
-            [check_probe as fn(&Case, Open), check_training, check_merges].into_iter().filter_map(run).collect();
-        eprintln!("{}: {}", case.name(), if problems.is_empty() { "ok".into() } else { problems.join("; ") });
-        failed.extend(problems);
-    }
-    assert!(failed.is_empty(), "{} checks failed", failed.len());
-}
