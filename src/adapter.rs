@@ -1,7 +1,7 @@
 //! The trained adapter as a file: factors and fully trained tensors, recorded statistics, and the digest of the base.
 
 use atomic_write_file::AtomicWriteFile;
-use ndarray::ArrayD;
+use ndarray::{Array2, ArrayD};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -27,6 +27,27 @@ pub struct Norms {
     /// Σ ‖A x‖² over the rows counted.
     pub xa: f64,
     pub rows: f64,
+}
+
+/// What is known of a block's input `x` and of the signal `t` that its B multiplies, over rows that count.
+#[derive(Clone, Debug)]
+pub enum Moments {
+    /// Sums over rows.
+    Sums {
+        /// Σ x xᵀ, `[in, in]`.
+        xx: Array2<f64>,
+        /// Σ t xᵀ, `[rank, in]`.
+        tx: Array2<f64>,
+        /// Σ t tᵀ, `[rank, rank]`.
+        tt: Array2<f64>,
+    },
+    /// A sample of the rows themselves, for inputs so wide that their products would not fit.
+    Rows {
+        /// `[rows, in]`
+        x: Array2<f64>,
+        /// `[rows, rank]`
+        t: Array2<f64>,
+    },
 }
 
 /// Why an adapter cannot be read or written.

@@ -24,6 +24,8 @@ pub fn keep_branch(injected: &Model, adapter: &Adapter) -> Result<(Model, Report
         weight: t.weight.clone(),
         relative_change: 0.0,
         alphas: vec![],
+        error: None,
+        ridge: None,
         requantised: None,
     };
     let layers = config.targets.iter().map(layer).collect();

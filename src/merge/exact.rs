@@ -19,7 +19,9 @@ fn deltas(i: &Inputs) -> Result<Vec<Delta>, MergeError> {
             let (a, b) = &i.factors[&block.path];
             sum += &b.dot(a);
         }
-        Delta { path: t.path.clone(), delta: sum * i.config.scale(), alphas: vec![] }
+        // One block's factors stay factors; a sum of several has another rank.
+        let a = i.config.ancestors(t).is_empty().then(|| i.factors[&t.path].0.clone());
+        Delta { path: t.path.clone(), delta: sum * i.config.scale(), a, alphas: vec![] }
     };
     Ok(i.config.targets.iter().map(delta).collect())
 }

@@ -17,9 +17,8 @@ pub const STRATEGY: StrategyInfo = StrategyInfo {
 fn deltas(i: &Inputs) -> Result<Vec<Delta>, MergeError> {
     let delta = |t: &Target| {
         let alphas = alphas(i, t);
-        let (a, b) = &i.factors[&t.path];
-        let factor = i.config.scale() * (1.0 + alphas.iter().sum::<f64>());
-        Delta { path: t.path.clone(), delta: b.dot(a) * factor, alphas }
+        let a = &i.factors[&t.path].0 * (1.0 + alphas.iter().sum::<f64>());
+        Delta::of(i, t, a, alphas)
     };
     Ok(i.config.targets.iter().map(delta).collect())
 }

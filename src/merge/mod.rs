@@ -3,9 +3,11 @@
 mod branch;
 mod exact;
 mod input_norm;
+mod least_squares;
 mod weight_norm;
 
 pub use branch::keep_branch;
+pub use least_squares::{Solution, error, solve};
 
 use crate::adapter::{Adapter, Norms};
 use crate::onnx::{self, ElementType, Linear, Model, NodeId};
@@ -19,6 +21,7 @@ pub enum Strategy {
     Exact,
     InputNorm,
     WeightNorm,
+    LeastSquares,
 }
 
 /// One strategy.
@@ -32,8 +35,9 @@ pub struct StrategyInfo {
     pub deltas: fn(&Inputs) -> Result<Vec<Delta>, MergeError>,
 }
 
-/// Every strategy, exact first: `auto` takes the first that applies.
-pub static STRATEGIES: &[StrategyInfo] = &[exact::STRATEGY, input_norm::STRATEGY, weight_norm::STRATEGY];
+/// Every strategy, exact first.
+pub static STRATEGIES: &[StrategyInfo] =
+    &[exact::STRATEGY, input_norm::STRATEGY, weight_norm::STRATEGY, least_squares::STRATEGY];
 
 impl Strategy {
     pub fn info(self) -> &'static StrategyInfo {
@@ -53,14 +57,36 @@ pub struct Inputs<'a> {
     /// Base weights as `[out, in]`, by module path.
     pub weights: &'a dyn Fn(&Target) -> Array2<f64>,
     pub norms: &'a BTreeMap<String, Norms>,
+    /// The projections that least-squares found, `[rank, in]`, by module path.
+    pub projections: &'a BTreeMap<String, Array2<f64>>,
 }
 
 /// The change of one weight.
+#[derive(Clone)]
 pub struct Delta {
     pub path: String,
     pub delta: Array2<f64>,
+    /// The projection `A'`, `[rank, in]`, with which the change is `s B A'`; `None` where its rank is another.
+    pub a: Option<Array2<f64>>,
     /// The factors found for earlier blocks, nearest first.
     pub alphas: Vec<f64>,
+}
+
+impl Delta {
+    /// `s B A'`
+    fn of(i: &Inputs, t: &Target, a: Array2<f64>, alphas: Vec<f64>) -> Delta {
+        let delta = i.factors[&t.path].1.dot(&a) * i.config.scale();
+        Delta { path: t.path.clone(), delta, a: Some(a), alphas }
+    }
+}
+
+/// What a merge reads besides the model and the adapter.
+#[derive(Clone, Debug, Default)]
+pub struct Statistics {
+    /// Norms of each block, by module path; strategies that need none take none.
+    pub norms: BTreeMap<String, Norms>,
+    /// The projections that least-squares found, by module path.
+    pub projections: BTreeMap<String, Array2<f64>>,
 }
 
 /// What a merge did.
@@ -80,6 +106,12 @@ pub struct LayerReport {
     pub relative_change: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub alphas: Vec<f64>,
+    /// Relative error of what the merged weight adds to the base's output, against what the adapter added, on held-back rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<f64>,
+    /// The ridge that least-squares took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ridge: Option<f64>,
     /// `‖stored - wanted‖ / ‖wanted‖` of a weight that the file keeps quantised.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requantised: Option<f64>,
@@ -112,6 +144,11 @@ pub enum MergeError {
         "weight '{weight}' of '{path}' is quantised and cannot be merged into: {why}\nhint: keep the adapters in the file with --keep-branch"
     )]
     Quantised { weight: String, path: String, why: String },
+    #[error(
+        "merging {structure} by least-squares needs rows to fit on, and there are none\n\
+         hint: give --calibrate FILE; a run's own training data is taken where it is still there"
+    )]
+    NoRows { structure: Structure },
     #[error("the model's nodes do not match its configuration: {0}")]
     Nodes(String),
 }
@@ -178,32 +215,24 @@ fn emitted(injected: &Model, config: &Config) -> Result<Vec<(NodeId, Vec<onnx::N
     }
 }
 
-/// Folds an adapter into the model it was injected into.
-pub fn merge(
-    injected: &Model,
-    adapter: &Adapter,
-    strategy: Strategy,
-    norms: &BTreeMap<String, Norms>,
-) -> Result<(Model, Report), MergeError> {
+/// An injected model taken apart: its base with the trained tensors in place, and the adapter's factors.
+pub struct Prepared {
+    pub model: Model,
+    pub config: Config,
+    pub factors: Factors,
+    pub notes: Vec<String>,
+}
+
+/// Takes an injected model apart and checks that the adapter fits it.
+pub fn prepare(injected: &Model, adapter: &Adapter) -> Result<Prepared, MergeError> {
     let config = config(injected)?;
-    let info = strategy.info();
-    if !(info.applies)(config.structure) {
-        let others: Vec<&str> = STRATEGIES.iter().filter(|s| (s.applies)(config.structure)).map(|s| s.name).collect();
-        let hint = format!("--strategy {}", others.join(" or "));
-        return Err(MergeError::Strategy { strategy: info.name.into(), structure: config.structure, hint });
-    }
-    if (info.needs_norms)(config.structure) && config.targets.iter().any(|t| !norms.contains_key(&t.path)) {
-        return Err(MergeError::NoNorms { strategy: info.name.into(), structure: config.structure });
-    }
-    let mut notes: Vec<String> = check_base(injected, adapter)?.into_iter().collect();
+    let notes = check_base(injected, adapter)?.into_iter().collect();
     let factors = factors(&config, adapter)?;
     let mut model = strip(injected, &config)?;
     let linear = onnx::linear_nodes(&model);
-    let by_path: HashMap<&str, &Linear> = linear.iter().rev().map(|l| (l.path.as_str(), l)).collect();
-    for t in &config.targets {
-        let l = by_path[t.path.as_str()];
+    for l in linear.iter().filter(|l| config.target(&l.path).is_some()) {
         let element = model.initializer_type(&l.weight).map_or(ElementType::Other(0), |t| t.0);
-        let refused = |why: String| MergeError::Quantised { weight: l.weight.clone(), path: t.path.clone(), why };
+        let refused = |why: String| MergeError::Quantised { weight: l.weight.clone(), path: l.path.clone(), why };
         match l.quantised(&model) {
             Some(read) => drop(read.map_err(refused)?),
             None if !element.is_float() => return Err(refused(format!("it is {element}"))),
@@ -219,12 +248,45 @@ pub fn merge(
         let bytes = onnx::encode_floats(element, &values).expect("also-trained tensors are floats");
         model.replace_data(name, bytes);
     }
-    let weights = |t: &Target| weight(&model, by_path[t.path.as_str()]);
-    let deltas = (info.deltas)(&Inputs { config: &config, factors: &factors, weights: &weights, norms })?;
-    let bases: Vec<Array2<f64>> = config.targets.iter().map(weights).collect();
+    Ok(Prepared { model, config, factors, notes })
+}
 
-    let mut layers = Vec::new();
+/// The change of every target's weight.
+pub fn deltas(p: &Prepared, strategy: Strategy, statistics: &Statistics) -> Result<Vec<Delta>, MergeError> {
+    let (config, info) = (&p.config, strategy.info());
+    if !(info.applies)(config.structure) {
+        let others: Vec<&str> = STRATEGIES.iter().filter(|s| (s.applies)(config.structure)).map(|s| s.name).collect();
+        let hint = format!("--strategy {}", others.join(" or "));
+        return Err(MergeError::Strategy { strategy: info.name.into(), structure: config.structure, hint });
+    }
+    if (info.needs_norms)(config.structure) && config.targets.iter().any(|t| !statistics.norms.contains_key(&t.path)) {
+        return Err(MergeError::NoNorms { strategy: info.name.into(), structure: config.structure });
+    }
+    let linear = onnx::linear_nodes(&p.model);
+    let by_path: HashMap<&str, &Linear> = linear.iter().rev().map(|l| (l.path.as_str(), l)).collect();
+    let weights = |t: &Target| weight(&p.model, by_path[t.path.as_str()]);
+    (info.deltas)(&Inputs {
+        config,
+        factors: &p.factors,
+        weights: &weights,
+        norms: &statistics.norms,
+        projections: &statistics.projections,
+    })
+}
+
+/// Adds changes to the weights of a base.
+pub fn fold(
+    model: &mut Model,
+    config: &Config,
+    deltas: &[Delta],
+    notes: &mut Vec<String>,
+) -> Result<Vec<LayerReport>, MergeError> {
+    let linear = onnx::linear_nodes(model);
     let targets: HashSet<&str> = config.targets.iter().map(|t| t.path.as_str()).collect();
+    let first = |path: &str| linear.iter().find(|l| l.path == path).expect("a target is a linear node");
+    // Two targets may share a weight: all are read before any is written.
+    let bases: Vec<Array2<f64>> = deltas.iter().map(|d| weight(model, first(&d.path))).collect();
+    let mut layers = Vec::new();
     for (delta, base) in deltas.iter().zip(bases) {
         let norm = |m: &Array2<f64>| m.iter().map(|x| x * x).sum::<f64>().sqrt();
         let relative_change = norm(&delta.delta) / norm(&base).max(f64::MIN_POSITIVE);
@@ -235,36 +297,53 @@ pub fn merge(
             let new = &base + &delta.delta / l.alpha as f64;
             let stored: Vec<f64> =
                 if l.transposed { new.iter().copied().collect() } else { new.t().iter().copied().collect() };
-            if let Some(quantised) = l.quantised(&model) {
-                if is_shared(&model, &linear, l) {
-                    let why = "a node that is not adapted reads it too".into();
-                    return Err(MergeError::Quantised { weight: l.weight.clone(), path: l.path.clone(), why });
+            if let Some(quantised) = l.quantised(model) {
+                let refused = |why: String| MergeError::Quantised { weight: l.weight.clone(), path: l.path.clone(), why };
+                if is_shared(model, &linear, l) {
+                    return Err(refused("a node that is not adapted reads it too".into()));
                 }
-                let mut quantised = quantised.expect("checked above");
-                let error = match relative_change == 0.0 {
-                    true => 0.0,
-                    false => quantised.requantise(&model, &stored),
-                };
+                let mut quantised = quantised.map_err(refused)?;
+                requantised = Some(0.0);
                 if relative_change != 0.0 {
-                    quantised.store(&mut model);
+                    requantised = Some(quantised.requantise(model, &stored));
+                    quantised.store(model);
                 }
-                requantised = Some(error);
                 continue;
             }
-            let name = own_weight(&mut model, &linear, l, &targets, &mut notes);
+            let name = own_weight(model, &linear, l, &targets, notes);
             let element = model.initializer_type(&name).expect("its own weight is an initializer").0;
-            model.replace_data(&name, onnx::encode_floats(element, &stored).expect("checked above"));
+            model.replace_data(&name, onnx::encode_floats(element, &stored).expect("checked when it was taken apart"));
         }
         layers.push(LayerReport {
             path: delta.path.clone(),
-            weight: by_path[delta.path.as_str()].weight.clone(),
+            weight: first(&delta.path).weight.clone(),
             relative_change,
             alphas: delta.alphas.clone(),
+            error: None,
+            ridge: None,
             requantised,
         });
     }
-    let report = Report { strategy: info.name.into(), layers, also_trained: config.also_train.clone(), notes };
-    Ok((model, report))
+    Ok(layers)
+}
+
+/// Folds an adapter into the model it was injected into.
+pub fn merge(
+    injected: &Model,
+    adapter: &Adapter,
+    strategy: Strategy,
+    statistics: &Statistics,
+) -> Result<(Model, Report), MergeError> {
+    let mut p = prepare(injected, adapter)?;
+    let deltas = deltas(&p, strategy, statistics)?;
+    let layers = fold(&mut p.model, &p.config, &deltas, &mut p.notes)?;
+    let report = Report {
+        strategy: strategy.info().name.into(),
+        layers,
+        also_trained: p.config.also_train.clone(),
+        notes: p.notes,
+    };
+    Ok((p.model, report))
 }
 
 fn check_shape(name: &str, t: &ArrayD<f32>, want: &[usize]) -> Result<(), MergeError> {
@@ -274,8 +353,8 @@ fn check_shape(name: &str, t: &ArrayD<f32>, want: &[usize]) -> Result<(), MergeE
     }
 }
 
-/// `(A, B)` of each block by module path.
-type Factors = BTreeMap<String, (Array2<f64>, Array2<f64>)>;
+/// `(A, B)` of each block by module path, in f64.
+pub type Factors = BTreeMap<String, (Array2<f64>, Array2<f64>)>;
 
 fn factors(config: &Config, adapter: &Adapter) -> Result<Factors, MergeError> {
     let get = |name: String, want: [usize; 2]| {

@@ -28,12 +28,11 @@ fn middle(i: &Inputs, t: &Target) -> Delta {
     let own = norm(t);
     let ancestors = i.config.ancestors(t);
     let alphas: Vec<f64> = ancestors.iter().map(|e| if own == 0.0 { 0.0 } else { (norm(e) / own).sqrt() }).collect();
-    let (a, b) = &i.factors[&t.path];
-    let mut sum: Array2<f64> = a.clone();
+    let mut sum: Array2<f64> = i.factors[&t.path].0.clone();
     for (alpha, e) in alphas.iter().zip(ancestors) {
         sum = sum + &i.factors[&e.path].0 * *alpha;
     }
-    Delta { path: t.path.clone(), delta: b.dot(&sum) * i.config.scale(), alphas }
+    Delta::of(i, t, sum, alphas)
 }
 
 /// `ΔW_n = s (1 + α_n) B A`, `α_n = f*_{n-2} / f*_{n-1}`, f* the Frobenius norm of a merged weight; 1 for the first two
@@ -48,11 +47,10 @@ fn input(i: &Inputs) -> Vec<Delta> {
             (Some(p), Some(pp)) if merged[p.path.as_str()] > 0.0 => merged[pp.as_str()] / merged[p.path.as_str()],
             _ => 1.0,
         };
-        let (a, b) = &i.factors[&t.path];
-        let delta = b.dot(a) * (i.config.scale() * (1.0 + alpha));
-        let norm = ((i.weights)(t) + &delta).iter().map(|x| x * x).sum::<f64>().sqrt();
+        let delta = Delta::of(i, t, &i.factors[&t.path].0 * (1.0 + alpha), vec![alpha]);
+        let norm = ((i.weights)(t) + &delta.delta).iter().map(|x| x * x).sum::<f64>().sqrt();
         merged.insert(&t.path, norm);
-        out.push(Delta { path: t.path.clone(), delta, alphas: vec![alpha] });
+        out.push(delta);
     }
     out
 }

@@ -38,6 +38,9 @@ pub struct MemoryNeed {
     pub lower_bound: usize,
 }
 
+/// Positions that every model takes.
+const SHORT: usize = 8;
+
 /// What inspection finds.
 pub struct Inspection {
     pub found: Vec<Found>,
@@ -61,6 +64,12 @@ pub fn inspect(
     let roles = onnx::roles(model, &linear);
     let unsupported = lower::unsupported(model);
     let mut notes = Vec::new();
+    let packed = model.nodes().filter(|(_, n)| n.operator() == "com.microsoft:Attention").count();
+    if packed > 0 {
+        notes.push(format!(
+            "{packed} com.microsoft:Attention nodes hold the weights of queries, keys and values themselves, which adapters cannot reach"
+        ));
+    }
     let (injected, config) = match model.metadata(CONFIG_KEY) {
         Some(_) => (model.clone(), Some(crate::merge::config(model)?)),
         None if linear.is_empty() => (model.clone(), None),
@@ -87,7 +96,14 @@ pub fn inspect(
     if out.unsupported.is_empty()
         && let Some(config) = &config
     {
-        match trial(&injected, batch, seq, limits) {
+        // A model whose positions do not reach that far still shows what a gradient reaches at a short sequence.
+        let mut tried = (seq, trial(&injected, batch, seq, limits));
+        if let (Err(e), true) = (&tried.1, seq > SHORT) {
+            out.notes.push(format!("at {seq} positions: {e}"));
+            tried = (SHORT, trial(&injected, batch, SHORT, limits));
+        }
+        let (seq, planned) = tried;
+        match planned {
             Ok((plan, states)) => {
                 let reached: BTreeSet<&str> = plan
                     .graph
