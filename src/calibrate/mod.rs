@@ -89,3 +89,58 @@ impl Accumulator {
         self.blocks.into_iter().zip(self.sums).collect()
     }
 }
+
+/// Values of one block whose products are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signals {
+    /// The linear node's input, `(.., in)`; `None` where another program gives it.
+    pub x: Option<Value>,
+    /// What its B multiplies, `(.., rank)`; `None` where another program gives it.
+    pub t: Option<Value>,
+    /// Whether sums over rows are wanted, or the rows.
+    pub sums: bool,
+}
+
+/// The output that holds part `part` (`xx`, `tx`, `tt`, `x`, `t` or `mask`) of block `i`.
+pub fn moment_output(i: usize, part: &str) -> String {
+    format!("reslora.moments.{i}.{part}")
+}
+
+/// Adds outputs for the moments of each block: Σ x xᵀ, Σ t xᵀ and Σ t tᵀ over the rows that count, or the rows of x and t and
+/// which of them count.
+pub fn attach_moments(b: &mut Builder, blocks: &[Signals], mask: Option<Value>) -> Result<(), BuildError> {
+    let mask = match mask {
+        Some(m) => {
+            let n = b.shape(m).elements();
+            let float = b.cast(m, DType::F32)?;
+            Some((n, b.reshape(float, [n, 1])?))
+        }
+        None => None,
+    };
+    let flat = |b: &mut Builder, v: Value| {
+        let rows = row_count(b, v);
+        let width = b.shape(v).elements() / rows.max(1);
+        b.reshape(v, [rows, width])
+    };
+    for (i, block) in blocks.iter().enumerate() {
+        let rows = block.x.or(block.t).map_or(0, |v| row_count(b, v));
+        let masked = mask.filter(|m| m.0 == rows).map(|m| m.1);
+        let add = |b: &mut Builder, part: &str, v: Value| b.output(moment_output(i, part), v, Sink::Fetch);
+        let (x, t) = (block.x.map(|v| flat(b, v)).transpose()?, block.t.map(|v| flat(b, v)).transpose()?);
+        if let (true, Some(x), Some(t)) = (block.sums, x, t) {
+            let counted = |b: &mut Builder, v: Value| masked.map_or(Ok(v), |m| b.mul(v, m));
+            let (cx, ct) = (counted(b, x)?, counted(b, t)?);
+            for (part, left, right) in [("xx", x, cx), ("tx", t, cx), ("tt", t, ct)] {
+                let product = b.matmul(left, right, true, false)?;
+                add(b, part, product);
+            }
+            continue;
+        }
+        for (part, v) in [("x", x), ("t", t), ("mask", masked)] {
+            if let Some(v) = v {
+                add(b, part, v);
+            }
+        }
+    }
+    Ok(())
+}

@@ -3,7 +3,7 @@
 use crate::device::DeviceError;
 use crate::inject::InjectError;
 use crate::lower::loss::Loss;
-use crate::pipeline::{self, DeviceChoice, Error};
+use crate::pipeline::{self, Calibration, DeviceChoice, Error};
 use crate::train::data::{self, Dataset};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -113,6 +113,12 @@ impl DataArgs {
             (_, 0) => Err(Usage("--max-length must be at least 1".into()).into()),
             _ => Ok(()),
         }
+    }
+
+    /// A data set, as these flags say it is run.
+    pub fn calibration<'a>(&'a self, data: &'a Dataset) -> Calibration<'a> {
+        let (loss, loss_output) = (self.loss(), self.loss_output.as_deref());
+        Calibration { data, batch_size: self.batch_size, max_length: self.max_length, loss, loss_output }
     }
 
     pub fn read(&self, path: &Path, printer: &Printer) -> anyhow::Result<Dataset> {

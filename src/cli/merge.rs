@@ -5,9 +5,9 @@ use super::train;
 use crate::adapter;
 use crate::merge::{LayerReport, STRATEGIES, Strategy};
 use crate::onnx;
-use crate::pipeline::{self, Calibration, Error, MergeRequest};
+use crate::pipeline::{self, Error, MergeRequest, Metric, Polished};
 use crate::structure::BASE_KEY;
-use crate::train::data::Dataset;
+use crate::train::{Schedule, Settings};
 use crate::verify::Difference;
 use anyhow::Result;
 use serde::Serialize;
@@ -22,7 +22,7 @@ pub struct Args {
     /// Where to write the merged model [default: MODEL.merged.onnx]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// auto, exact, input-norm or weight-norm
+    /// auto, exact, input-norm, weight-norm or least-squares
     #[arg(long, default_value = "auto", value_name = "NAME")]
     strategy: String,
     /// Data to gather norms on
@@ -33,6 +33,15 @@ pub struct Args {
     /// The largest relative difference of an output; above it nothing is written [default: 1e-4 for exact merges]
     #[arg(long, value_name = "F")]
     tolerance: Option<f64>,
+    /// The ridge of least-squares, a fraction of the mean square of the inputs' features; auto finds one for each layer
+    #[arg(long, default_value = "auto", value_name = "auto|F")]
+    ridge: String,
+    /// Least-squares layer by layer, each on the model merged so far
+    #[arg(long)]
+    sequential: bool,
+    /// Optimiser steps of the merged form after that, on the data
+    #[arg(long, value_name = "N")]
+    polish: Option<u64>,
     /// Keep the adapters in the file as side branches: nothing is lost, and their products stay
     #[arg(long, conflicts_with = "strategy")]
     keep_branch: bool,
@@ -50,6 +59,13 @@ struct Result_ {
     also_trained: Vec<String>,
     compared_on: String,
     differences: Vec<Difference>,
+    /// Strategies that were compared, with the largest relative difference of an output.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tried: Vec<(String, f64)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metric: Option<Metric>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    polished: Option<Polished>,
     tolerance: Option<f64>,
     above_tolerance: bool,
     notes: Vec<String>,
@@ -58,6 +74,13 @@ struct Result_ {
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     args.how.check()?;
     let strategy = strategy(&args.strategy)?;
+    let ridge = match args.ridge.as_str() {
+        "auto" => None,
+        text => match text.parse::<f64>() {
+            Ok(r) if r.is_finite() && r >= 0.0 => Some(r),
+            _ => return Err(Usage(format!("--ridge '{text}' is neither auto nor a number from 0 up")).into()),
+        },
+    };
     let injected = pipeline::read(&args.model)?;
     let path = match &args.adapter {
         Some(path) => path.clone(),
@@ -65,20 +88,27 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     };
     let adapter = adapter::read(&path).map_err(Error::from)?;
     let calibrate = args.calibrate.as_ref().map(|c| args.how.read(c, printer)).transpose()?;
-    let fallback = if calibrate.is_none() { run_data(&path) } else { None };
+    let config = run_config(&path);
+    let read = |file: &Path, how: &DataArgs| how.read(file, &Printer { json: true }).ok();
+    let fallback = match (&calibrate, &config) {
+        (None, Some(run)) => read(&run.data, &run.how),
+        _ => None,
+    };
+    let evaluation = config.as_ref().and_then(|run| read(run.eval.as_ref()?, &run.how));
     let mut device = args.how.device.open()?;
-    let given = |data| Calibration { data, batch_size: args.how.batch_size, max_length: args.how.max_length };
+    let run_how = config.as_ref().map(|run| &run.how);
+    let polish = args.polish.map(|steps| polishing(steps, config.as_ref(), &args.how)).transpose()?;
     let request = MergeRequest {
         injected: &injected,
         adapter: &adapter,
         strategy,
         keep_branch: args.keep_branch,
-        calibrate: calibrate.as_ref().map(given),
-        fallback: fallback.as_ref().map(|(data, how)| Calibration {
-            data,
-            batch_size: how.batch_size,
-            max_length: how.max_length,
-        }),
+        calibrate: calibrate.as_ref().map(|data| args.how.calibration(data)),
+        fallback: fallback.as_ref().zip(run_how).map(|(data, how)| how.calibration(data)),
+        ridge,
+        sequential: args.sequential,
+        polish,
+        evaluate: evaluation.as_ref().zip(run_how).map(|(data, how)| how.calibration(data)),
     };
     let merged = pipeline::merge(&request, device.as_mut())?;
     let exact = matches!(merged.report.strategy.as_str(), "exact" | "branch");
@@ -98,6 +128,9 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         also_trained: merged.report.also_trained,
         compared_on: merged.compared_on,
         differences: merged.differences,
+        tried: merged.tried,
+        metric: merged.metric,
+        polished: merged.polished,
         tolerance,
         above_tolerance: above,
         notes: merged.report.notes,
@@ -133,27 +166,62 @@ fn newest_run(model: &Path, base: Option<&str>) -> Result<PathBuf> {
     })
 }
 
-/// The training data of the run that an adapter came from, if it is still there.
-fn run_data(adapter: &Path) -> Option<(Dataset, DataArgs)> {
+/// How the run was trained that an adapter came from, if that is known.
+fn run_config(adapter: &Path) -> Option<train::Args> {
     let dir = if adapter.is_dir() { adapter } else { adapter.parent()? };
-    let config = train::read_config(dir).ok()?;
-    let data = config.how.read(&config.data, &Printer { json: true }).ok()?;
-    Some((data, config.how))
+    train::read_config(dir).ok()
 }
+
+/// Polishing goes on as the run did, at a tenth of its learning rate, falling to zero.
+fn polishing(steps: u64, run: Option<&train::Args>, how: &DataArgs) -> Result<Settings> {
+    let mut settings = match run {
+        Some(run) => run.settings()?,
+        None => train::Args::defaults().settings()?,
+    };
+    if run.is_none() {
+        settings.batch_size = how.batch_size;
+    }
+    settings.lr *= POLISHING_RATE;
+    settings.schedule = Schedule::Linear;
+    (settings.warmup_steps, settings.max_steps) = (0, Some(steps));
+    (settings.eval_every, settings.save_every) = (None, None);
+    Ok(settings)
+}
+
+/// Of the run's learning rate.
+const POLISHING_RATE: f64 = 0.1;
 
 fn text(r: &Result_) -> String {
     let rows = r.layers.iter().map(|l| {
-        let requantised = l.requantised.map_or(String::new(), |e| format!("requantised, {e:.1e} off "));
-        let alphas = requantised + &l.alphas.iter().map(|a| format!("{a:.3}")).collect::<Vec<_>>().join(" ");
-        vec![l.path.clone(), format!("{:.2e}", l.relative_change), alphas]
+        let requantised = l.requantised.map(|e| format!("requantised, {e:.1e} off"));
+        let ridge = l.ridge.map(|r| format!("ridge {r:.0e}"));
+        let alphas = l.alphas.iter().map(|a| format!("{a:.3}"));
+        let how: Vec<String> = alphas.chain(ridge).chain(requantised).collect();
+        let error = l.error.map_or("-".into(), |e| format!("{e:.2e}"));
+        vec![l.path.clone(), format!("{:.2e}", l.relative_change), error, how.join(" ")]
     });
-    let mut out = table(&["merged", "change of weight", "factors"], rows.collect());
+    let mut out = table(&["merged", "change of weight", "error of its part", "factors"], rows.collect());
     out += &format!("\n\n{} merge; adapter against merged model on {}:\n", r.strategy, r.compared_on);
     let rows = r
         .differences
         .iter()
         .map(|d| vec![d.output.clone(), format!("{:.2e}", d.relative), format!("{:.2e}", d.largest)]);
     out += &table(&["output", "relative", "largest"], rows.collect());
+    if let Some(m) = &r.metric {
+        out += &format!("\n\non {}: loss {:.4} live, {:.4} merged", m.measured_on, m.loss[0], m.loss[1]);
+        if let Some([live, merged]) = m.accuracy {
+            out += &format!("; accuracy {:.2} % live, {:.2} % merged", 100.0 * live, 100.0 * merged);
+        }
+    }
+    if let Some(p) = &r.polished {
+        out += &format!(
+            "\n{} steps of polishing: outputs differ by {:.2e}, then {:.2e}",
+            p.steps, p.difference[0], p.difference[1]
+        );
+        if let Some([before, after]) = p.metric {
+            out += &format!("; loss {before:.4}, then {after:.4}");
+        }
+    }
     for note in &r.notes {
         out += &format!("\nnote: {note}");
     }

@@ -110,7 +110,11 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         strategy: None,
         keep_branch: false,
         calibrate: None,
-        fallback: Some(Calibration { data: &test, batch_size: BATCH, max_length: 512 }),
+        fallback: Some(Calibration::new(&test, BATCH, 512)),
+        ridge: None,
+        sequential: false,
+        polish: None,
+        evaluate: None,
     };
     let merged = pipeline::merge(&request, device.as_mut())?;
     onnx::write(&merged.model, &merged_path).map_err(Error::from)?;

@@ -100,6 +100,13 @@ struct Result_ {
 }
 
 impl Args {
+    /// What the flags say where none is given.
+    pub fn defaults() -> Args {
+        let command = <Args as clap::Args>::augment_args(clap::Command::new("train"));
+        let matches = command.get_matches_from(["train", "model.onnx", "--data", "data"]);
+        clap::FromArgMatches::from_arg_matches(&matches).expect("every other flag has a default")
+    }
+
     pub fn settings(&self) -> Result<Settings> {
         self.how.check()?;
         let positive = |flag: &str, x: f64| match x.is_finite() && x >= 0.0 {

@@ -413,7 +413,7 @@ fn constant(
         let view = model.initializer(name).expect("its type was just read");
         return Ok(b.constant(load(&view)?));
     }
-    let (model, key, revision) = (model.clone(), name.to_string(), model.revision());
+    let (model, key, revision) = (model.clone(), name.to_string(), model.revision(name));
     let load = move || load(&model.initializer(&key).expect("the model keeps its constants")).expect("a float tensor");
     Ok(b.weight(Weight::new(name, revision, load), Type::f32(dims)))
 }

@@ -10,7 +10,8 @@ type Lowered = Result<Vec<Value>, Reason>;
 fn weight(c: &mut Context) -> Result<Value, Reason> {
     let stored = Quantised::read(c.model, c.node).map_err(Reason)?;
     let ty = Type::f32(stored.dims.clone());
-    let (name, revision) = (stored.name().to_string(), c.model.revision());
+    let name = stored.name().to_string();
+    let revision = c.model.revision(&name);
     // Read again when it is wanted: nothing of its size is kept until then.
     let (model, node) = (c.model.clone(), c.node.clone());
     let load = move || {

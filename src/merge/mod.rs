@@ -298,7 +298,8 @@ pub fn fold(
             let stored: Vec<f64> =
                 if l.transposed { new.iter().copied().collect() } else { new.t().iter().copied().collect() };
             if let Some(quantised) = l.quantised(model) {
-                let refused = |why: String| MergeError::Quantised { weight: l.weight.clone(), path: l.path.clone(), why };
+                let refused =
+                    |why: String| MergeError::Quantised { weight: l.weight.clone(), path: l.path.clone(), why };
                 if is_shared(model, &linear, l) {
                     return Err(refused("a node that is not adapted reads it too".into()));
                 }

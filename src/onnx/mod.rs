@@ -17,7 +17,7 @@ mod write;
 pub use dot::dot;
 pub use element::{ElementType, TensorView, encode_floats};
 pub use linear::{Linear, linear_nodes, nearest};
-pub use model::{Dim, Model, NodeId, Signature};
+pub use model::{Dim, Model, NodeId, Signature, sha256};
 pub use module_path::module_path;
 pub use node::{AttrValue, NewNode, Node, OwnTensor, Subgraph};
 pub use quantised::Quantised;

@@ -44,6 +44,8 @@ pub(super) struct Initializer {
     pub data: Data,
     /// New elements for a tensor of the file; its place and form stay.
     pub replaced: Option<Vec<u8>>,
+    /// Identifies the elements: it changes whenever they do.
+    pub revision: u64,
 }
 
 /// A field of the file's GraphProto, in order.
@@ -110,9 +112,9 @@ impl Model {
 
     // ---- reading
 
-    /// Identifies the state of the model's tensors: it changes whenever they do.
-    pub fn revision(&self) -> u64 {
-        self.revision
+    /// Identifies the elements of a tensor: copies of a model share it until the tensor is changed in one of them.
+    pub fn revision(&self, name: &str) -> u64 {
+        self.initializers.get(name).map_or(self.revision, |t| t.revision)
     }
 
     /// Nodes in the file's order, which is one of execution.
@@ -303,14 +305,14 @@ impl Model {
             ..Default::default()
         };
         self.revision = next_revision();
-        let new = Initializer { spans: None, header, data: Data::Memory(bytes), replaced: None };
+        let new =
+            Initializer { spans: None, header, data: Data::Memory(bytes), replaced: None, revision: self.revision };
         self.initializers.insert(name.to_string(), new);
         let last = self.items.iter().rposition(|i| matches!(i, Item::Initializer(_) | Item::Node(_)));
         self.items.insert(last.map_or(0, |i| i + 1), Item::Initializer(name.to_string()));
     }
 
     pub fn remove_initializer(&mut self, name: &str) {
-        self.revision = next_revision();
         self.initializers.remove(name);
         self.items.retain(|i| !matches!(i, Item::Initializer(n) if n == name));
     }
@@ -328,7 +330,9 @@ impl Model {
             }
             return;
         }
+        let revision = self.revision;
         let t = self.initializers.get_mut(name).expect("an initializer of this model");
+        t.revision = revision;
         match &mut t.data {
             Data::Memory(data) => *data = bytes,
             _ => t.replaced = Some(bytes),
@@ -361,6 +365,11 @@ impl Model {
             Some(_) => None,
         }
     }
+}
+
+/// SHA-256 in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn signature(info: &onnx_protobuf::ValueInfoProto) -> Signature {

@@ -165,7 +165,7 @@ fn initializer(
             have.unwrap_or(0)
         )));
     }
-    Ok((name, Initializer { spans: Some(field), header, data, replaced: None }))
+    Ok((name, Initializer { spans: Some(field), header, data, replaced: None, revision: next_revision() }))
 }
 
 /// ONNX wants nodes sorted: each reads only what stands before it.

@@ -22,6 +22,22 @@ pub enum LossChoice {
     Held { output: String },
 }
 
+/// A value of the model, and strides where it is an image of which a convolution reads some places.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tap {
+    pub value: String,
+    pub strides: Option<Vec<i64>>,
+}
+
+/// What [`Purpose::Calibrate`] gives of one block, in place of statistics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signal {
+    pub x: Option<Tap>,
+    pub t: Option<Tap>,
+    /// Sums of products over rows, or the rows themselves.
+    pub sums: bool,
+}
+
 /// What is compiled, for any shape.
 #[derive(Clone)]
 pub struct Program {
@@ -34,6 +50,8 @@ pub struct Program {
     pub config: Option<Config>,
     /// Outputs that [`Purpose::Infer`] fetches.
     pub outputs: Vec<String>,
+    /// What [`Purpose::Calibrate`] gives; empty for the statistics of every block.
+    pub signals: Vec<Signal>,
     /// Whether optimisations beyond the necessary run.
     pub fuse: bool,
 }
@@ -75,7 +93,9 @@ impl Program {
     /// Lowered, with the outputs that a purpose wants.
     pub fn forward(&self, shapes: &Shapes, purpose: Purpose) -> Result<Graph, Error> {
         let training = matches!(purpose, Purpose::Train { .. });
-        let statistics = matches!(purpose, Purpose::Calibrate | Purpose::Train { statistics: true });
+        let signals: &[Signal] = if purpose == Purpose::Calibrate { &self.signals } else { &[] };
+        let statistics =
+            matches!(purpose, Purpose::Calibrate | Purpose::Train { statistics: true }) && signals.is_empty();
         let blocks = if statistics { self.block_names() } else { vec![] };
         let mut wanted: Vec<String> = match (purpose, &self.loss) {
             (Purpose::Infer, _) => self.outputs.clone(),
@@ -83,6 +103,7 @@ impl Program {
             (_, Some(LossChoice::Added { logits: name, .. } | LossChoice::Held { output: name })) => vec![name.clone()],
         };
         wanted.extend(blocks.iter().flat_map(|(l, xa)| [Some(l.x.clone()), xa.clone()]).flatten());
+        wanted.extend(signals.iter().flat_map(|s| [&s.x, &s.t]).flatten().map(|t| t.value.clone()));
         let request = Request { model: &self.model, shapes, trained: &self.trained, wanted: &wanted, training };
         let Lowered { mut b, values } = lower::lower(&request)?;
         match (purpose, &self.loss) {
@@ -115,6 +136,17 @@ impl Program {
                 found.push(BlockValues { x, xa });
             }
             calibrate::attach(&mut b, &found, mask)?;
+        }
+        if !signals.is_empty() {
+            let mask = values.get("attention_mask").copied();
+            let mut found = Vec::new();
+            for s in signals {
+                let mut tap = |t: &Option<Tap>| {
+                    t.as_ref().map(|t| rows(&mut b, values[&t.value], t.strides.as_deref())).transpose()
+                };
+                found.push(calibrate::Signals { x: tap(&s.x)?, t: tap(&s.t)?, sums: s.sums });
+            }
+            calibrate::attach_moments(&mut b, &found, mask)?;
         }
         passes::check(&b.graph, "lower")?;
         Ok(b.graph)

@@ -10,6 +10,7 @@ mod compile;
 mod devices;
 mod doctor;
 mod error;
+mod fitting;
 mod inspecting;
 mod merging;
 
@@ -20,7 +21,9 @@ pub use devices::{DeviceChoice, DeviceInfo, list_devices, open_device};
 pub use doctor::{KERNEL_TOLERANCE, KernelCheck, self_check};
 pub use error::Error;
 pub use inspecting::{Found, Inspection, MemoryNeed, dot, inspect};
-pub use merging::{Calibration, MergeRequest, Merged, calibrate, compare_outputs, infer, merge, synthetic};
+pub use merging::{
+    Calibration, MERGE_KEY, MergeRequest, Merged, Metric, Polished, calibrate, compare_outputs, infer, merge, synthetic,
+};
 
 pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};
 
@@ -69,7 +72,7 @@ pub fn input_specs(model: &Model) -> Vec<InputSpec> {
 pub fn inferring(model: &Arc<Model>) -> Program {
     let outputs = model.outputs().into_iter().map(|o| o.name).collect();
     let trained = std::collections::BTreeSet::new();
-    Program { model: model.clone(), trained, loss: None, config: None, outputs, fuse: true }
+    Program { model: model.clone(), trained, loss: None, config: None, outputs, signals: vec![], fuse: true }
 }
 
 /// Names of a model's values and their shapes at a sample batch.

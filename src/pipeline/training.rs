@@ -65,7 +65,7 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
         }
     }
     let outputs = model.outputs().into_iter().map(|o| o.name).collect();
-    let program = Program { model: model.clone(), trained, loss: None, config, outputs, fuse: true };
+    let program = Program { model: model.clone(), trained, loss: None, config, outputs, signals: vec![], fuse: true };
     let base = model.metadata(BASE_KEY).map(String::from);
     Ok(Trainee { program, inputs: input_specs(model), parameters, base })
 }

@@ -251,7 +251,8 @@ fn training_on_cpu() {
     fixtures().iter().for_each(|c| check_training(c, cpu));
 }
 
-/// The largest relative error of merged logits over the strategies that apply, from the oracle's own final adapters.
+/// The largest relative error of merged logits over the strategies that apply, from the oracle's own final adapters. Least-squares has five times the tolerance of the others: it solves with moments summed in f32,
+/// where the oracle has them in f64.
 pub fn measure_merges(case: &Case, open: Open) -> (f64, String) {
     let mut errors = Vec::new();
     let dir = tempfile::tempdir().unwrap();
@@ -269,7 +270,7 @@ pub fn measure_merges(case: &Case, open: Open) -> (f64, String) {
     let probe = all.batch(&pipeline::input_specs(&injected), &[0, 1], 512).unwrap().inputs;
     let mut device = open();
     for info in STRATEGIES.iter().filter(|s| (s.applies)(case.structure())) {
-        let calibrate = Some(Calibration { data: &calibration, batch_size: 2, max_length: 512 });
+        let calibrate = Some(Calibration::new(&calibration, 2, 512));
         let request = MergeRequest {
             injected: &injected,
             adapter: &adapter,
@@ -277,6 +278,10 @@ pub fn measure_merges(case: &Case, open: Open) -> (f64, String) {
             keep_branch: false,
             calibrate,
             fallback: None,
+            ridge: Some(1e-6),
+            sequential: false,
+            polish: None,
+            evaluate: None,
         };
         let merged = pipeline::merge(&request, device.as_mut()).unwrap();
         let model = Arc::new(merged.model);
@@ -289,6 +294,8 @@ pub fn measure_merges(case: &Case, open: Open) -> (f64, String) {
             other => other,
         };
         let error = relative(&logits, &case.expected.tensors[&format!("merged.{key}.logits")]);
+        let limit = case.tolerances().merged * if info.name == "least-squares" { 5.0 } else { 1.0 };
+        assert!(error <= limit, "{}: {} logits off by {error:.1e}, not {limit:.0e}", case.name(), info.name);
         errors.push((error, info.name.to_string()));
         if case.structure().info().exact {
             let worst = merged.differences.iter().map(|d| d.relative).fold(0.0, f64::max);
@@ -300,7 +307,7 @@ pub fn measure_merges(case: &Case, open: Open) -> (f64, String) {
 }
 
 pub fn check_merges(case: &Case, open: Open) {
-    within(case, "merged logits", measure_merges(case, open), case.tolerances().merged);
+    measure_merges(case, open);
 }
 
 #[test]

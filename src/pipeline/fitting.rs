@@ -1,0 +1,381 @@
+//! Fitting plain projections to what a structure computes: gathering moments on a device, and least squares on the host.
+
+use super::compile::{Signal, Tap};
+use super::merging::Calibration;
+use super::training::{Trainee, load};
+use super::{Error, inferring, input_specs};
+use crate::adapter::{Adapter, Moments, Norms};
+use crate::calibrate::moment_output;
+use crate::device::{Device, Run};
+use crate::ir::Tensor;
+use crate::merge::{self, Delta, Prepared, Solution, Statistics, Strategy};
+use crate::onnx::{self, Model, NodeId};
+use crate::train::Purpose;
+use crate::train::data::Dataset;
+use ndarray::{Array2, Axis};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The widest input whose products are summed, `[in, in]`; wider ones are fitted on a sample of their rows. Also the number of
+/// rows in that sample.
+const WIDE: usize = 4096;
+
+/// The most that moments take on the host at once, in bytes: at 4,096 features 256 MiB a block, so four blocks.
+const BUDGET: usize = 1 << 30;
+
+/// Moments of the rows that a fit reads, and of those held back to judge it.
+pub struct Split {
+    pub fit: Moments,
+    pub held: Moments,
+}
+
+/// How many examples of a data set are held back.
+pub fn held_back(examples: usize) -> usize {
+    if examples < 2 { 0 } else { examples.div_ceil(10) }
+}
+
+/// What a block's B reads: the name of the value, and strides if it is an image.
+fn taps(injected: &Model, path: &str) -> Option<(Tap, Tap)> {
+    let linear = onnx::linear_nodes(injected).into_iter().find(|l| l.path == path)?;
+    let up = format!("{path}.lora_B");
+    let t = injected.nodes().find(|(_, n)| n.name() == up).and_then(|(_, n)| n.input(0).map(String::from))?;
+    // What a convolution has projected, its strides have thinned out already.
+    let dense = linear.strides.as_ref().map(|s| vec![1; s.len()]);
+    Some((Tap { value: linear.x, strides: linear.strides }, Tap { value: t, strides: dense }))
+}
+
+/// Sums what batches give, part by part.
+enum Gathering {
+    Sums(Option<[Array2<f64>; 3]>),
+    /// A reservoir: every row is as likely to be kept as any other.
+    Rows {
+        x: Vec<Vec<f64>>,
+        t: Vec<Vec<f64>>,
+        seen: usize,
+        rng: ChaCha8Rng,
+    },
+}
+
+impl Gathering {
+    fn new(sums: bool) -> Gathering {
+        if sums {
+            return Gathering::Sums(None);
+        }
+        Gathering::Rows { x: vec![], t: vec![], seen: 0, rng: ChaCha8Rng::seed_from_u64(0) }
+    }
+
+    fn add_sums(&mut self, parts: [Array2<f64>; 3]) {
+        if let Gathering::Sums(all) = self {
+            match all {
+                None => *all = Some(parts),
+                Some(all) => all.iter_mut().zip(parts).for_each(|(a, p)| *a += &p),
+            }
+        }
+    }
+
+    fn add_rows(&mut self, xs: &Array2<f64>, ts: &Array2<f64>, counts: impl Fn(usize) -> bool) {
+        let Gathering::Rows { x, t, seen, rng } = self else { return };
+        for r in (0..xs.nrows()).filter(|&r| counts(r)) {
+            *seen += 1;
+            let (row, signal) = (xs.row(r).to_vec(), ts.row(r).to_vec());
+            if x.len() < WIDE {
+                x.push(row);
+                t.push(signal);
+            } else {
+                let at = rng.random_range(0..*seen);
+                if at < WIDE {
+                    (x[at], t[at]) = (row, signal);
+                }
+            }
+        }
+    }
+
+    fn finish(self, [n, r]: [usize; 2]) -> Moments {
+        match self {
+            Gathering::Sums(None) => {
+                Moments::Sums { xx: Array2::zeros((n, n)), tx: Array2::zeros((r, n)), tt: Array2::zeros((r, r)) }
+            }
+            Gathering::Sums(Some([xx, tx, tt])) => Moments::Sums { xx, tx, tt },
+            Gathering::Rows { x, t, .. } => {
+                let array = |rows: Vec<Vec<f64>>, width: usize| {
+                    Array2::from_shape_vec((rows.len(), width), rows.concat()).expect("rows of one width")
+                };
+                Moments::Rows { x: array(x, n), t: array(t, r) }
+            }
+        }
+    }
+}
+
+/// What one batch gives, by output.
+type Fetched = HashMap<String, Tensor>;
+
+fn matrix(fetched: &Fetched, i: usize, part: &str) -> Option<Array2<f64>> {
+    let t = fetched.get(&moment_output(i, part))?;
+    let [rows, columns] = t.shape()[..] else { return None };
+    let values = t.as_f32()?.iter().map(|&x| x as f64).collect();
+    Array2::from_shape_vec((rows, columns), values).ok()
+}
+
+/// Runs a program's signals over batches of examples.
+fn over(
+    trainee: &Trainee,
+    data: &Dataset,
+    batches: &[Vec<usize>],
+    max_length: usize,
+    device: &mut dyn Device,
+    each: &mut dyn FnMut(usize, Fetched),
+) -> Result<(), Error> {
+    trainee.session(device, max_length, |session| {
+        for (k, examples) in batches.iter().enumerate() {
+            let batch = data.batch(session.inputs, examples, max_length)?;
+            let plan = session.plan(&batch, Purpose::Calibrate)?;
+            session.device.submit(vec![Run { plan, inputs: batch.inputs }])?;
+            each(k, session.device.collect(true)?.into_iter().flat_map(|f| f.runs).flatten().collect());
+        }
+        Ok(())
+    })
+}
+
+/// The batches of the examples that a fit reads, and of those held back, with which of the two each is.
+fn batches(c: &Calibration) -> Vec<(bool, Vec<usize>)> {
+    let n = c.data.len();
+    let kept = n - held_back(n);
+    let chunks = |range: Range<usize>| {
+        range.collect::<Vec<_>>().chunks(c.batch_size.max(1)).map(<[_]>::to_vec).collect::<Vec<_>>()
+    };
+    let fit = chunks(0..kept).into_iter().map(|b| (false, b));
+    fit.chain(chunks(kept..n).into_iter().map(|b| (true, b))).collect()
+}
+
+/// A parametrised program that gives signals.
+fn with_signals(mut trainee: Trainee, signals: Vec<Signal>) -> Trainee {
+    trainee.program.signals = signals;
+    trainee
+}
+
+/// Moments of every block of an injected model, its structure live, handed to `each` as they come.
+pub fn moments(
+    injected: &Arc<Model>,
+    adapter: &Adapter,
+    c: &Calibration,
+    device: &mut dyn Device,
+    each: &mut dyn FnMut(&str, Split),
+) -> Result<(), Error> {
+    let config = merge::config(injected)?;
+    let batches = batches(c);
+    let examples: Vec<Vec<usize>> = batches.iter().map(|b| b.1.clone()).collect();
+    let mut open: Vec<&crate::structure::Target> = config.targets.iter().collect();
+    while !open.is_empty() {
+        // As many blocks at once as fit; each round runs the data again.
+        let bytes = |n: usize| 16 * n.min(WIDE) * n.max(WIDE.min(n));
+        let mut group = Vec::new();
+        let mut used = 0;
+        while let Some(t) = open.first() {
+            used += bytes(t.in_features);
+            if !group.is_empty() && used > BUDGET {
+                break;
+            }
+            group.push(open.remove(0));
+        }
+        let mut signals = Vec::new();
+        for t in &group {
+            let (x, s) =
+                taps(injected, &t.path).ok_or_else(|| Error::Model(format!("'{}' is not in the file", t.path)))?;
+            signals.push(Signal { x: Some(x), t: Some(s), sums: t.in_features <= WIDE });
+        }
+        let mut parts: Vec<[Gathering; 2]> =
+            signals.iter().map(|s| [Gathering::new(s.sums), Gathering::new(s.sums)]).collect();
+        let trainee = with_signals(load(injected, Some(adapter))?, signals.clone());
+        over(&trainee, c.data, &examples, c.max_length, device, &mut |k, fetched| {
+            for (i, (signal, part)) in signals.iter().zip(&mut parts).enumerate() {
+                let part = &mut part[batches[k].0 as usize];
+                let get = |name: &str| matrix(&fetched, i, name).expect("the program gives it");
+                if signal.sums {
+                    part.add_sums([get("xx"), get("tx"), get("tt")]);
+                } else {
+                    let mask = matrix(&fetched, i, "mask");
+                    part.add_rows(&get("x"), &get("t"), |r| mask.as_ref().is_none_or(|m| m[(r, 0)] != 0.0));
+                }
+            }
+        })?;
+        for (t, [fit, held]) in group.into_iter().zip(parts) {
+            let size = [t.in_features, config.rank];
+            each(&t.path, Split { fit: fit.finish(size), held: held.finish(size) });
+        }
+    }
+    Ok(())
+}
+
+/// The projections that least squares finds, and for each the error of the adapter's contribution on held-back rows.
+pub struct Fitted {
+    pub solutions: BTreeMap<String, Solution>,
+}
+
+impl Fitted {
+    /// Projections from all rows, or from those that were not held back.
+    pub fn projections(&self, all: bool) -> BTreeMap<String, Array2<f64>> {
+        let pick = |s: &Solution| if all { s.a.clone() } else { s.a_fit.clone() };
+        self.solutions.iter().map(|(path, s)| (path.clone(), pick(s))).collect()
+    }
+}
+
+/// The start of every regression: `A₀` of input-norm.
+fn starts(p: &Prepared, norms: &BTreeMap<String, Norms>) -> Result<BTreeMap<String, Array2<f64>>, Error> {
+    let statistics = Statistics { norms: norms.clone(), ..Statistics::default() };
+    let deltas = merge::deltas(p, Strategy::InputNorm, &statistics)?;
+    Ok(deltas.into_iter().filter_map(|d| Some((d.path, d.a?))).collect())
+}
+
+/// Errors of each block's contribution on held-back rows, for several choices of projections; and least squares, if asked for.
+pub struct Judged {
+    pub fitted: Fitted,
+    /// For each choice, the errors by module path.
+    pub errors: Vec<BTreeMap<String, f64>>,
+}
+
+/// Fits every block with x and t of the live model.
+pub fn fit(
+    p: &Prepared,
+    injected: &Arc<Model>,
+    adapter: &Adapter,
+    c: &Calibration,
+    norms: &BTreeMap<String, Norms>,
+    ridge: Option<f64>,
+    choices: &[Vec<Delta>],
+    device: &mut dyn Device,
+) -> Result<Judged, Error> {
+    let starts = starts(p, norms)?;
+    let mut fitted = Fitted { solutions: BTreeMap::new() };
+    let mut errors = vec![BTreeMap::new(); choices.len() + 1];
+    moments(injected, adapter, c, device, &mut |path, split| {
+        let b = &p.factors[path].1;
+        let solution = merge::solve(&split.fit, &split.held, &starts[path], b, ridge);
+        errors[choices.len()].insert(path.to_string(), merge::error(&split.held, &solution.a_fit, b));
+        for (choice, errors) in choices.iter().zip(&mut errors) {
+            if let Some(a) = choice.iter().find(|d| d.path == path).and_then(|d| d.a.as_ref()) {
+                errors.insert(path.to_string(), merge::error(&split.held, a, b));
+            }
+        }
+        fitted.solutions.insert(path.to_string(), solution);
+    })?;
+    Ok(Judged { fitted, errors })
+}
+
+/// Fits block by block in graph order: x from the model merged so far, t from the live one. Blocks that read nothing of each
+/// other are fitted together.
+pub fn fit_in_order(
+    p: &Prepared,
+    injected: &Arc<Model>,
+    adapter: &Adapter,
+    c: &Calibration,
+    norms: &BTreeMap<String, Norms>,
+    ridge: Option<f64>,
+    device: &mut dyn Device,
+) -> Result<Judged, Error> {
+    let starts = starts(p, norms)?;
+    let batches = batches(c);
+    let examples: Vec<Vec<usize>> = batches.iter().map(|b| b.1.clone()).collect();
+    let scale = p.config.scale();
+    let mut fitted = Fitted { solutions: BTreeMap::new() };
+    let mut errors = BTreeMap::new();
+    // One model merged from all rows, which the file will hold, and one from the rows that were not held back, to judge by.
+    let mut merged = [p.model.clone(), p.model.clone()];
+    for group in stages(&p.model, &p.config) {
+        let mut taken = Vec::new();
+        for path in &group {
+            taken.push(taps(injected, path).ok_or_else(|| Error::Model(format!("'{path}' is not in the file")))?);
+        }
+        let live: Vec<Signal> =
+            taken.iter().map(|(_, t)| Signal { x: None, t: Some(t.clone()), sums: false }).collect();
+        let plain: Vec<Signal> =
+            taken.iter().map(|(x, _)| Signal { x: Some(x.clone()), t: None, sums: false }).collect();
+        let live = with_signals(load(injected, Some(adapter))?, live);
+        let mut ts: Vec<Fetched> = Vec::new();
+        over(&live, c.data, &examples, c.max_length, device, &mut |_, fetched| ts.push(fetched))?;
+        let mut found: [Vec<(Moments, Moments)>; 2] = [vec![], vec![]];
+        for (model, found) in merged.iter().zip(&mut found) {
+            let model = Arc::new(model.clone());
+            let trainee = Trainee {
+                program: inferring(&model),
+                inputs: input_specs(&model),
+                parameters: BTreeMap::new(),
+                base: None,
+            };
+            let trainee = with_signals(trainee, plain.clone());
+            let sums = |path: &String| starts[path].ncols() <= WIDE;
+            let mut parts: Vec<[Gathering; 2]> =
+                group.iter().map(|g| [Gathering::new(sums(g)), Gathering::new(sums(g))]).collect();
+            over(&trainee, c.data, &examples, c.max_length, device, &mut |k, fetched| {
+                for (i, part) in parts.iter_mut().enumerate() {
+                    let part = &mut part[batches[k].0 as usize];
+                    let x = matrix(&fetched, i, "x").expect("the program gives it");
+                    let t = matrix(&ts[k], i, "t").expect("the program gives it");
+                    let mask = matrix(&fetched, i, "mask");
+                    let counts = |r: usize| mask.as_ref().is_none_or(|m| m[(r, 0)] != 0.0);
+                    match part {
+                        Gathering::Rows { .. } => part.add_rows(&x, &t, counts),
+                        Gathering::Sums(_) => {
+                            let rows: Vec<usize> = (0..x.nrows()).filter(|&r| counts(r)).collect();
+                            let (x, t) = (x.select(Axis(0), &rows), t.select(Axis(0), &rows));
+                            part.add_sums([x.t().dot(&x), t.t().dot(&x), t.t().dot(&t)]);
+                        }
+                    }
+                }
+            })?;
+            for (path, [fit, held]) in group.iter().zip(parts) {
+                let size = [starts[path].ncols(), p.config.rank];
+                found.push((fit.finish(size), held.finish(size)));
+            }
+        }
+        let [all, judged] = found;
+        let mut deltas: [Vec<Delta>; 2] = [vec![], vec![]];
+        for ((path, all), judged) in group.iter().zip(all).zip(judged) {
+            let b = &p.factors[path].1;
+            let by_fit = merge::solve(&judged.0, &judged.1, &starts[path], b, ridge);
+            let whole = merge::solve(&all.0, &all.1, &starts[path], b, Some(by_fit.ridge));
+            errors.insert(path.clone(), merge::error(&judged.1, &by_fit.a_fit, b));
+            for (a, deltas) in [&whole.a, &by_fit.a_fit].into_iter().zip(&mut deltas) {
+                let delta = b.dot(a) * scale;
+                deltas.push(Delta { path: path.clone(), delta, a: Some(a.clone()), alphas: vec![] });
+            }
+            fitted.solutions.insert(path.clone(), Solution { a_fit: by_fit.a_fit, ..whole });
+        }
+        for (model, deltas) in merged.iter_mut().zip(&deltas) {
+            merge::fold(model, &p.config, deltas, &mut vec![])?;
+        }
+    }
+    Ok(Judged { fitted, errors: vec![errors] })
+}
+
+/// The targets in an order of execution, together where none depends on another of its stage.
+fn stages(model: &Model, config: &crate::structure::Config) -> Vec<Vec<String>> {
+    let linear = onnx::linear_nodes(model);
+    let nodes: HashMap<NodeId, &str> =
+        linear.iter().filter(|l| config.target(&l.path).is_some()).map(|l| (l.node, l.path.as_str())).collect();
+    // The stage after the last target that each value depends on.
+    let mut after: HashMap<&str, usize> = HashMap::new();
+    let mut stage: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut seen = HashSet::new();
+    for (id, node) in model.nodes() {
+        let mut level = node.inputs().iter().filter_map(|i| after.get(i.as_str())).copied().max().unwrap_or(0);
+        if let Some(path) = nodes.get(&id) {
+            // A module that is called again has had its turn.
+            if seen.insert(*path) {
+                stage.insert(path, level);
+            }
+            level = level.max(stage[path] + 1);
+        }
+        after.extend(node.outputs().iter().map(|o| (o.as_str(), level)));
+    }
+    let mut out: Vec<Vec<String>> = vec![vec![]; stage.values().max().map_or(0, |m| m + 1)];
+    for t in &config.targets {
+        if let Some(&s) = stage.get(t.path.as_str()) {
+            out[s].push(t.path.clone());
+        }
+    }
+    out.retain(|g| !g.is_empty());
+    out
+}
