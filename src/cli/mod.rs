@@ -3,6 +3,7 @@
 mod common;
 mod completions;
 mod devices;
+mod diff;
 mod doctor;
 mod eval;
 mod inject;
@@ -47,6 +48,8 @@ enum Command {
     Eval(eval::Args),
     /// Run two models on the same inputs with tract, and compare their outputs
     Verify(verify::Args),
+    /// Show which tensors and nodes of two files differ, and by how much
+    Diff(diff::Args),
     /// List the devices that --device can name
     Devices(devices::Args),
     /// Check every kernel on every device
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Merge(args) => merge::run(&args, &printer),
         Command::Eval(args) => eval::run(&args, &printer),
         Command::Verify(args) => verify::run(&args, &printer),
+        Command::Diff(args) => diff::run(&args, &printer),
         Command::Devices(args) => devices::run(&args, &printer),
         Command::Doctor(args) => doctor::run(&args, &printer),
         Command::Quickstart(args) => quickstart::run(&args, &printer),

@@ -55,7 +55,7 @@ pub fn error(moments: &Moments, a: &Array2<f64>, b: &Array2<f64>) -> f64 {
     let (off, whole) = match moments {
         Moments::Sums { xx, tx, tt } => {
             let cross = a.dot(&tx.t());
-            (inner(&(tt - &cross - &cross.t() + a.dot(xx).dot(&a.t()))), inner(tt))
+            (inner(&(tt - &cross - cross.t() + a.dot(xx).dot(&a.t()))), inner(tt))
         }
         Moments::Rows { x, t } => {
             let rest = t - &x.dot(&a.t());

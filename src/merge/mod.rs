@@ -251,14 +251,21 @@ pub fn prepare(injected: &Model, adapter: &Adapter) -> Result<Prepared, MergeErr
     Ok(Prepared { model, config, factors, notes })
 }
 
+/// Checks that a strategy applies to a structure.
+pub fn check_strategy(config: &Config, strategy: Strategy) -> Result<(), MergeError> {
+    let info = strategy.info();
+    if (info.applies)(config.structure) {
+        return Ok(());
+    }
+    let others: Vec<&str> = STRATEGIES.iter().filter(|s| (s.applies)(config.structure)).map(|s| s.name).collect();
+    let hint = format!("--strategy {}", others.join(" or "));
+    Err(MergeError::Strategy { strategy: info.name.into(), structure: config.structure, hint })
+}
+
 /// The change of every target's weight.
 pub fn deltas(p: &Prepared, strategy: Strategy, statistics: &Statistics) -> Result<Vec<Delta>, MergeError> {
     let (config, info) = (&p.config, strategy.info());
-    if !(info.applies)(config.structure) {
-        let others: Vec<&str> = STRATEGIES.iter().filter(|s| (s.applies)(config.structure)).map(|s| s.name).collect();
-        let hint = format!("--strategy {}", others.join(" or "));
-        return Err(MergeError::Strategy { strategy: info.name.into(), structure: config.structure, hint });
-    }
+    check_strategy(config, strategy)?;
     if (info.needs_norms)(config.structure) && config.targets.iter().any(|t| !statistics.norms.contains_key(&t.path)) {
         return Err(MergeError::NoNorms { strategy: info.name.into(), structure: config.structure });
     }

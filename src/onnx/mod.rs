@@ -1,5 +1,6 @@
 //! The ONNX file: read and written without loss, its nodes as a graph, and what the rest of the program asks of it.
 
+mod diff;
 mod dot;
 mod element;
 mod external_data;
@@ -14,6 +15,7 @@ mod role;
 mod wire;
 mod write;
 
+pub use diff::{FileDiff, TensorChange, diff};
 pub use dot::dot;
 pub use element::{ElementType, TensorView, encode_floats};
 pub use linear::{Linear, linear_nodes, nearest};

@@ -236,17 +236,19 @@ pub struct Judged {
     pub errors: Vec<BTreeMap<String, f64>>,
 }
 
-/// Fits every block with x and t of the live model.
-pub fn fit(
-    p: &Prepared,
-    injected: &Arc<Model>,
-    adapter: &Adapter,
-    c: &Calibration,
-    norms: &BTreeMap<String, Norms>,
-    ridge: Option<f64>,
-    choices: &[Vec<Delta>],
-    device: &mut dyn Device,
-) -> Result<Judged, Error> {
+/// What is fitted, on what.
+pub struct Task<'a> {
+    pub prepared: &'a Prepared,
+    pub injected: &'a Arc<Model>,
+    pub adapter: &'a Adapter,
+    pub data: &'a Calibration<'a>,
+    pub norms: &'a BTreeMap<String, Norms>,
+    pub ridge: Option<f64>,
+}
+
+/// Fits every block with x and t of the live model, and finds the errors of `choices` on the way.
+pub fn fit(task: &Task, choices: &[Vec<Delta>], device: &mut dyn Device) -> Result<Judged, Error> {
+    let Task { prepared: p, injected, adapter, data: c, norms, ridge } = *task;
     let starts = starts(p, norms)?;
     let mut fitted = Fitted { solutions: BTreeMap::new() };
     let mut errors = vec![BTreeMap::new(); choices.len() + 1];
@@ -266,15 +268,8 @@ pub fn fit(
 
 /// Fits block by block in graph order: x from the model merged so far, t from the live one. Blocks that read nothing of each
 /// other are fitted together.
-pub fn fit_in_order(
-    p: &Prepared,
-    injected: &Arc<Model>,
-    adapter: &Adapter,
-    c: &Calibration,
-    norms: &BTreeMap<String, Norms>,
-    ridge: Option<f64>,
-    device: &mut dyn Device,
-) -> Result<Judged, Error> {
+pub fn fit_in_order(task: &Task, device: &mut dyn Device) -> Result<Judged, Error> {
+    let Task { prepared: p, injected, adapter, data: c, norms, ridge } = *task;
     let starts = starts(p, norms)?;
     let batches = batches(c);
     let examples: Vec<Vec<usize>> = batches.iter().map(|b| b.1.clone()).collect();

@@ -1,6 +1,6 @@
 //! Merging with the statistics it needs, and checking what came out.
 
-use super::compile::{self, Program};
+use super::compile;
 use super::training::{self, EvalRequest, TrainRequest, Trainee, load};
 use super::{Error, fitting, inferring, input_specs};
 use crate::adapter::{Adapter, Norms};
@@ -103,6 +103,9 @@ const COMPARED: usize = 32;
 /// Merges, then runs the adapter graph and the merged model on the same rows.
 pub fn merge(request: &MergeRequest, device: &mut dyn Device) -> Result<Merged, Error> {
     let config = merge::config(request.injected)?;
+    if let Some(strategy) = request.strategy {
+        merge::check_strategy(&config, strategy)?;
+    }
     let given = request.calibrate.as_ref().or(request.fallback.as_ref());
     let (inputs, compared_on) = match given {
         Some(c) => held_back(request.injected, c)?,
@@ -241,13 +244,14 @@ fn approximate(
     let mut ridges = BTreeMap::new();
     if let Some(c) = given.filter(|_| fits || !statistics.norms.is_empty()) {
         let choices: Vec<Vec<Delta>> = judged.iter().map(|(_, d)| d.clone()).collect();
-        let live = fitting::fit(&p, injected, adapter, c, &statistics.norms, request.ridge, &choices, device)?;
+        let (prepared, norms, ridge) = (&p, &statistics.norms, request.ridge);
+        let task = fitting::Task { prepared, injected, adapter, data: c, norms, ridge };
+        let live = fitting::fit(&task, &choices, device)?;
         let names = judged.iter().map(|(s, _)| s.info().name);
         errors.extend(names.chain([Strategy::LeastSquares.info().name]).zip(live.errors));
         let mut fitted = live.fitted;
         if fits && request.sequential {
-            let norms = &statistics.norms;
-            let in_order = fitting::fit_in_order(&p, injected, adapter, c, norms, request.ridge, device)?;
+            let in_order = fitting::fit_in_order(&task, device)?;
             errors.extend([Strategy::LeastSquares.info().name].into_iter().zip(in_order.errors));
             fitted = in_order.fitted;
         }
@@ -532,7 +536,7 @@ pub fn compare_outputs(
     device: &mut dyn Device,
 ) -> Result<Vec<Difference>, Error> {
     let first = infer(&load(a, adapter)?, inputs, device)?;
-    let second = infer(&Trainee { program: Program { fuse: true, ..inferring(b) }, ..load(b, None)? }, inputs, device)?;
+    let second = infer(&load(b, None)?, inputs, device)?;
     let wide = |ts: &Vec<Tensor>| -> Option<Vec<f64>> {
         ts.iter()
             .map(Tensor::as_f32)

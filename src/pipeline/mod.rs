@@ -27,6 +27,8 @@ pub use merging::{
 
 pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};
 
+pub use crate::onnx::{FileDiff, diff};
+
 use crate::inject::{self, Options, Report};
 use crate::ir::DType;
 use crate::lower;

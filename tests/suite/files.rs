@@ -14,7 +14,7 @@ fn bytes(path: &Path) -> Vec<u8> {
 
 /// Every model that is at hand: the cases that travel with the source, and those beside it.
 fn models() -> Vec<std::path::PathBuf> {
-    let mut out: Vec<_> = oracle::fixtures().iter().map(|c| c.dir.join("model.onnx")).collect();
+    let mut out: Vec<_> = oracle::everything().iter().map(|c| c.dir.join("model.onnx")).collect();
     for name in ["cases", "real"] {
         match oracle::shared(name) {
             Some(dir) => out.extend(
@@ -52,7 +52,7 @@ fn fresh(case: &Case, structure: &str) -> Options {
 #[test]
 fn inject_and_merge_with_b_zero_gives_the_base_back() {
     let dir = tempfile::tempdir().unwrap();
-    for case in oracle::fixtures() {
+    for case in oracle::everything() {
         let path = case.dir.join("model.onnx");
         let base = pipeline::read(&path).unwrap();
         for s in STRUCTURES {

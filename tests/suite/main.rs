@@ -7,6 +7,7 @@ mod data;
 mod files;
 mod gpu;
 mod inspection;
+mod merges;
 mod models;
 mod operators;
 mod oracle;

@@ -7,7 +7,7 @@ use crate::gpu;
 use crate::oracle::{self, Case, Open};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/models.md");
 
@@ -30,15 +30,6 @@ rounded to that type, which the oracle's are not: forward 1e-4 and 1e-3, gradien
 ";
 
 const COLUMNS: &str = "| family | exporter | structure | device | forward | gradient | training | merged |\n|---|---|---|---|---|---|---|---|\n";
-
-/// Where the cases are: those that travel with the source, and a folder that was named.
-fn everything() -> Vec<Case> {
-    let mut all = oracle::fixtures();
-    if let Ok(dir) = std::env::var("RESLORA_CASES") {
-        all.extend(oracle::cases(Path::new(&dir)));
-    }
-    all
-}
 
 fn scientific(x: f64) -> String {
     format!("{x:.0e}")
@@ -84,7 +75,7 @@ fn caught<T>(measure: impl FnOnce() -> T) -> Result<T, String> {
 
 #[test]
 fn every_model_of_the_table() {
-    let cases = everything();
+    let cases = oracle::everything();
     let mut devices: Vec<(&str, Open)> = vec![("cpu", oracle::cpu)];
     if gpu::available() {
         devices.push(("vulkan", gpu::gpu));

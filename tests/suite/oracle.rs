@@ -43,7 +43,16 @@ pub fn fixtures() -> Vec<Case> {
     cases(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/cases")))
 }
 
-pub fn cases(dir: &Path) -> Vec<Case> {
+/// Those, and the folder of cases that `RESLORA_CASES` names.
+pub fn everything() -> Vec<Case> {
+    let mut all = fixtures();
+    if let Ok(dir) = std::env::var("RESLORA_CASES") {
+        all.extend(cases(Path::new(&dir)));
+    }
+    all
+}
+
+fn cases(dir: &Path) -> Vec<Case> {
     let mut names: Vec<PathBuf> =
         std::fs::read_dir(dir).expect("a folder of cases").map(|e| e.unwrap().path()).collect();
     names.sort();
