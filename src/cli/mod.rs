@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, printing, progress, and errors as exit codes.
 
+mod bench;
 mod common;
 mod completions;
 mod devices;
@@ -48,6 +49,8 @@ enum Command {
     Eval(eval::Args),
     /// Run two models on the same inputs with tract, and compare their outputs
     Verify(verify::Args),
+    /// Time training steps on data that is made up
+    Bench(bench::Args),
     /// Show which tensors and nodes of two files differ, and by how much
     Diff(diff::Args),
     /// List the devices that --device can name
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Merge(args) => merge::run(&args, &printer),
         Command::Eval(args) => eval::run(&args, &printer),
         Command::Verify(args) => verify::run(&args, &printer),
+        Command::Bench(args) => bench::run(&args, &printer),
         Command::Diff(args) => diff::run(&args, &printer),
         Command::Devices(args) => devices::run(&args, &printer),
         Command::Doctor(args) => doctor::run(&args, &printer),

@@ -1,12 +1,13 @@
 //! The host as a device: primitives' own kernels on all cores, over planned memory.
 
-use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, inputs_of};
+use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, inputs_of};
 use crate::ir::{DType, Def, Leaf, Program, Tensor, Type, Value};
 use crate::ops::host;
 use crate::ops::{CpuCall, Data, DataMut, elementwise};
 use crate::plan::{Limits, Place, Plan, Step};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A loaded plan.
 struct Loaded {
@@ -117,7 +118,7 @@ impl Device for Cpu {
         let ticket = Ticket(self.next);
         let mut out = Vec::new();
         for run in &runs {
-            out.push(self.run(run)?);
+            out.push(self.run(run, &mut |_, _, _| ())?);
         }
         self.next += 1;
         self.done.push(Fetched { ticket, runs: out });
@@ -126,6 +127,20 @@ impl Device for Cpu {
 
     fn collect(&mut self, _wait: bool) -> Result<Vec<Fetched>, DeviceError> {
         Ok(std::mem::take(&mut self.done))
+    }
+
+    fn profile(&mut self, run: &Run) -> Result<Vec<Timing>, DeviceError> {
+        let (begin, mut timings) = (Instant::now(), Vec::new());
+        let mut note = |kernel: &str, node, started: Instant| {
+            let (start, seconds) = ((started - begin).as_secs_f64(), started.elapsed().as_secs_f64());
+            timings.push(Timing { kernel: kernel.to_string(), node, start, seconds });
+        };
+        self.run(run, &mut note)?;
+        Ok(timings)
+    }
+
+    fn plan(&self, id: PlanId) -> &Plan {
+        &self.plans[id.0].plan
     }
 
     fn memory(&self) -> usize {
@@ -148,7 +163,12 @@ struct Memory {
 }
 
 impl Cpu {
-    fn run(&mut self, run: &Run) -> Result<Vec<(String, Tensor)>, DeviceError> {
+    /// Runs a plan; `note` hears of each step when it is done: its kernel, its node, and when it began.
+    fn run(
+        &mut self,
+        run: &Run,
+        note: &mut dyn FnMut(&str, Option<usize>, Instant),
+    ) -> Result<Vec<(String, Tensor)>, DeviceError> {
         let loaded = &self.plans[run.plan.0];
         let plan = &loaded.plan;
         let inputs = inputs_of(plan, run)?;
@@ -177,15 +197,17 @@ impl Cpu {
             Memory { words: unsafe { memory.words.add(offset) }, len: words }
         };
         for (step, prepared) in plan.steps.iter().zip(&loaded.steps) {
+            let began = Instant::now();
             match step {
                 Step::Copy { from, to } => {
                     let n = plan.graph.ty(*from).elements();
                     let (src, dst) = (at(plan.place(*from), n), at(to, n));
                     // SAFETY: both are `n` words long; `copy` allows overlap.
                     unsafe { std::ptr::copy(src.words, dst.words, n) };
+                    note("copy", None, began);
                 }
-                Step::Node { node, in_place } => {
-                    let node = &plan.graph.nodes[*node];
+                Step::Node { node: index, in_place } => {
+                    let node = &plan.graph.nodes[*index];
                     let memory = |v: Value, ty: &Type| at(plan.place(v), ty.elements());
                     let ins: Vec<Data<f32>> = node
                         .inputs
@@ -220,6 +242,7 @@ impl Cpu {
                         Some(program) => elementwise::run(program, &mut call),
                         None => host::call(&node.op, &mut call),
                     }
+                    note(&node.op, Some(*index), began);
                 }
             }
         }

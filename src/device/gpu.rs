@@ -2,7 +2,7 @@
 //! one command buffer, and results come back without stalling.
 
 use super::shader::{Access, readable};
-use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, inputs_of};
+use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, inputs_of};
 use crate::ir::{Def, Leaf, Tensor, Type, Value};
 use crate::ops::{self, Binding, Dispatch, GpuCall, GpuTraits};
 use crate::plan::{Limits, Place, Plan, Step};
@@ -64,6 +64,9 @@ struct Built {
     pipeline: Arc<wgpu::ComputePipeline>,
     group: wgpu::BindGroup,
     workgroups: [u32; 3],
+    kernel: &'static str,
+    /// The plan's node that it computes, or part of it.
+    node: usize,
 }
 
 /// Words of a buffer, in bytes.
@@ -140,7 +143,9 @@ impl Gpu {
         let adapter = all.swap_remove(chosen);
         let info = describe(&adapter);
         let limits = adapter.limits();
-        let descriptor = wgpu::DeviceDescriptor { required_limits: limits.clone(), ..Default::default() };
+        let required_features = adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+        let descriptor =
+            wgpu::DeviceDescriptor { required_limits: limits.clone(), required_features, ..Default::default() };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .map_err(|e| DeviceError::Failed { device: info.name.clone(), why: e.to_string() })?;
         let failure = Arc::new(Mutex::new(None));
@@ -346,11 +351,11 @@ impl Gpu {
     }
 
     /// Builds pipelines and bind groups; all parameters go into one uniform buffer.
-    fn build(&mut self, all: Vec<(Dispatch, Vec<(Binding, Range)>)>) -> Result<Vec<Built>, DeviceError> {
+    fn build(&mut self, all: Vec<(usize, Dispatch, Vec<(Binding, Range)>)>) -> Result<Vec<Built>, DeviceError> {
         let align = self.limits.min_uniform_buffer_offset_alignment.max(256) as usize / 4;
         let mut params: Vec<u32> = Vec::new();
         let mut offsets = Vec::new();
-        for (d, _) in &all {
+        for (_, d, _) in &all {
             offsets.push(params.len() as u64 * 4);
             params.extend(&d.params);
             params.resize(params.len().next_multiple_of(align), 0);
@@ -362,7 +367,7 @@ impl Gpu {
         let uniforms = self.buffer(params.len(), usage, "parameters")?;
         self.queue.write_buffer(&uniforms, 0, bytemuck::cast_slice(&params));
         let mut built = Vec::with_capacity(all.len());
-        for ((d, ranges), offset) in all.iter().zip(offsets) {
+        for ((node, d, ranges), offset) in all.iter().zip(offsets) {
             let written: Vec<&wgpu::Buffer> =
                 ranges.iter().filter(|(b, _)| matches!(b, Binding::Output(_))).map(|(_, r)| &r.buffer).collect();
             // A buffer that is written in a dispatch must be bound for writing everywhere in it.
@@ -391,7 +396,7 @@ impl Gpu {
                 layout: &layout.0,
                 entries: &entries,
             });
-            built.push(Built { pipeline, group, workgroups: d.workgroups });
+            built.push(Built { pipeline, group, workgroups: d.workgroups, kernel: d.shader.name, node: *node });
         }
         self.check()?;
         Ok(built)
@@ -553,8 +558,8 @@ impl Device for Gpu {
                     let ty = plan.graph.ty(*from);
                     copies.push((self.range(plan.place(*from), ty, &own)?, self.range(to, ty, &own)?));
                 }
-                Step::Node { node, .. } => {
-                    let node = &plan.graph.nodes[*node];
+                Step::Node { node: index, .. } => {
+                    let node = &plan.graph.nodes[*index];
                     let types = |vs: &[Value]| -> Vec<Type> { vs.iter().map(|&v| plan.graph.ty(v).clone()).collect() };
                     let (types_in, types_out) = (types(&node.inputs), types(&node.outputs));
                     if types_out.iter().all(|t| t.elements() == 0) {
@@ -571,7 +576,7 @@ impl Device for Gpu {
                             };
                             ranges.push((*b, self.range(plan.place(v), ty, &own)?));
                         }
-                        all.push((d, ranges));
+                        all.push((*index, d, ranges));
                     }
                 }
             }
@@ -666,6 +671,82 @@ impl Device for Gpu {
             out.push(done);
         }
         Ok(out)
+    }
+
+    fn profile(&mut self, run: &Run) -> Result<Vec<Timing>, DeviceError> {
+        if !self.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            return Err(self.failed("the adapter has no timestamps"));
+        }
+        let loaded = &self.plans[run.plan.0];
+        for ((name, _), t) in loaded.plan.graph.inputs().into_iter().zip(inputs_of(&loaded.plan, run)?) {
+            if t.elements() > 0 {
+                self.queue.write_buffer(&loaded.inputs[name], 0, bytemuck::cast_slice(t.words()));
+            }
+        }
+        // Two times a dispatch, each dispatch in a pass of its own.
+        const PER_SET: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
+        let mut ticks: Vec<u64> = Vec::new();
+        for part in loaded.dispatches.chunks(PER_SET) {
+            let count = 2 * part.len() as u32;
+            let set = self.device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("profile"),
+                ty: wgpu::QueryType::Timestamp,
+                count,
+            });
+            let make = |usage| {
+                let size = count as u64 * 8;
+                self.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: None,
+                    size,
+                    usage,
+                    mapped_at_creation: false,
+                })
+            };
+            let resolved = make(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC);
+            let staging = make(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            for (i, d) in part.iter().enumerate() {
+                let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
+                    query_set: &set,
+                    beginning_of_pass_write_index: Some(2 * i as u32),
+                    end_of_pass_write_index: Some(2 * i as u32 + 1),
+                });
+                let mut pass =
+                    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
+                pass.set_pipeline(&d.pipeline);
+                pass.set_bind_group(0, &d.group, &[]);
+                let [x, y, z] = d.workgroups;
+                pass.dispatch_workgroups(x, y, z);
+            }
+            encoder.resolve_query_set(&set, 0..count, &resolved, 0);
+            encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, count as u64 * 8);
+            let index = self.queue.submit([encoder.finish()]);
+            staging.map_async(wgpu::MapMode::Read, .., |_| {});
+            self.poll(Some(index))?;
+            let view = staging.get_mapped_range(..).map_err(|e| self.failed(e.to_string()))?;
+            let words = view.chunks_exact(8);
+            ticks.extend(words.map(|c| u64::from_ne_bytes([c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]])));
+        }
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        for (from, to) in &loaded.copies {
+            encoder.copy_buffer_to_buffer(&from.buffer, from.offset, &to.buffer, to.offset, from.size);
+        }
+        let index = self.queue.submit([encoder.finish()]);
+        self.poll(Some(index))?;
+        let period = self.queue.get_timestamp_period() as f64 * 1e-9;
+        let first = ticks.first().copied().unwrap_or(0);
+        let since = |t: u64| t.saturating_sub(first) as f64 * period;
+        let timing = |(d, t): (&Built, &[u64])| Timing {
+            kernel: d.kernel.to_string(),
+            node: Some(d.node),
+            start: since(t[0]),
+            seconds: since(t[1]) - since(t[0]),
+        };
+        Ok(loaded.dispatches.iter().zip(ticks.chunks_exact(2)).map(timing).collect())
+    }
+
+    fn plan(&self, id: PlanId) -> &Plan {
+        &self.plans[id.0].plan
     }
 
     fn memory(&self) -> usize {

@@ -33,6 +33,18 @@ pub struct Fetched {
     pub runs: Vec<Vec<(String, Tensor)>>,
 }
 
+/// How long one kernel of a run took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timing {
+    /// The primitive, or the shader.
+    pub kernel: String,
+    /// The plan's node; `None` for a copy.
+    pub node: Option<usize>,
+    /// Seconds from the run's beginning.
+    pub start: f64,
+    pub seconds: f64,
+}
+
 /// Why a device cannot do what it is asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
@@ -73,6 +85,12 @@ pub trait Device {
 
     /// Submissions that are done, in order; with `wait`, all of them.
     fn collect(&mut self, wait: bool) -> Result<Vec<Fetched>, DeviceError>;
+
+    /// Runs a plan once, kernel after kernel, and times each. What the plan writes to states stands as after any run.
+    fn profile(&mut self, run: &Run) -> Result<Vec<Timing>, DeviceError>;
+
+    /// A plan that was loaded.
+    fn plan(&self, id: PlanId) -> &Plan;
 
     /// Bytes of device memory in use: weights, states, arenas and inputs.
     fn memory(&self) -> usize;

@@ -75,6 +75,7 @@ mod tanh;
 mod transpose;
 mod unfold;
 mod unslice;
+mod work;
 mod xor;
 
 pub use host::{RULES, eval, interpret};
@@ -83,6 +84,7 @@ pub use primitive::{
     Vjp, VjpCall,
 };
 pub use samples::draw;
+pub use work::{Work, work};
 
 /// Every primitive, by name.
 pub static PRIMITIVES: &[Primitive] = &[

@@ -222,10 +222,14 @@ pub fn value_shapes(model: &Arc<Model>) -> Result<ValueShapes, Error> {
     if !operators.is_empty() {
         return Err(lower::LowerError::Unsupported { file: model.path().display().to_string(), operators }.into());
     }
-    let shapes = sample_shapes(&model.inputs());
+    value_shapes_at(model, &sample_shapes(&model.inputs()))
+}
+
+/// The shape of every value that the model's outputs depend on.
+pub fn value_shapes_at(model: &Arc<Model>, shapes: &Shapes) -> Result<ValueShapes, Error> {
     let wanted: Vec<String> = model.outputs().into_iter().map(|o| o.name).collect();
     let trained = BTreeSet::new();
-    let request = Request { model, shapes: &shapes, trained: &trained, wanted: &wanted, training: false };
+    let request = Request { model, shapes, trained: &trained, wanted: &wanted, training: false };
     let Lowered { b, values } = lower::lower(&request)?;
     Ok(values.into_iter().map(|(name, v)| (name, b.shape(v).0.clone())).collect())
 }

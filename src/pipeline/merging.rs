@@ -466,7 +466,7 @@ pub fn calibrate(
 }
 
 /// A graph's inputs by name.
-type Inputs = Vec<(String, Tensor)>;
+pub type Inputs = Vec<(String, Tensor)>;
 
 /// Batches of the last examples of a data set, and what to call them.
 fn held_back(model: &Arc<Model>, c: &Calibration) -> Result<(Vec<Inputs>, String), Error> {
@@ -479,12 +479,15 @@ fn held_back(model: &Arc<Model>, c: &Calibration) -> Result<(Vec<Inputs>, String
     Ok((inputs?, format!("the last {count} examples of {}", c.data.path.display())))
 }
 
+/// Inputs made up for a model at a sample shape.
+pub fn synthetic(model: &Arc<Model>, seed: u64) -> Result<Inputs, Error> {
+    synthetic_at(model, &compile::sample_shapes(&model.inputs()), seed)
+}
+
 /// Inputs made up for a model: indices within the tables they are looked up in, masks of ones, normal floats.
-pub fn synthetic(model: &Arc<Model>, seed: u64) -> Result<Vec<(String, Tensor)>, Error> {
-    let signatures = model.inputs();
-    let shapes: Shapes = compile::sample_shapes(&signatures);
+pub fn synthetic_at(model: &Arc<Model>, shapes: &Shapes, seed: u64) -> Result<Inputs, Error> {
     let program = inferring(model);
-    let bounds = compile::index_bounds(&program.forward(&shapes, Purpose::Infer)?);
+    let bounds = compile::index_bounds(&program.forward(shapes, Purpose::Infer)?);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut make = |name: &str, dtype: DType, shape: Vec<usize>| {
         let n = shape.iter().product();

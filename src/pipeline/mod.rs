@@ -6,6 +6,7 @@
 //! model.reslora.onnx + Adapter (+ statistics) -> merge -> write -> merged.onnx
 //! ```
 
+mod benching;
 mod compile;
 mod devices;
 mod doctor;
@@ -16,6 +17,7 @@ mod merging;
 
 mod training;
 
+pub use benching::{Bench, BenchRequest, KernelTime, Profile, Span, bench};
 pub use compile::{LossChoice, ModelCompiler, Program, index_bounds, sample_shapes};
 pub use devices::{DeviceChoice, DeviceInfo, list_devices, open_device};
 pub use doctor::{KERNEL_TOLERANCE, KernelCheck, self_check};

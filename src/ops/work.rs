@@ -1,0 +1,29 @@
+//! How much arithmetic and traffic a primitive is, for reports of speed.
+
+use super::matmul;
+use crate::ir::{Attrs, Type};
+
+/// Floating-point operations, and bytes read and written once each.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    pub flops: f64,
+    pub bytes: f64,
+}
+
+/// The work of one node. A product counts two operations for each pair it multiplies; anything else one for each element that
+/// its largest operand or result has, times the instructions of a fused program.
+pub fn work(op: &str, attrs: &Attrs, types_in: &[Type], types_out: &[Type]) -> Work {
+    let elements = |t: &Type| t.elements() as f64;
+    let bytes = 4.0 * types_in.iter().chain(types_out).map(elements).sum::<f64>();
+    let flops = match op {
+        "matmul" => {
+            let d = matmul::dims(&types_in[0], &types_in[1], attrs);
+            2.0 * (d.batch * d.m * d.n * d.k) as f64
+        }
+        _ => {
+            let instructions = attrs.get_program().map_or(1, |p| p.instrs.len().max(1));
+            instructions as f64 * types_in.iter().chain(types_out).map(elements).fold(0.0, f64::max)
+        }
+    };
+    Work { flops, bytes }
+}

@@ -1,0 +1,330 @@
+//! Timing training steps on data that is made up.
+
+use super::compile;
+use super::training::load;
+use super::{Error, ModelCompiler, input_specs};
+use crate::device::{Device, Run};
+use crate::ir::{Builder, Sink, Tensor, Type};
+use crate::lower::loss::Loss;
+use crate::onnx::{self, Model};
+use crate::ops::{self, RULES};
+use crate::optim::{self, Hyper};
+use crate::plan::{self, Layout};
+use crate::structure::CONFIG_KEY;
+use crate::train::data::{Dataset, Order, Source};
+use crate::train::metrics::StepMetrics;
+use crate::train::{self, Observer, Purpose, Schedule, Settings, Shapes, Trained};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What to time.
+pub struct BenchRequest<'a> {
+    pub model: &'a Arc<Model>,
+    pub batch: usize,
+    pub seq: usize,
+    /// Steps that count, after two that do not.
+    pub steps: usize,
+    pub loss: Option<Loss>,
+    pub fuse: bool,
+    pub profile: bool,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Bench {
+    /// Wall time of each step that counted, in milliseconds.
+    pub steps_ms: Vec<f64>,
+    /// Their median.
+    pub step_ms: f64,
+    /// Positions of the batch (examples, where there are none).
+    pub tokens: usize,
+    pub tokens_per_s: f64,
+    /// Seconds from the model to a plan that is ready to run: lowering, passes, planning, pipelines, weights on the device.
+    pub compile_s: f64,
+    /// Of those, what is not the device's: lowering, passes and planning.
+    pub plan_s: f64,
+    /// Arithmetic of the model in a step: 4 for each weight of a linear node and row it multiplies (forward, and back to the input).
+    pub model_gflop: f64,
+    pub model_gflops_per_s: f64,
+    /// What one large product alone reaches on this device.
+    pub ceiling_gflops_per_s: f64,
+    /// The one as a fraction of the other.
+    pub utilisation: f64,
+    /// Bytes of memory that the device has in use.
+    pub memory: usize,
+    /// Bytes of the arenas that values of a step share, and the least they could have.
+    pub arenas: usize,
+    pub arenas_least: usize,
+    pub kernels: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Profile>,
+}
+
+/// Where the time of one forward and backward pass goes, kernel by kernel.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Profile {
+    pub kernels: Vec<KernelTime>,
+    /// Every kernel in order, for a trace.
+    #[serde(skip)]
+    pub spans: Vec<Span>,
+}
+
+/// All runs of one kernel together.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct KernelTime {
+    pub kernel: String,
+    pub count: usize,
+    pub ms: f64,
+    pub share: f64,
+    pub gflops_per_s: f64,
+    pub gbytes_per_s: f64,
+}
+
+/// One run of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Span {
+    pub kernel: String,
+    /// The model's node that it came from.
+    pub origin: String,
+    pub shape: String,
+    /// Microseconds from the beginning.
+    pub start: f64,
+    pub duration: f64,
+}
+
+/// Times training steps of an injected model.
+pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, Error> {
+    let model = request.model;
+    let mut trainee = load(model, None)?;
+    if trainee.program.trained.is_empty() {
+        let hint = "hint: reslora-compile inject MODEL puts adapters into it";
+        return Err(Error::Model(format!("{} has no adapters to train\n{hint}", model.path().display())));
+    }
+    trainee.program.fuse = request.fuse;
+    let shapes = compile::shapes_at(&model.inputs(), request.batch, request.seq);
+    let data = made_up(model, &shapes, request)?;
+    trainee.set_loss(&data, request.batch, usize::MAX, request.loss, None)?;
+    let gflop = model_flop(model, &shapes)? * 1e-9;
+
+    // Compiled once here to be timed, and again by the session below, which finds pipelines and weights in place.
+    let began = Instant::now();
+    let limits = device.limits();
+    let sizes = trainee.program.parameters();
+    let layout = Layout::new(sizes.iter().map(|(n, s)| (n.as_str(), *s)), limits.value_words);
+    for (i, segment) in layout.segments.iter().enumerate() {
+        for state in [plan::parameters_state(i), plan::gradients_state(i)] {
+            device.reserve(&state, segment.words)?;
+        }
+    }
+    let purpose = Purpose::Train { statistics: !trainee.program.blocks().is_empty() };
+    let mut compiler = ModelCompiler { program: trainee.program.clone(), layout, limits };
+    let planned = train::Compiler::compile(&mut compiler, &shapes, purpose).map_err(train::TrainError::Compile)?;
+    let plan_s = began.elapsed().as_secs_f64();
+    let (arenas, arenas_least, kernels) = (planned.arena_bytes(), planned.lower_bound * 4, planned.steps.len());
+    device.load(planned)?;
+    let compile_s = began.elapsed().as_secs_f64();
+
+    const WARM: usize = 2;
+    let settings = Settings {
+        batch_size: request.batch,
+        accumulate: 1,
+        epochs: request.steps + WARM,
+        max_steps: None,
+        optimizer: optim::find("adamw").expect("it is in the table"),
+        hyper: Hyper::default(),
+        lr: 1e-4,
+        schedule: Schedule::Constant,
+        warmup_steps: 0,
+        clip_norm: 1.0,
+        order: Order { shuffle: false, seed: 0 },
+        eval_every: None,
+        save_every: None,
+    };
+    let dir = tempfile::tempdir().map_err(|e| Error::Model(format!("no temporary folder: {e}")))?;
+    let config = model.metadata(CONFIG_KEY).unwrap_or_default().to_string();
+    let blocks = trainee.program.blocks();
+    let trained = Trained { parameters: trainee.parameters.clone(), base: None, config, blocks };
+    let mut watch = Watch::default();
+    let profile = trainee.session(device, usize::MAX, |session| {
+        let task = train::Task {
+            trained: &trained,
+            data: &data,
+            eval: None,
+            settings: &settings,
+            dir: dir.path(),
+            resume: None,
+        };
+        train::train(session, RULES, task, &mut watch)?;
+        if !request.profile {
+            return Ok(None);
+        }
+        let all: Vec<usize> = (0..data.len()).collect();
+        let batch = data.batch(session.inputs, &all, usize::MAX)?;
+        let id = session.plan(&batch, purpose)?;
+        let run = session.run(id, &batch, batch.counted.max(1) as f64, 0);
+        Ok(Some(profile(session.device, &run)?))
+    })?;
+    let steps_ms: Vec<f64> = watch.seconds.iter().skip(WARM).map(|s| s * 1e3).collect();
+    let step_ms = median(&steps_ms);
+    let memory = device.memory();
+    let ceiling = ceiling(device)?;
+    let speed = gflop / (step_ms * 1e-3);
+    Ok(Bench {
+        step_ms,
+        tokens: watch.tokens,
+        tokens_per_s: watch.tokens as f64 / (step_ms * 1e-3),
+        steps_ms,
+        compile_s,
+        plan_s,
+        model_gflop: gflop,
+        model_gflops_per_s: speed,
+        ceiling_gflops_per_s: ceiling,
+        utilisation: speed / ceiling,
+        memory,
+        arenas,
+        arenas_least,
+        kernels,
+        profile,
+    })
+}
+
+#[derive(Default)]
+struct Watch {
+    seconds: Vec<f64>,
+    tokens: usize,
+}
+
+impl Observer for Watch {
+    fn step(&mut self, metrics: &StepMetrics) {
+        self.seconds.push(metrics.seconds);
+        self.tokens = metrics.tokens;
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// One batch of inputs and labels that fit the model.
+fn made_up(model: &Arc<Model>, shapes: &Shapes, request: &BenchRequest) -> Result<Dataset, Error> {
+    let mut tensors: BTreeMap<String, Tensor> = super::merging::synthetic_at(model, shapes, 0)?.into_iter().collect();
+    // Inputs without elements, such as an empty cache, are filled in as in training.
+    tensors.retain(|_, t| t.elements() > 0);
+    let outputs = model.outputs();
+    let own = input_specs(model).iter().any(|s| s.name == crate::ir::inputs::LABELS);
+    if let Some(logits) = outputs.iter().find(|o| o.name == "logits").or(outputs.iter().find(|o| o.element.is_float()))
+        && !own
+    {
+        let (shape, _) = compile::output_shape(model, shapes, &logits.name)?;
+        let classes = shape.last().copied().unwrap_or(1).max(1);
+        let labels = match request.loss {
+            Some(Loss::MeanSquare) => {
+                let n = shape.iter().product();
+                Tensor::f32(shape, vec![0.5; n])
+            }
+            // An image that is made, rather than classes of one.
+            None if shape.len() == 4 => {
+                let n = shape.iter().product();
+                Tensor::f32(shape, vec![0.5; n])
+            }
+            _ => {
+                let shape = &shape[..shape.len() - 1];
+                let n: usize = shape.iter().product();
+                Tensor::i32(shape.to_vec(), (0..n).map(|i| (i * 7 % classes) as i32).collect())
+            }
+        };
+        tensors.insert(crate::ir::inputs::LABELS.into(), labels);
+    }
+    let source = Source::Tensors { tensors, examples: request.batch };
+    Ok(Dataset { path: PathBuf::from("made up"), source, digest: String::new(), notes: vec![] })
+}
+
+/// 4 for each weight of a linear node and row: forward, and the gradient of its input.
+fn model_flop(model: &Arc<Model>, shapes: &Shapes) -> Result<f64, Error> {
+    let values = compile::value_shapes_at(model, shapes)?;
+    let linear = onnx::linear_nodes(model);
+    let base = linear.iter().filter(|l| !l.weight.ends_with(".lora_A.weight") && !l.weight.ends_with(".lora_B.weight"));
+    let flop = |l: &onnx::Linear| {
+        let outputs: usize = values.get(&l.y).map_or(0, |s| s.iter().product());
+        4.0 * outputs as f64 * l.in_features as f64
+    };
+    Ok(base.map(flop).sum())
+}
+
+/// GFLOP/s of products of 1,024 x 1,024 matrices, one after the other.
+fn ceiling(device: &mut dyn Device) -> Result<f64, Error> {
+    const N: usize = 1024;
+    const CHAIN: usize = 4;
+    let mut b = Builder::new(RULES);
+    let (x, w) = (b.input("x", Type::f32([N, N])), b.input("w", Type::f32([N, N])));
+    let mut y = x;
+    for _ in 0..CHAIN {
+        y = b.matmul(y, w, false, false)?;
+    }
+    let corner = b.slice(y, 0, 0, 1, 1)?;
+    b.output("y", corner, Sink::Fetch);
+    let plan = plan::plan(b.graph, &Layout::default(), device.limits())?;
+    let id = device.load(plan)?;
+    let tensor = Tensor::f32([N, N], (0..N * N).map(|i| (i % 97) as f32 * 1e-4).collect());
+    let inputs = vec![("x".to_string(), tensor.clone()), ("w".to_string(), tensor)];
+    let mut seconds = Vec::new();
+    for _ in 0..6 {
+        let began = Instant::now();
+        device.submit(vec![Run { plan: id, inputs: inputs.clone() }])?;
+        device.collect(true)?;
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    let flop = 2.0 * (CHAIN * N * N * N) as f64;
+    Ok(flop * 1e-9 / seconds.into_iter().fold(f64::INFINITY, f64::min))
+}
+
+/// Times every kernel of one run.
+fn profile(device: &mut dyn Device, run: &Run) -> Result<Profile, Error> {
+    // Once to warm up: timestamps of the first passes may hold the driver's own work.
+    device.profile(run)?;
+    let timings = device.profile(run)?;
+    let graph = &device.plan(run.plan).graph;
+    let mut by_kernel: BTreeMap<String, (KernelTime, f64, f64)> = BTreeMap::new();
+    let mut spans = Vec::new();
+    let total: f64 = timings.iter().map(|t| t.seconds).sum();
+    // A node that takes several dispatches counts its work once.
+    let mut counted = std::collections::HashSet::new();
+    for t in &timings {
+        let node = t.node.map(|n| &graph.nodes[n]);
+        let types = |vs: &[crate::ir::Value]| -> Vec<Type> { vs.iter().map(|&v| graph.ty(v).clone()).collect() };
+        let work = match node {
+            Some(n) if counted.insert(t.node) => ops::work(&n.op, &n.attrs, &types(&n.inputs), &types(&n.outputs)),
+            _ => ops::Work::default(),
+        };
+        let entry = by_kernel.entry(t.kernel.clone()).or_default();
+        entry.0.kernel.clone_from(&t.kernel);
+        entry.0.count += 1;
+        entry.0.ms += t.seconds * 1e3;
+        entry.1 += work.flops;
+        entry.2 += work.bytes;
+        let shape = node.map_or(String::new(), |n| {
+            let all = types(&n.inputs).into_iter().chain(types(&n.outputs));
+            all.map(|t| t.to_string()).collect::<Vec<_>>().join(" ")
+        });
+        spans.push(Span {
+            kernel: t.kernel.clone(),
+            origin: node.map_or(String::new(), |n| n.origin.to_string()),
+            shape,
+            start: t.start * 1e6,
+            duration: t.seconds * 1e6,
+        });
+    }
+    let finish = |(mut k, flops, bytes): (KernelTime, f64, f64)| {
+        let seconds = (k.ms * 1e-3).max(1e-12);
+        k.share = k.ms * 1e-3 / total.max(1e-12);
+        (k.gflops_per_s, k.gbytes_per_s) = (flops * 1e-9 / seconds, bytes * 1e-9 / seconds);
+        k
+    };
+    let mut kernels: Vec<KernelTime> = by_kernel.into_values().map(finish).collect();
+    kernels.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+    Ok(Profile { kernels, spans })
+}
