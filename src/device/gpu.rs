@@ -69,6 +69,9 @@ struct Built {
     node: usize,
 }
 
+/// A dispatch to build: the node it belongs to, and what its bindings stand for.
+type Wanted = (usize, Dispatch, Vec<(Binding, Range)>);
+
 /// Words of a buffer, in bytes.
 #[derive(Clone)]
 struct Range {
@@ -351,7 +354,7 @@ impl Gpu {
     }
 
     /// Builds pipelines and bind groups; all parameters go into one uniform buffer.
-    fn build(&mut self, all: Vec<(usize, Dispatch, Vec<(Binding, Range)>)>) -> Result<Vec<Built>, DeviceError> {
+    fn build(&mut self, all: Vec<Wanted>) -> Result<Vec<Built>, DeviceError> {
         let align = self.limits.min_uniform_buffer_offset_alignment.max(256) as usize / 4;
         let mut params: Vec<u32> = Vec::new();
         let mut offsets = Vec::new();

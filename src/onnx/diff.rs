@@ -14,7 +14,7 @@ pub struct TensorChange {
     /// Elements (of quantised tensors, bytes) that differ; `None` where the shapes differ.
     pub changed: Option<usize>,
     pub elements: usize,
-    /// `‖b - a‖ / ‖a‖`, of floats.
+    /// `‖b - a‖ / ‖a‖`, of floats that are not all zero.
     pub relative: Option<f64>,
     /// The largest difference of an element, of floats.
     pub largest: Option<f64>,
@@ -110,7 +110,8 @@ fn tensor(a: &Model, b: &Model, name: &str) -> Option<TensorChange> {
             let differences: Vec<f64> = p.iter().zip(&q).map(off).collect();
             let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
             change.changed = Some(differences.iter().filter(|d| **d != 0.0).count());
-            change.relative = Some(norm(&differences) / norm(&p).max(f64::MIN_POSITIVE));
+            // Of a tensor of zeros there is no relative change.
+            change.relative = Some(norm(&differences) / norm(&p)).filter(|r| r.is_finite());
             change.largest = Some(differences.iter().fold(0.0, |m: f64, d| m.max(d.abs())));
         }
         _ => change.changed = Some(x.bytes.iter().zip(y.bytes.iter()).filter(|(p, q)| p != q).count()),

@@ -415,7 +415,7 @@ fn record(merged: &mut Merged, request: &MergeRequest, config: &Config, given: O
     merged.model.set_metadata(MERGE_KEY, Some(record.to_string()));
 }
 
-/// Norms of the blocks: from the data given, else as the run recorded them, else from the data to fall back on.
+/// Norms of the blocks: from the data given, else from the data to fall back on, else as the run recorded them.
 fn norms(
     request: &MergeRequest,
     device: &mut dyn Device,
@@ -424,19 +424,16 @@ fn norms(
     if let Some(c) = &request.calibrate {
         return calibrate(request.injected, request.adapter, c, device);
     }
+    if let Some(c) = &request.fallback {
+        notes.push(format!("statistics were gathered on {}", c.data.path.display()));
+        return calibrate(request.injected, request.adapter, c, device);
+    }
     if !request.adapter.statistics.is_empty() {
         notes.push(
             "norms are those recorded over the last steps of training; --calibrate FILE gathers them anew".into(),
         );
-        return Ok(request.adapter.statistics.clone());
     }
-    match &request.fallback {
-        Some(c) => {
-            notes.push(format!("norms were gathered on {}", c.data.path.display()));
-            calibrate(request.injected, request.adapter, c, device)
-        }
-        None => Ok(BTreeMap::new()),
-    }
+    Ok(request.adapter.statistics.clone())
 }
 
 /// Runs an injected model over a whole data set and sums the norms of its blocks.

@@ -113,10 +113,14 @@ fn bert_case_from_inject_to_merge() {
         assert!(error < 1e-3, "{strategy}: {error:.1e}");
     }
 
-    // The factors recorded in training serve where no data is given.
-    let report =
-        json(dir.path(), &["merge", "t.onnx", "--adapter", "run", "--strategy", "input-norm", "--device", "cpu"]);
-    assert!(report["notes"][0].as_str().unwrap().contains("recorded"));
+    // Where no data is given the run's own serves, and where that is not known, the norms recorded in training.
+    let norms = |adapter| {
+        json(dir.path(), &["merge", "t.onnx", "--adapter", adapter, "--strategy", "input-norm", "--device", "cpu"])
+    };
+    assert!(norms("run")["notes"][0].as_str().unwrap().contains("gathered on"));
+    std::fs::create_dir(dir.path().join("alone")).unwrap();
+    std::fs::copy(dir.path().join("run/adapter.safetensors"), dir.path().join("alone/a.safetensors")).unwrap();
+    assert!(norms("alone/a.safetensors")["notes"][0].as_str().unwrap().contains("recorded"));
     assert!(dir.path().join("t.merged.onnx").exists());
 
     // From the probe's factors, one step of SGD at rate 1 takes the gradient off them.
@@ -569,6 +573,22 @@ fn other_subcommands_answer() {
     let bad = json(d, &["inspect", "unsupported.onnx", "--device", "cpu"]);
     assert_eq!(bad["unsupported"][0], serde_json::json!(["Det", ["/a/Det", "/b/Det"]]));
     assert_eq!(json(d, &["inject", "mlp.onnx", "--dry-run"])["output"], Value::Null);
+    assert_eq!(json(d, &["diff", "mlp.onnx", "mlp.onnx"])["same_graph"], true);
     assert!(!d.join("mlp.reslora.onnx").exists());
     assert!(done(d, &["completions", "bash"]).out.contains("reslora-compile"));
+
+    // bench: every figure is there, and the kernels' shares are a whole.
+    done(d, &["inject", "mlp.onnx", "-o", "bench.onnx"]);
+    let args = ["bench", "bench.onnx", "--batch", "4", "--seq", "3", "--steps", "3", "--device", "cpu", "--profile"];
+    let b = json(d, &args);
+    assert_eq!(b["steps_ms"].as_array().unwrap().len(), 3);
+    for key in ["step_ms", "tokens_per_s", "compile_s", "utilisation", "memory", "arenas", "model_gflop"] {
+        assert!(b[key].as_f64().is_some_and(|x| x > 0.0), "{key}: {b}");
+    }
+    let shares = b["profile"]["kernels"].as_array().unwrap().iter().map(|k| k["share"].as_f64().unwrap());
+    assert!((shares.sum::<f64>() - 1.0).abs() < 1e-6);
+    let trace: Value = serde_json::from_str(&std::fs::read_to_string(d.join("bench.trace.json")).unwrap()).unwrap();
+    assert_eq!(trace["traceEvents"][0]["ph"], "X");
+    let missing = cli(d, &["bench", "mlp.onnx", "--device", "cpu"]);
+    assert!(missing.err.contains("has no adapters") && missing.code == 1, "{}", missing.err);
 }
