@@ -14,5 +14,8 @@ pub const PRIMITIVE: Primitive = Primitive {
 };
 
 fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {
-    map2(a, out, |x, g| g * (normal_cdf(x) + x * normal_pdf(x)));
+    map2(a, out, |x, g| {
+        let (cdf, pdf) = x.normal_();
+        g * (cdf + x * pdf)
+    });
 }

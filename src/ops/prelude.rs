@@ -4,7 +4,7 @@ pub use super::elementwise::{
     broadcast, compare, infer_bool2, infer_compare, infer_float1, infer_float2, infer_number2, map1, map2, map2_number,
 };
 pub use super::layout::{self, grid};
-pub use super::math::{Real, normal_cdf, normal_pdf};
+pub use super::math::{Real, normal_cdf};
 pub use super::parallel::{self, Shared};
 pub use super::primitive::{
     Binding, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Fill, Gpu, GpuCall, GpuTraits, Primitive, Sample, Shader,

@@ -9,6 +9,36 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Pass, what the case shows, program.
 const CASES: &[(&str, &str, &str)] = &[
     (
+        "join_low_rank",
+        "two adapters on one input, and a third that stays apart",
+        r#"%0: f32[6,16] = input "x"
+           %1: f32[6,16] = input "z"
+           %2: f32[2,16] = input "a1"
+           %3: f32[5,2] = input "b1"
+           %4: f32[3,16] = input "a2"
+           %5: f32[5,3] = input "b2"
+           %6: f32[6,2] = matmul(%0, %2) {trans_a=false, trans_b=true}
+           %7: f32[6,5] = matmul(%6, %3) {trans_a=false, trans_b=true}
+           %8: f32[6,3] = matmul(%0, %4) {trans_a=false, trans_b=true}
+           %9: f32[6,5] = matmul(%8, %5) {trans_a=false, trans_b=true}
+           %10: f32[6,5] = add(%7, %9)
+           %11: f32[6,2] = matmul(%1, %2) {trans_a=false, trans_b=true}
+           %12: f32[6,5] = matmul(%11, %3) {trans_a=false, trans_b=true}
+           %13: f32[6,5] = add(%10, %12)
+           return "y" = %13"#,
+    ),
+    (
+        "sink_scales",
+        "the scale of an adapter's term",
+        r#"%0: f32[6,2] = input "t"
+           %1: f32[5,2] = input "b"
+           %2: f32[] = constant [2.0]
+           %3: f32[6,5] = matmul(%0, %1) {trans_a=false, trans_b=true}
+           %4: f32[2,3,5] = reshape(%3) {shape=[2,3,5]}
+           %5: f32[2,3,5] = mul(%4, %2)
+           return "y" = %5"#,
+    ),
+    (
         "fold_layout",
         "a transposed right side is the matmul's own flag",
         r#"%0: f32[5,4] = input "x"
