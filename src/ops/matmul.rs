@@ -34,6 +34,8 @@ pub const PRIMITIVE: Primitive = Primitive {
             of(&[70, 33], &[33, 130], false, false),
             of(&[64, 128], &[64, 128], false, true),
             of(&[64, 96], &[64, 128], true, false),
+            of(&[13, 36], &[36, 140], false, false),
+            of(&[3, 9, 8], &[3, 8, 12], false, false),
         ]
     },
 };
@@ -130,7 +132,10 @@ fn gpu(c: &GpuCall) -> Vec<Dispatch> {
     params.extend([d.a.0, d.a.1, d.b.0, d.b.1].map(words));
     let bindings = vec![Binding::Input(0), Binding::Input(1), Binding::Output(0)];
     let depth = d.batch.min(c.traits.max_workgroups as usize);
-    let (name, source, tile_m, tile_n) = if c.traits.software {
+    let by_rows = d.a.1 == 1 && d.b.1 == 1 && d.k % 4 == 0 && d.n % 4 == 0;
+    let (name, source, tile_m, tile_n) = if c.traits.software && by_rows {
+        ("matmul_rows", include_str!("../../shaders/matmul_rows.wgsl"), 8, 128)
+    } else if c.traits.software {
         ("matmul_direct", include_str!("../../shaders/matmul_direct.wgsl"), 8, 512)
     } else {
         ("matmul_tiled", include_str!("../../shaders/matmul_tiled.wgsl"), 64, 64)
