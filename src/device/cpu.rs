@@ -51,7 +51,7 @@ impl Device for Cpu {
 
     fn limits(&self) -> Limits {
         let weight_words = self.max_weight.map_or(usize::MAX / 8, |b| b as usize / 4);
-        Limits { value_words: usize::MAX / 8, weight_words, arena_words: usize::MAX / 8 }
+        Limits { value_words: usize::MAX / 8, weight_words, arena_words: usize::MAX / 8, by_rows: false }
     }
 
     fn reserve(&mut self, state: &str, words: usize) -> Result<(), DeviceError> {

@@ -493,7 +493,12 @@ impl Device for Gpu {
 
     fn limits(&self) -> Limits {
         let arena = (self.limits.max_buffer_size / 4).min(u32::MAX as u64 / 4);
-        Limits { value_words: self.value_words, weight_words: self.weight_words, arena_words: arena as usize }
+        Limits {
+            value_words: self.value_words,
+            weight_words: self.weight_words,
+            arena_words: arena as usize,
+            by_rows: self.info.software,
+        }
     }
 
     fn reserve(&mut self, state: &str, words: usize) -> Result<(), DeviceError> {

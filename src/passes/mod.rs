@@ -6,6 +6,7 @@ pub mod differentiate;
 pub mod fold_layout;
 pub mod fuse_elementwise;
 pub mod join_low_rank;
+pub mod lay_out_by_rows;
 pub mod recognise_activation;
 pub mod recognise_norm;
 pub mod recognise_softmax;
@@ -56,6 +57,13 @@ pub static FORWARD: &[Pass] = &[
 /// since no pass looks into a fused operation. It is left out under `--no-fuse`.
 pub static BACKWARD: &[Pass] = &[
     Pass { name: "fold_layout", run: fold_layout::fold_layout },
+    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
+    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
+];
+
+/// For devices whose products want both operands stored by rows, after everything that folds layout.
+pub static BY_ROWS: &[Pass] = &[
+    Pass { name: "lay_out_by_rows", run: lay_out_by_rows::lay_out_by_rows },
     Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
 ];

@@ -65,7 +65,7 @@ pub struct ModelCompiler {
 
 impl Compiler for ModelCompiler {
     fn compile(&mut self, shapes: &Shapes, purpose: Purpose) -> Result<Plan, CompileError> {
-        let graph = self.program.graph(shapes, purpose, self.limits.weight_words)?;
+        let graph = self.program.graph(shapes, purpose, self.limits)?;
         Ok(plan::plan(graph, &self.layout, self.limits)?)
     }
 
@@ -77,16 +77,19 @@ impl Compiler for ModelCompiler {
 }
 
 impl Program {
-    /// The finished graph for a shape, with weights of at most `weight_words`.
-    pub fn graph(&self, shapes: &Shapes, purpose: Purpose, weight_words: usize) -> Result<Graph, Error> {
+    /// The finished graph for a shape, for a device of these limits.
+    pub fn graph(&self, shapes: &Shapes, purpose: Purpose, limits: Limits) -> Result<Graph, Error> {
         let graph = self.forward(shapes, purpose)?;
         let graph = passes::run(graph, passes::FORWARD)?;
-        let mut graph = passes::shard(graph, weight_words)?;
+        let mut graph = passes::shard(graph, limits.weight_words)?;
         if let Purpose::Train { .. } = purpose {
             graph = passes::differentiate(graph, outputs::LOSS)?;
             passes::check(&graph, "differentiate")?;
         }
         graph = passes::run(graph, passes::BACKWARD)?;
+        if self.fuse && limits.by_rows {
+            graph = passes::run(graph, passes::BY_ROWS)?;
+        }
         Ok(if self.fuse { passes::run(graph, passes::FUSE)? } else { graph })
     }
 

@@ -144,7 +144,7 @@ fn trial(model: &Arc<Model>, batch: usize, seq: usize, limits: Limits) -> Result
     let loss = Some(LossChoice::Added { loss: Loss::MeanSquare, logits: first.name.clone() });
     let program = Program { loss, ..trainee.program };
     let shapes: Shapes = compile::shapes_at(&model.inputs(), batch, seq);
-    let graph = program.graph(&shapes, Purpose::Train { statistics: false }, limits.weight_words)?;
+    let graph = program.graph(&shapes, Purpose::Train { statistics: false }, limits)?;
     let sizes = program.parameters();
     let layout = Layout::new(sizes.iter().map(|(n, s)| (n.as_str(), *s)), limits.value_words);
     let words: usize = layout.segments.iter().map(|s| s.words).sum();

@@ -62,6 +62,8 @@ pub struct Limits {
     pub weight_words: usize,
     /// The most words of one arena.
     pub arena_words: usize,
+    /// Products are fast only where both operands are stored row by row.
+    pub by_rows: bool,
 }
 
 /// Why a program has no plan.

@@ -3,7 +3,7 @@
 use reslora_compile::ir::{Attr, Attrs, Builder, DType, Graph, Leaf, Sink, Tensor, Type, Weight};
 use reslora_compile::ops::host::Buffer;
 use reslora_compile::ops::{self, Fill, RULES, draw};
-use reslora_compile::passes::{self, BACKWARD, FORWARD, FUSE, Pass};
+use reslora_compile::passes::{self, BACKWARD, BY_ROWS, FORWARD, FUSE, Pass};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Pass, what the case shows, program.
@@ -26,6 +26,16 @@ const CASES: &[(&str, &str, &str)] = &[
            %12: f32[6,5] = matmul(%11, %3) {trans_a=false, trans_b=true}
            %13: f32[6,5] = add(%10, %12)
            return "y" = %13"#,
+    ),
+    (
+        "lay_out_by_rows",
+        "queries times keys, and values gathered the other way round",
+        r#"%0: f32[2,12,4] = input "q"
+           %1: f32[2,16,4] = input "k"
+           %2: f32[2,12,16] = matmul(%0, %1) {trans_a=false, trans_b=true}
+           %3: f32[2,12,8] = input "g"
+           %4: f32[2,16,8] = matmul(%2, %3) {trans_a=true, trans_b=false}
+           return "y" = %4"#,
     ),
     (
         "sink_scales",
@@ -172,7 +182,7 @@ const CASES: &[(&str, &str, &str)] = &[
 ];
 
 fn all() -> impl Iterator<Item = &'static Pass> {
-    FORWARD.iter().chain(BACKWARD).chain(FUSE)
+    FORWARD.iter().chain(BACKWARD).chain(BY_ROWS).chain(FUSE)
 }
 
 fn find(name: &str) -> &'static Pass {

@@ -1,0 +1,51 @@
+//! For devices whose products are fast only where both operands are stored row by row: operands that are stored transposed are
+//! stored once more the other way. A frozen weight is transposed on the host when it is loaded; anything else by a transpose in
+//! the program, which is little work beside the product.
+
+use super::rewrite::{Rewriter, each_node};
+use crate::ir::{Attrs, BuildError, Graph, Leaf, Type, Value, Weight};
+use crate::ops;
+
+/// Gives every product of divisible extents operands stored by rows. No pass that folds layout may come after it.
+pub fn lay_out_by_rows(graph: &Graph) -> Result<Graph, BuildError> {
+    each_node(graph, |r, node| {
+        let (ta, tb) = (node.attrs.flag("trans_a"), node.attrs.flag("trans_b"));
+        if node.op != "matmul" || !(ta || tb) {
+            return Ok(false);
+        }
+        let shape = r.old.shape(node.outputs[0]);
+        let (m, n) = (shape[shape.len() - 2], shape[shape.len() - 1]);
+        let a = r.old.shape(node.inputs[0]);
+        let k = a[if ta { a.len() - 2 } else { a.len() - 1 }];
+        // A transpose of few rows or columns costs what it saves.
+        if k % 4 != 0 || n % 4 != 0 || tb && m < 8 || ta && n < 8 {
+            return Ok(false);
+        }
+        r.b.set_origin(node.origin.clone());
+        let a = if ta { turned(r, node.inputs[0])? } else { r.get(node.inputs[0]) };
+        let b = if tb { turned(r, node.inputs[1])? } else { r.get(node.inputs[1]) };
+        let y = r.b.matmul(a, b, false, false)?;
+        r.set(node.outputs[0], y);
+        Ok(true)
+    })
+}
+
+/// The last two axes of a value exchanged.
+fn turned(r: &mut Rewriter, v: Value) -> Result<Value, BuildError> {
+    let ty = r.old.ty(v).clone();
+    let rank = ty.rank();
+    if let (Some(Leaf::Weight(w)), 2) = (r.old.leaf(v), rank) {
+        let whole = w.clone();
+        let load = move || ops::eval("transpose", &[&whole.load()], &perm(&[1, 0])).remove(0);
+        let turned = Weight::new(format!("{} transposed", w.name), w.source, load);
+        return Ok(r.b.weight(turned, Type::new(ty.dtype, [ty.shape[1], ty.shape[0]])));
+    }
+    let mut order: Vec<usize> = (0..rank).collect();
+    order.swap(rank - 2, rank - 1);
+    let v = r.get(v);
+    r.b.transpose(v, &order)
+}
+
+fn perm(order: &[i64]) -> Attrs {
+    Attrs::new().with("perm", crate::ir::Attr::Ints(order.to_vec()))
+}
