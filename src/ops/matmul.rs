@@ -132,7 +132,7 @@ fn gpu(c: &GpuCall) -> Vec<Dispatch> {
     params.extend([d.a.0, d.a.1, d.b.0, d.b.1].map(words));
     let bindings = vec![Binding::Input(0), Binding::Input(1), Binding::Output(0)];
     let depth = d.batch.min(c.traits.max_workgroups as usize);
-    let by_rows = d.a.1 == 1 && d.b.1 == 1 && d.k % 4 == 0 && d.n % 4 == 0;
+    let by_rows = d.a.1 == 1 && d.b.1 == 1 && d.k.is_multiple_of(4) && d.n.is_multiple_of(4);
     let (name, source, tile_m, tile_n) = if c.traits.software && by_rows {
         ("matmul_rows", include_str!("../../shaders/matmul_rows.wgsl"), 8, 128)
     } else if c.traits.software {

@@ -38,6 +38,22 @@ pub fn sum<T: Real>(x: &[T], f: impl Fn(T) -> T) -> T {
     lanes.iter().fold(tail, |s, &l| s + l)
 }
 
+/// The largest element, in sixteen lanes as [`sum`]; NaN does not count.
+#[inline(always)]
+pub fn max<T: Real>(x: &[T]) -> T {
+    let larger = |a: T, b: T| if b > a { b } else { a };
+    let mut lanes = [T::neg_infinity(); 16];
+    let whole = x.chunks_exact(16);
+    let rest = whole.remainder();
+    for chunk in whole {
+        for (l, &v) in lanes.iter_mut().zip(chunk) {
+            *l = larger(*l, v);
+        }
+    }
+    let tail = rest.iter().fold(T::neg_infinity(), |m, &v| larger(m, v));
+    lanes.iter().fold(tail, |m, &l| larger(m, l))
+}
+
 /// `Σ f(x, y)`, as [`sum`].
 #[inline(always)]
 pub fn dot_by<T: Real>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {

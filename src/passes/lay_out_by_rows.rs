@@ -18,7 +18,7 @@ pub fn lay_out_by_rows(graph: &Graph) -> Result<Graph, BuildError> {
         let a = r.old.shape(node.inputs[0]);
         let k = a[if ta { a.len() - 2 } else { a.len() - 1 }];
         // A transpose of few rows or columns costs what it saves.
-        if k % 4 != 0 || n % 4 != 0 || tb && m < 8 || ta && n < 8 {
+        if !k.is_multiple_of(4) || !n.is_multiple_of(4) || tb && m < 8 || ta && n < 8 {
             return Ok(false);
         }
         r.b.set_origin(node.origin.clone());
