@@ -22,15 +22,50 @@ const BLOCK: usize = 512;
 /// `out[i] = f(a[i])`
 #[inline(always)]
 pub fn map1<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, f: impl Fn(T) -> T) {
-    let (x, y) = (a[0].float(), out.float());
-    parallel::simd(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x)));
+    parallel::simd_call(Map1 { x: a[0].float(), y: out.float(), f });
+}
+
+/// A loop as a value, so that it is compiled into the function that has the vector instructions; a closure as large as some
+/// primitives' would be left a function of its own, without them.
+struct Map1<'a, T, F> {
+    x: &'a [T],
+    y: &'a mut [T],
+    f: F,
+}
+
+impl<T: Real, F: Fn(T) -> T> pulp::NullaryFnOnce for Map1<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (y, &x) in self.y.iter_mut().zip(self.x) {
+            *y = (self.f)(x);
+        }
+    }
 }
 
 /// `out[i] = f(a[i], b[i])`
 #[inline(always)]
 pub fn map2<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, f: impl Fn(T, T) -> T) {
-    let (x, z, y) = (a[0].float(), a[1].float(), out.float());
-    parallel::simd(|| y.iter_mut().zip(x).zip(z).for_each(|((y, &x), &z)| *y = f(x, z)));
+    parallel::simd_call(Map2 { x: a[0].float(), z: a[1].float(), y: out.float(), f });
+}
+
+struct Map2<'a, T, F> {
+    x: &'a [T],
+    z: &'a [T],
+    y: &'a mut [T],
+    f: F,
+}
+
+impl<T: Real, F: Fn(T, T) -> T> pulp::NullaryFnOnce for Map2<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for ((y, &x), &z) in self.y.iter_mut().zip(self.x).zip(self.z) {
+            *y = (self.f)(x, z);
+        }
+    }
 }
 
 /// [`map2`] for floats or for integers, whichever the operands are.

@@ -66,6 +66,12 @@ impl<'a, T> Shared<'a, T> {
 /// Runs `f` compiled for the widest vector instructions this processor has.
 #[inline(always)]
 pub fn simd<R>(f: impl FnOnce() -> R) -> R {
+    simd_call(f)
+}
+
+/// [`simd`] of a loop that is a value.
+#[inline(always)]
+pub fn simd_call<F: pulp::NullaryFnOnce>(f: F) -> F::Output {
     static ARCH: OnceLock<pulp::Arch> = OnceLock::new();
     ARCH.get_or_init(pulp::Arch::new).dispatch(f)
 }

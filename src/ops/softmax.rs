@@ -33,11 +33,30 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
             y.fill(T::zero());
             return;
         }
-        parallel::simd(|| {
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - top).exp_());
-            let total = super::rows::sum(y, |v| v);
-            let scale = T::one() / total;
-            y.iter_mut().for_each(|y| *y *= scale);
-        });
+        parallel::simd_call(Row { x, y, top });
     });
+}
+
+/// One row, as a value that [`parallel::simd_call`] compiles for the processor at hand.
+struct Row<'a, T> {
+    x: &'a [T],
+    y: &'a mut [T],
+    /// The largest element of x.
+    top: T,
+}
+
+impl<T: Real> pulp::NullaryFnOnce for Row<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (y, &x) in self.y.iter_mut().zip(self.x) {
+            *y = (x - self.top).exp_();
+        }
+        let total = super::rows::sum(self.y, |v| v);
+        let scale = T::one() / total;
+        for y in self.y.iter_mut() {
+            *y *= scale;
+        }
+    }
 }
