@@ -8,11 +8,11 @@ type Lowered = Result<Vec<Value>, Reason>;
 
 /// The dequantised weight of the node.
 fn weight(c: &mut Context) -> Result<Value, Reason> {
-    let stored = Quantised::read(c.model, c.node).map_err(Reason)?;
+    let stored = Quantised::describe(c.model, c.node).map_err(Reason)?;
     let ty = Type::f32(stored.dims.clone());
     let name = stored.name().to_string();
     let revision = c.model.revision(&name);
-    // Read again when it is wanted: nothing of its size is kept until then.
+    // Its codes are read when they are wanted: a plan for another shape needs none of them.
     let (model, node) = (c.model.clone(), c.node.clone());
     let load = move || {
         let stored = Quantised::read(&model, &node).expect("it was read before");

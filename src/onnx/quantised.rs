@@ -64,6 +64,21 @@ impl Quantised {
     /// The weight of a MatMulNBits, `[N, K]`, the constant that a DequantizeLinear reads, or the table of a
     /// GatherBlockQuantized.
     pub fn read(model: &Model, node: &Node) -> Result<Quantised, String> {
+        let mut q = Quantised::describe(model, node)?;
+        let view = model.initializer(&q.codes_name).expect("it was described");
+        q.codes = match q.packing {
+            Packing::Plain(_) => view.to_i64().expect("an integer type").into_iter().map(|x| x as i32).collect(),
+            Packing::Whole { bits } => unpack(&view.bytes, bits).collect(),
+            Packing::Runs { bits, block, blocks } => {
+                let rows = view.bytes.chunks_exact(blocks * block * bits / 8);
+                rows.flat_map(|row| unpack(row, bits).take(q.dims[1])).collect()
+            }
+        };
+        Ok(q)
+    }
+
+    /// [`Quantised::read`] without the codes: checks the weight and finds its shape at little cost.
+    pub fn describe(model: &Model, node: &Node) -> Result<Quantised, String> {
         match (node.domain(), node.op_type()) {
             ("com.microsoft", "MatMulNBits") => Quantised::runs(model, node),
             (_, "DequantizeLinear") => {
@@ -103,10 +118,6 @@ impl Quantised {
         if packed.bytes.len() != n * blocks * run || scales.elements() != n * blocks {
             return Err(format!("{n} rows of {blocks} blocks of {block} do not fit its tensors"));
         }
-        let mut codes = Vec::with_capacity(n * k);
-        for row in packed.bytes.chunks_exact(blocks * run) {
-            codes.extend(unpack(row, bits).take(k));
-        }
         let scales = scales.to_f64().ok_or("scales are no floats")?;
         let (zeros_name, zeros) = match node.input(3) {
             None => (None, vec![(1 << (bits - 1)) as f64]),
@@ -129,7 +140,7 @@ impl Quantised {
             scales_name,
             zeros_name,
             dims: vec![n, k],
-            codes,
+            codes: vec![],
             scales,
             zeros,
             groups: Groups::Blocks { inner: 1, extent: k, block },
@@ -167,15 +178,9 @@ impl Quantised {
             other => return Err(format!("codes of {other} are not supported")),
         };
         let mut dims = view.dims.clone();
-        let codes = match packed {
-            true => {
-                if let Some(last) = dims.last_mut() {
-                    *last *= 8 / bits;
-                }
-                unpack(&view.bytes, bits).collect()
-            }
-            false => view.to_i64().expect("an integer type").into_iter().map(|x| x as i32).collect(),
-        };
+        if packed && let Some(last) = dims.last_mut() {
+            *last *= 8 / bits;
+        }
         let (scales_name, scales) = tensor(scales)?;
         let axis = (if axis < 0 { axis + dims.len() as i64 } else { axis }) as usize;
         let inner = |axis: usize| dims[axis + 1..].iter().product::<usize>();
@@ -214,7 +219,18 @@ impl Quantised {
             }
         };
         let packing = if packed { Packing::Whole { bits } } else { Packing::Plain(view.element) };
-        Ok(Quantised { codes_name, scales_name, zeros_name, dims, codes, scales, zeros, groups, packing, range })
+        Ok(Quantised {
+            codes_name,
+            scales_name,
+            zeros_name,
+            dims,
+            codes: vec![],
+            scales,
+            zeros,
+            groups,
+            packing,
+            range,
+        })
     }
 
     fn zero(&self, group: usize) -> f64 {

@@ -40,7 +40,6 @@ pub struct Pass {
 /// 2. `common_subexpressions`: patterns compare values by identity.
 /// 3. The recognisers, each for operations with a gradient of their own.
 /// 4. `dead_code` drops what the recognisers replaced.
-/// 5. `join_low_rank` and `sink_scales`, so that the gradients of what adapters compute are cheaper too.
 pub static FORWARD: &[Pass] = &[
     Pass { name: "fold_layout", run: fold_layout::fold_layout },
     Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
@@ -48,6 +47,10 @@ pub static FORWARD: &[Pass] = &[
     Pass { name: "recognise_activation", run: recognise_activation::recognise_activation },
     Pass { name: "recognise_norm", run: recognise_norm::recognise_norm },
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
+];
+
+/// Before differentiation too, so that the gradients of what adapters compute are cheaper as well. Left out under `--no-fuse`.
+pub static JOIN: &[Pass] = &[
     Pass { name: "join_low_rank", run: join_low_rank::join_low_rank },
     Pass { name: "sink_scales", run: join_low_rank::sink_scales },
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },

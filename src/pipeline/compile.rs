@@ -80,7 +80,10 @@ impl Program {
     /// The finished graph for a shape, for a device of these limits.
     pub fn graph(&self, shapes: &Shapes, purpose: Purpose, limits: Limits) -> Result<Graph, Error> {
         let graph = self.forward(shapes, purpose)?;
-        let graph = passes::run(graph, passes::FORWARD)?;
+        let mut graph = passes::run(graph, passes::FORWARD)?;
+        if self.fuse {
+            graph = passes::run(graph, passes::JOIN)?;
+        }
         let mut graph = passes::shard(graph, limits.weight_words)?;
         if let Purpose::Train { .. } = purpose {
             graph = passes::differentiate(graph, outputs::LOSS)?;

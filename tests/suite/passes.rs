@@ -3,7 +3,7 @@
 use reslora_compile::ir::{Attr, Attrs, Builder, DType, Graph, Leaf, Sink, Tensor, Type, Weight};
 use reslora_compile::ops::host::Buffer;
 use reslora_compile::ops::{self, Fill, RULES, draw};
-use reslora_compile::passes::{self, BACKWARD, BY_ROWS, FORWARD, FUSE, Pass};
+use reslora_compile::passes::{self, BACKWARD, BY_ROWS, FORWARD, FUSE, JOIN, Pass};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Pass, what the case shows, program.
@@ -182,7 +182,7 @@ const CASES: &[(&str, &str, &str)] = &[
 ];
 
 fn all() -> impl Iterator<Item = &'static Pass> {
-    FORWARD.iter().chain(BACKWARD).chain(BY_ROWS).chain(FUSE)
+    FORWARD.iter().chain(JOIN).chain(BACKWARD).chain(BY_ROWS).chain(FUSE)
 }
 
 fn find(name: &str) -> &'static Pass {
