@@ -1,6 +1,7 @@
 //! `(.., M, K) · (.., K, N)` to `(.., M, N)` with equal batch axes; `trans_a` stores the first as `(.., K, M)`, `trans_b` the
 //! second as `(.., N, K)`.
 
+use super::gemm::{Matrix, Target, gemm};
 use super::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
@@ -67,43 +68,18 @@ pub fn dims(a: &Type, b: &Type, attrs: &Attrs) -> Dims {
 fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
     let (a, b, y) = (c.ins[0].float(), c.ins[1].float(), Shared::new(c.outs[0].float()));
-    let product = |i: usize, threads: gemm::Parallelism| {
-        let (a, b) = (&a[i * d.m * d.k..][..d.m * d.k], &b[i * d.k * d.n..][..d.k * d.n]);
-        // SAFETY: one task a batch entry; the strides stay within the slices, whose lengths are taken above.
-        unsafe {
-            let y = y.part(i * d.m * d.n..(i + 1) * d.m * d.n);
-            gemm::gemm(
-                d.m,
-                d.n,
-                d.k,
-                y.as_mut_ptr(),
-                1,
-                d.n as isize,
-                false,
-                a.as_ptr(),
-                d.a.1 as isize,
-                d.a.0 as isize,
-                b.as_ptr(),
-                d.b.1 as isize,
-                d.b.0 as isize,
-                T::zero(),
-                T::one(),
-                false,
-                false,
-                false,
-                threads,
-            );
-        }
+    let product = |i: usize, threads: bool| {
+        let a = Matrix::new(&a[i * d.m * d.k..][..d.m * d.k], d.a.0, d.a.1);
+        let b = Matrix::new(&b[i * d.k * d.n..][..d.k * d.n], d.b.0, d.b.1);
+        let y = Target { data: &y, at: i * d.m * d.n, row: d.n };
+        // SAFETY: one task a batch entry.
+        unsafe { gemm([d.m, d.n, d.k], a, b, y, false, threads) };
     };
-    if d.m * d.n == 0 {
-        return;
-    }
     if d.batch >= rayon::current_num_threads() && d.batch > 1 {
         let grain = parallel::GRAIN * 8 / (d.m * d.n * d.k).max(1);
-        parallel::ranges(d.batch, grain.max(1), |range| range.for_each(|i| product(i, gemm::Parallelism::None)));
+        parallel::ranges(d.batch, grain.max(1), |range| range.for_each(|i| product(i, false)));
     } else {
-        let small = d.m * d.n * d.k < 64 * 64 * 64;
-        let threads = if small { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) };
+        let threads = d.m * d.n * d.k >= 64 * 64 * 64;
         (0..d.batch).for_each(|i| product(i, threads));
     }
 }

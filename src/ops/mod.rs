@@ -28,6 +28,7 @@ mod gelu;
 mod gelu_grad;
 mod gelu_tanh;
 mod gelu_tanh_grad;
+pub mod gemm;
 pub mod host;
 mod is_nan;
 mod layer_norm;

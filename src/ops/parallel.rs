@@ -52,6 +52,14 @@ impl<'a, T> Shared<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(range.start), range.len()) }
     }
 
+    /// The first of the elements of `range`, for kernels that write rows with gaps between them; what they write is theirs to
+    /// keep apart.
+    pub fn pointer(&self, range: Range<usize>) -> *mut T {
+        assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {}", self.len);
+        // SAFETY: in bounds by the assertion.
+        unsafe { self.data.add(range.start) }
+    }
+
     /// Writes one element.
     ///
     /// # Safety
