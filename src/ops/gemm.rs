@@ -34,19 +34,20 @@ pub struct Target<'s, 'a, T> {
 ///
 /// # Safety
 /// No other task may use the target's elements meanwhile.
-pub unsafe fn gemm<T: Real>(
-    [m, n, k]: [usize; 3],
-    a: Matrix<T>,
-    b: Matrix<T>,
-    y: Target<T>,
-    add: bool,
-    threads: bool,
-) {
+pub unsafe fn gemm<T: Real>([m, n, k]: [usize; 3], a: Matrix<T>, b: Matrix<T>, y: Target<T>, add: bool, threads: bool) {
     if m * n == 0 {
         return;
     }
     assert!(a.holds(m, k) && b.holds(k, n), "operands of a product are within their data");
-    let y_data = y.data.pointer(y.at..y.at + (m - 1) * y.row + n);
+    let results = y.data.pointer(y.at..y.at + (m - 1) * y.row + n);
+    #[cfg(target_arch = "x86_64")]
+    if super::gemm_avx512::available()
+        && let (Some(a), Some(b), Some(y)) = (a.as_f32(), b.as_f32(), y.as_f32())
+    {
+        // SAFETY: by the caller and the assertions above.
+        unsafe { super::gemm_avx512::gemm([m, n, k], a, b, y, add, threads) };
+        return;
+    }
     let threads = if threads { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
     // SAFETY: in bounds by the assertions above; the caller lends the target.
     unsafe {
@@ -54,7 +55,7 @@ pub unsafe fn gemm<T: Real>(
             m,
             n,
             k,
-            y_data,
+            results,
             1,
             y.row as isize,
             add,
@@ -71,5 +72,76 @@ pub unsafe fn gemm<T: Real>(
             false,
             threads,
         );
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod single {
+    //! Operands known to be f32, when their generic type is that.
+
+    use super::{Matrix, Real, Shared, Target};
+    use std::any::TypeId;
+
+    fn is_f32<T: Real>() -> bool {
+        TypeId::of::<T>() == TypeId::of::<f32>()
+    }
+
+    impl<'a, T: Real> Matrix<'a, T> {
+        pub(super) fn as_f32(self) -> Option<Matrix<'a, f32>> {
+            // SAFETY: the types are the same.
+            let data = is_f32::<T>().then(|| unsafe { &*(std::ptr::from_ref(self.data) as *const [f32]) })?;
+            Some(Matrix { data, row: self.row, col: self.col })
+        }
+    }
+
+    impl<'s, 'a, T: Real> Target<'s, 'a, T> {
+        pub(super) fn as_f32(self) -> Option<Target<'s, 'a, f32>> {
+            // SAFETY: the types are the same.
+            let data = is_f32::<T>().then(|| unsafe { &*std::ptr::from_ref(self.data).cast::<Shared<'a, f32>>() })?;
+            Some(Target { data, at: self.at, row: self.row })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(x: &Matrix<f32>, i: usize, j: usize) -> f64 {
+        x.data[i * x.row + j * x.col] as f64
+    }
+
+    /// Whole numbers, whose products and sums are exact.
+    fn matrix(n: usize, salt: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + salt) % 11) as f32 - 5.0).collect()
+    }
+
+    #[test]
+    fn products_of_all_layouts_and_edges() {
+        for &[m, n, k] in &[[1, 1, 1], [7, 5, 3], [8, 48, 16], [9, 49, 17], [70, 33, 800], [130, 250, 40], [3, 500, 1]]
+        {
+            let (a, b) = (matrix(m * k, 1), matrix(k * n, 2));
+            for (a_row, a_col) in [(k, 1), (1, m)] {
+                for (b_row, b_col) in [(n, 1), (1, k)] {
+                    for (add, threads) in [(false, true), (true, false)] {
+                        let (a, b) = (Matrix::new(&a, a_row, a_col), Matrix::new(&b, b_row, b_col));
+                        // Rows with a gap of two after each, which must stay as they are.
+                        let mut y = vec![1.0f32; m * (n + 2)];
+                        let shared = Shared::new(&mut y);
+                        let target = Target { data: &shared, at: 0, row: n + 2 };
+                        // SAFETY: nothing else uses y.
+                        unsafe { gemm([m, n, k], a, b, target, add, threads) };
+                        for i in 0..m {
+                            for j in 0..n + 2 {
+                                let sum: f64 =
+                                    (0..k).map(|p| at(&a, i, p) * if j < n { at(&b, p, j) } else { 0.0 }).sum();
+                                let want = sum + if add || j >= n { 1.0 } else { 0.0 };
+                                assert_eq!(y[i * (n + 2) + j] as f64, want, "{m} {n} {k} at {i} {j}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
     }
 }

@@ -29,6 +29,8 @@ mod gelu_grad;
 mod gelu_tanh;
 mod gelu_tanh_grad;
 pub mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod gemm_avx512;
 pub mod host;
 mod is_nan;
 mod layer_norm;

@@ -1,0 +1,309 @@
+//! Products of f32 matrices for processors with AVX-512: panels of the right operand are packed where the second level of cache
+//! holds them, the left operand is read where it stands, and tiles of eight rows by three vectors stay in registers.
+//!
+//! The order in which terms are summed depends on the extents alone, so results do not depend on how tasks are shared out.
+
+use super::gemm::{Matrix, Target};
+use super::parallel::Shared;
+use rayon::prelude::*;
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::sync::OnceLock;
+
+/// Lanes of a vector, vectors of a panel, rows of a tile.
+const LANES: usize = 16;
+const VECTORS: usize = 3;
+const PANEL: usize = LANES * VECTORS;
+const ROWS: usize = 8;
+/// The most terms that are summed before results go to memory: a panel of them, and a tile's rows, fit the first level of cache.
+const DEPTH: usize = 384;
+/// The most panels of one task: packed, they fit the second level of cache.
+const TASK_PANELS: usize = 4;
+/// Rows that one visit of a task's panels multiplies: they stay in the second level of cache beside the panels.
+const BLOCK: usize = 16 * ROWS;
+
+thread_local! {
+    /// Packed panels of the task at hand.
+    static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Whether this processor runs the kernels here.
+pub fn available() -> bool {
+    static HERE: OnceLock<bool> = OnceLock::new();
+    *HERE.get_or_init(|| is_x86_feature_detected!("avx512f"))
+}
+
+/// Operands as pointers that tasks share.
+#[derive(Clone, Copy)]
+struct Product {
+    k: usize,
+    a: *const f32,
+    a_row: usize,
+    a_col: usize,
+    b: *const f32,
+    b_row: usize,
+    b_col: usize,
+    y: *mut f32,
+    y_row: usize,
+    add: bool,
+}
+
+// SAFETY: tasks read the operands and write rectangles of the result that do not overlap.
+unsafe impl Send for Product {}
+unsafe impl Sync for Product {}
+
+impl Product {
+    fn run(self, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>) {
+        // SAFETY: `gemm` has checked the processor and that every element is within its slice.
+        unsafe { task(self, rows, columns) }
+    }
+}
+
+/// As [`super::gemm::gemm`], on a processor for which [`available`] holds.
+///
+/// # Safety
+/// As there; operands and target are within their data.
+pub unsafe fn gemm([m, n, k]: [usize; 3], a: Matrix<f32>, b: Matrix<f32>, y: Target<f32>, add: bool, threads: bool) {
+    let shared: &Shared<f32> = y.data;
+    let product = Product {
+        k,
+        a: a.data.as_ptr(),
+        a_row: a.row,
+        a_col: a.col,
+        b: b.data.as_ptr(),
+        b_row: b.row,
+        b_col: b.col,
+        y: shared.pointer(y.at..y.at + (m - 1) * y.row + n),
+        y_row: y.row,
+        add,
+    };
+    let parts = if threads { rayon::current_num_threads() } else { 1 };
+    let (tall, wide) = split([m, n, k], parts);
+    let (rows, columns) = (m.div_ceil(tall), n.div_ceil(wide));
+    let part = |t: usize| {
+        let (i, j) = (t / columns * tall, t % columns * wide);
+        product.run(i..(i + tall).min(m), j..(j + wide).min(n));
+    };
+    match (parts, rows * columns) {
+        (1, tasks) | (_, tasks @ 1) => (0..tasks).for_each(part),
+        (_, tasks) => (0..tasks).into_par_iter().with_max_len(1).for_each(part),
+    }
+}
+
+/// Rows and columns of a task: those that end soonest by a rough count of cycles.
+fn split([m, n, k]: [usize; 3], threads: usize) -> (usize, usize) {
+    let panels = n.div_ceil(PANEL);
+    let mut best = (f64::INFINITY, (m, n));
+    let most = (4 * threads).max(panels.div_ceil(TASK_PANELS));
+    for columns in panels.div_ceil(TASK_PANELS)..=panels.min(most) {
+        let wide = panels.div_ceil(columns) * PANEL;
+        for rows in [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64] {
+            let tall = m.div_ceil(rows).next_multiple_of(ROWS);
+            if rows > 1 && (tall < 64 || rows > 8 * threads) {
+                break;
+            }
+            let tasks = m.div_ceil(tall) * n.div_ceil(wide);
+            let (tall_f, wide_f, k) = (tall as f64, wide.min(n.next_multiple_of(LANES)) as f64, k as f64);
+            // Multiplying, packing, taking results out of registers, and handing a task out.
+            let each = tall_f * wide_f * k / 30.0 + wide_f * k * 0.6 + tall_f * wide_f * 0.2 + 2000.0;
+            let cost = tasks.div_ceil(threads) as f64 * each;
+            if cost < best.0 {
+                best = (cost, (tall, wide));
+            }
+        }
+    }
+    best.1
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn task(p: Product, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>) {
+    let (m, n) = (rows.len(), columns.len());
+    let blocks = p.k.div_ceil(DEPTH).max(1);
+    let depth = p.k.div_ceil(blocks);
+    let panels = n.div_ceil(PANEL);
+    PACKED.with_borrow_mut(|buffer| {
+        let need = panels * PANEL * depth + LANES;
+        if buffer.len() < need {
+            buffer.resize(need, 0.0);
+        }
+        let start = buffer.as_ptr().align_offset(64).min(LANES);
+        let packed = buffer[start..].as_mut_ptr();
+        let mut from = 0;
+        loop {
+            let deep = depth.min(p.k - from);
+            let width = |j: usize| PANEL.min(n - j * PANEL);
+            for j in 0..panels {
+                let room = width(j).next_multiple_of(LANES);
+                // SAFETY: the panel is within b, its packed form within the buffer.
+                unsafe {
+                    let b = p.b.add(from * p.b_row + (columns.start + j * PANEL) * p.b_col);
+                    pack(deep, width(j), b, p.b_row, p.b_col, packed.add(j * PANEL * depth), room);
+                }
+            }
+            for top in (0..m).step_by(BLOCK) {
+                let tall = BLOCK.min(m - top);
+                for j in 0..panels {
+                    // SAFETY: the rows are within a and y.
+                    unsafe {
+                        let a = p.a.add((rows.start + top) * p.a_row + from * p.a_col);
+                        let y = p.y.add((rows.start + top) * p.y_row + columns.start + j * PANEL);
+                        let panel = packed.add(j * PANEL * depth);
+                        let strip = Strip { depth: deep, a, a_row: p.a_row, a_col: p.a_col, panel, y, y_row: p.y_row };
+                        let add = p.add || from > 0;
+                        match width(j).div_ceil(LANES) {
+                            1 => strip.run::<1>(tall, width(j), add),
+                            2 => strip.run::<2>(tall, width(j), add),
+                            _ => strip.run::<3>(tall, width(j), add),
+                        }
+                    }
+                }
+            }
+            from += deep;
+            if from >= p.k {
+                break;
+            }
+        }
+    });
+}
+
+/// One packed panel, the rows it multiplies, and where the results go.
+#[derive(Clone, Copy)]
+struct Strip {
+    depth: usize,
+    a: *const f32,
+    a_row: usize,
+    a_col: usize,
+    panel: *const f32,
+    y: *mut f32,
+    y_row: usize,
+}
+
+impl Strip {
+    #[target_feature(enable = "avx512f")]
+    unsafe fn run<const V: usize>(self, m: usize, width: usize, add: bool) {
+        let last = width - (V - 1) * LANES;
+        let mask = ((1u32 << last) - 1) as __mmask16;
+        let mut i = 0;
+        // SAFETY: rows i.. of a and y, as the caller has them.
+        unsafe {
+            while i + ROWS <= m {
+                self.tile::<ROWS, V>(i, mask, add);
+                i += ROWS;
+            }
+            match m - i {
+                1 => self.tile::<1, V>(i, mask, add),
+                2 => self.tile::<2, V>(i, mask, add),
+                3 => self.tile::<3, V>(i, mask, add),
+                4 => self.tile::<4, V>(i, mask, add),
+                5 => self.tile::<5, V>(i, mask, add),
+                6 => self.tile::<6, V>(i, mask, add),
+                7 => self.tile::<7, V>(i, mask, add),
+                _ => {}
+            }
+        }
+    }
+
+    /// `R` rows from row `i`. `mask` has the lanes of the last vector that are within the result.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn tile<const R: usize, const V: usize>(self, i: usize, mask: __mmask16, add: bool) {
+        // SAFETY: as the caller.
+        unsafe {
+            let mut sum = [[_mm512_setzero_ps(); V]; R];
+            let (mut a, mut b) = (self.a.add(i * self.a_row), self.panel);
+            for _ in 0..self.depth {
+                let mut right = [_mm512_setzero_ps(); V];
+                for (v, right) in right.iter_mut().enumerate() {
+                    *right = _mm512_loadu_ps(b.add(v * LANES));
+                }
+                for (r, sum) in sum.iter_mut().enumerate() {
+                    let left = _mm512_set1_ps(*a.add(r * self.a_row));
+                    for v in 0..V {
+                        sum[v] = _mm512_fmadd_ps(left, right[v], sum[v]);
+                    }
+                }
+                a = a.add(self.a_col);
+                b = b.add(V * LANES);
+            }
+            for (r, sum) in sum.iter().enumerate() {
+                let y = self.y.add((i + r) * self.y_row);
+                for (v, &sum) in sum.iter().enumerate() {
+                    let y = y.add(v * LANES);
+                    let mask = if v + 1 == V { mask } else { !0 };
+                    let sum = if add { _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, y)) } else { sum };
+                    _mm512_mask_storeu_ps(y, mask, sum);
+                }
+            }
+        }
+    }
+}
+
+/// Packs `width` columns of `(k, ..)` into rows of `room` elements, with zeros after the last column.
+#[target_feature(enable = "avx512f")]
+unsafe fn pack(k: usize, width: usize, b: *const f32, row: usize, col: usize, out: *mut f32, room: usize) {
+    // SAFETY: the caller's panel is `k` by `width`, its packed form `k` by `room`.
+    unsafe {
+        for v in (0..room).step_by(LANES) {
+            let left = (width - v).min(LANES);
+            let mask = ((1u32 << left) - 1) as __mmask16;
+            let mut p = 0;
+            if col == 1 {
+                while p < k {
+                    let x = _mm512_maskz_loadu_ps(mask, b.add(p * row + v));
+                    _mm512_storeu_ps(out.add(p * room + v), x);
+                    p += 1;
+                }
+            } else if row == 1 && left == LANES {
+                while p + LANES <= k {
+                    transpose(b.add(v * col + p), col, out.add(p * room + v), room);
+                    p += LANES;
+                }
+            }
+            while p < k {
+                for j in 0..LANES {
+                    let x = if j < left { *b.add(p * row + (v + j) * col) } else { 0.0 };
+                    *out.add(p * room + v + j) = x;
+                }
+                p += 1;
+            }
+        }
+    }
+}
+
+/// 16 x 16 elements, exchanged.
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+    // SAFETY: the caller's blocks are 16 by 16.
+    unsafe {
+        let mut r = [_mm512_setzero_ps(); 16];
+        for (i, r) in r.iter_mut().enumerate() {
+            *r = _mm512_loadu_ps(from.add(i * from_row));
+        }
+        let mut t = [_mm512_setzero_pd(); 16];
+        for i in 0..8 {
+            t[2 * i] = _mm512_castps_pd(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]));
+            t[2 * i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+        }
+        for i in 0..4 {
+            let [a, b, c, d] = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]];
+            r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+            r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+            r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+            r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+        }
+        // Lane group l of r[4 g + j] now holds column 4 l + j of rows 4 g to 4 g + 3.
+        for j in 0..4 {
+            let [a, b, c, d] = [r[j], r[4 + j], r[8 + j], r[12 + j]];
+            let even = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d));
+            let odd = (_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d));
+            let columns = [
+                _mm512_shuffle_f32x4::<0x88>(even.0, even.1),
+                _mm512_shuffle_f32x4::<0x88>(odd.0, odd.1),
+                _mm512_shuffle_f32x4::<0xdd>(even.0, even.1),
+                _mm512_shuffle_f32x4::<0xdd>(odd.0, odd.1),
+            ];
+            for (l, column) in columns.into_iter().enumerate() {
+                _mm512_storeu_ps(to.add((4 * l + j) * to_row), column);
+            }
+        }
+    }
+}
