@@ -3,7 +3,7 @@
 //!
 //! The order in which terms are summed depends on the extents alone, so results do not depend on how tasks are shared out.
 
-use super::gemm::{Matrix, Target};
+use super::gemm::{Matrix, Start, Target};
 use super::parallel::Shared;
 use rayon::prelude::*;
 use std::arch::x86_64::*;
@@ -45,7 +45,9 @@ struct Product {
     b_col: usize,
     y: *mut f32,
     y_row: usize,
-    add: bool,
+    /// What the results are added to: null for nothing; else rows `start_row` apart.
+    start: *const f32,
+    start_row: usize,
 }
 
 // SAFETY: tasks read the operands and write rectangles of the result that do not overlap.
@@ -59,12 +61,26 @@ impl Product {
     }
 }
 
-/// As [`super::gemm::gemm`], on a processor for which [`available`] holds.
+/// As [`super::gemm::gemm_from`], on a processor for which [`available`] holds.
 ///
 /// # Safety
 /// As there; operands and target are within their data.
-pub unsafe fn gemm([m, n, k]: [usize; 3], a: Matrix<f32>, b: Matrix<f32>, y: Target<f32>, add: bool, threads: bool) {
+pub unsafe fn gemm(
+    start: Start<f32>,
+    [m, n, k]: [usize; 3],
+    a: Matrix<f32>,
+    b: Matrix<f32>,
+    y: Target<f32>,
+    threads: bool,
+) {
     let shared: &Shared<f32> = y.data;
+    let results = shared.pointer(y.at..y.at + (m - 1) * y.row + n);
+    let (start, start_row) = match start {
+        Start::Zero => (std::ptr::null(), 0),
+        Start::Target => (results.cast_const(), y.row),
+        Start::Row(data) => (data.as_ptr(), 0),
+        Start::Rows { data, row } => (data.as_ptr(), row),
+    };
     let product = Product {
         k,
         a: a.data.as_ptr(),
@@ -73,9 +89,10 @@ pub unsafe fn gemm([m, n, k]: [usize; 3], a: Matrix<f32>, b: Matrix<f32>, y: Tar
         b: b.data.as_ptr(),
         b_row: b.row,
         b_col: b.col,
-        y: shared.pointer(y.at..y.at + (m - 1) * y.row + n),
+        y: results,
         y_row: y.row,
-        add,
+        start,
+        start_row,
     };
     let parts = if threads { rayon::current_num_threads() } else { 1 };
     let (tall, wide) = split([m, n, k], parts);
@@ -147,13 +164,20 @@ unsafe fn task(p: Product, rows: std::ops::Range<usize>, columns: std::ops::Rang
                     unsafe {
                         let a = p.a.add((rows.start + top) * p.a_row + from * p.a_col);
                         let y = p.y.add((rows.start + top) * p.y_row + columns.start + j * PANEL);
+                        let (start, start_row) = match from {
+                            0 if p.start.is_null() => (p.start, 0),
+                            0 => {
+                                (p.start.add((rows.start + top) * p.start_row + columns.start + j * PANEL), p.start_row)
+                            }
+                            _ => (y.cast_const(), p.y_row),
+                        };
                         let panel = packed.add(j * PANEL * depth);
-                        let strip = Strip { depth: deep, a, a_row: p.a_row, a_col: p.a_col, panel, y, y_row: p.y_row };
-                        let add = p.add || from > 0;
+                        let (a_row, a_col, y_row) = (p.a_row, p.a_col, p.y_row);
+                        let strip = Strip { depth: deep, a, a_row, a_col, panel, y, y_row, start, start_row };
                         match width(j).div_ceil(LANES) {
-                            1 => strip.run::<1>(tall, width(j), add),
-                            2 => strip.run::<2>(tall, width(j), add),
-                            _ => strip.run::<3>(tall, width(j), add),
+                            1 => strip.run::<1>(tall, width(j)),
+                            2 => strip.run::<2>(tall, width(j)),
+                            _ => strip.run::<3>(tall, width(j)),
                         }
                     }
                 }
@@ -176,28 +200,30 @@ struct Strip {
     panel: *const f32,
     y: *mut f32,
     y_row: usize,
+    start: *const f32,
+    start_row: usize,
 }
 
 impl Strip {
     #[target_feature(enable = "avx512f")]
-    unsafe fn run<const V: usize>(self, m: usize, width: usize, add: bool) {
+    unsafe fn run<const V: usize>(self, m: usize, width: usize) {
         let last = width - (V - 1) * LANES;
         let mask = ((1u32 << last) - 1) as __mmask16;
         let mut i = 0;
         // SAFETY: rows i.. of a and y, as the caller has them.
         unsafe {
             while i + ROWS <= m {
-                self.tile::<ROWS, V>(i, mask, add);
+                self.tile::<ROWS, V>(i, mask);
                 i += ROWS;
             }
             match m - i {
-                1 => self.tile::<1, V>(i, mask, add),
-                2 => self.tile::<2, V>(i, mask, add),
-                3 => self.tile::<3, V>(i, mask, add),
-                4 => self.tile::<4, V>(i, mask, add),
-                5 => self.tile::<5, V>(i, mask, add),
-                6 => self.tile::<6, V>(i, mask, add),
-                7 => self.tile::<7, V>(i, mask, add),
+                1 => self.tile::<1, V>(i, mask),
+                2 => self.tile::<2, V>(i, mask),
+                3 => self.tile::<3, V>(i, mask),
+                4 => self.tile::<4, V>(i, mask),
+                5 => self.tile::<5, V>(i, mask),
+                6 => self.tile::<6, V>(i, mask),
+                7 => self.tile::<7, V>(i, mask),
                 _ => {}
             }
         }
@@ -205,7 +231,7 @@ impl Strip {
 
     /// `R` rows from row `i`. `mask` has the lanes of the last vector that are within the result.
     #[target_feature(enable = "avx512f")]
-    unsafe fn tile<const R: usize, const V: usize>(self, i: usize, mask: __mmask16, add: bool) {
+    unsafe fn tile<const R: usize, const V: usize>(self, i: usize, mask: __mmask16) {
         // SAFETY: as the caller.
         unsafe {
             let mut sum = [[_mm512_setzero_ps(); V]; R];
@@ -229,7 +255,13 @@ impl Strip {
                 for (v, &sum) in sum.iter().enumerate() {
                     let y = y.add(v * LANES);
                     let mask = if v + 1 == V { mask } else { !0 };
-                    let sum = if add { _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, y)) } else { sum };
+                    let sum = match self.start.is_null() {
+                        true => sum,
+                        false => {
+                            let start = self.start.add((i + r) * self.start_row + v * LANES);
+                            _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, start))
+                        }
+                    };
                     _mm512_mask_storeu_ps(y, mask, sum);
                 }
             }

@@ -1,13 +1,14 @@
 //! `(.., M, K) · (.., K, N)` to `(.., M, N)` with equal batch axes; `trans_a` stores the first as `(.., K, M)`, `trans_b` the
-//! second as `(.., N, K)`.
+//! second as `(.., N, K)`. A third operand is added to the product: of the result's shape (its memory may become the result's), or
+//! one row `(N)`.
 
-use super::gemm::{Matrix, Target, gemm};
+use super::gemm::{Matrix, Start, Target, gemm_from};
 use super::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "matmul",
     infer: |ins, attrs| {
-        let [a, b] = ins else { return Err("takes two operands".into()) };
+        let ([a, b] | [a, b, _]) = ins else { return Err("takes two operands, and one to add".into()) };
         let rank = a.rank();
         if rank < 2 || b.rank() != rank || a.shape[..rank - 2] != b.shape[..rank - 2] || !a.is_float() || !b.is_float()
         {
@@ -18,7 +19,11 @@ pub const PRIMITIVE: Primitive = Primitive {
         if inner != d.k {
             return Err(format!("inner extents differ: {} and {inner}", d.k));
         }
-        Ok(vec![Type::f32([&a.shape[..rank - 2], &[d.m, d.n]].concat())])
+        let y = Type::f32([&a.shape[..rank - 2], &[d.m, d.n]].concat());
+        match ins.get(2) {
+            Some(c) if **c != y && **c != Type::f32([d.n]) => Err(format!("{c} cannot be added to {y}")),
+            _ => Ok(vec![y]),
+        }
     },
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
@@ -37,6 +42,10 @@ pub const PRIMITIVE: Primitive = Primitive {
             of(&[64, 96], &[64, 128], true, false),
             of(&[13, 36], &[36, 140], false, false),
             of(&[3, 9, 8], &[3, 8, 12], false, false),
+            Sample::normal(&[&[5, 7], &[7, 3], &[5, 3]]).with(flags(false, false)),
+            Sample::normal(&[&[9, 8], &[12, 8], &[12]]).with(flags(false, true)),
+            Sample::normal(&[&[2, 8, 9], &[2, 8, 12], &[2, 9, 12]]).with(flags(true, false)),
+            Sample::normal(&[&[70, 32], &[32, 136], &[70, 136]]).with(flags(false, false)),
         ]
     },
 };
@@ -68,12 +77,20 @@ pub fn dims(a: &Type, b: &Type, attrs: &Attrs) -> Dims {
 fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
     let (a, b, y) = (c.ins[0].float(), c.ins[1].float(), Shared::new(c.outs[0].float()));
+    let added = c.ins.get(2).map(|x| x.float());
+    let in_place = c.in_place.iter().any(|p| p.0 == 2);
+    let start = |i: usize| match added {
+        None => Start::Zero,
+        Some(_) if in_place => Start::Target,
+        Some(row) if c.types_in[2].rank() == 1 => Start::Row(row),
+        Some(rows) => Start::Rows { data: &rows[i * d.m * d.n..][..d.m * d.n], row: d.n },
+    };
     let product = |i: usize, threads: bool| {
         let a = Matrix::new(&a[i * d.m * d.k..][..d.m * d.k], d.a.0, d.a.1);
         let b = Matrix::new(&b[i * d.k * d.n..][..d.k * d.n], d.b.0, d.b.1);
         let y = Target { data: &y, at: i * d.m * d.n, row: d.n };
         // SAFETY: one task a batch entry.
-        unsafe { gemm([d.m, d.n, d.k], a, b, y, false, threads) };
+        unsafe { gemm_from(start(i), [d.m, d.n, d.k], a, b, y, threads) };
     };
     if d.batch >= rayon::current_num_threads() && d.batch > 1 {
         let grain = parallel::GRAIN * 8 / (d.m * d.n * d.k).max(1);
@@ -84,7 +101,7 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
     }
 }
 
-/// With `Y = A B`: `dA = G Bᵀ`, `dB = Aᵀ G`; each stored as its operand is.
+/// With `Y = A B`: `dA = G Bᵀ`, `dB = Aᵀ G`; each stored as its operand is. What was added has the gradient of the sum.
 fn vjp(c: &mut VjpCall) -> Result<Vec<Option<Value>>, BuildError> {
     let (ta, tb) = (c.node.attrs.flag("trans_a"), c.node.attrs.flag("trans_b"));
     let (a, b, g) = (c.x(0), c.x(1), c.g());
@@ -98,7 +115,11 @@ fn vjp(c: &mut VjpCall) -> Result<Vec<Option<Value>>, BuildError> {
         (true, false) => Some(c.b.matmul(a, g, !ta, false)?),
         (true, true) => Some(c.b.matmul(g, a, true, ta)?),
     };
-    Ok(vec![da, db])
+    let mut all = vec![da, db];
+    if c.node.inputs.len() > 2 {
+        all.push(c.sum_to(2, g)?);
+    }
+    Ok(all)
 }
 
 fn gpu(c: &GpuCall) -> Vec<Dispatch> {

@@ -156,8 +156,8 @@ impl<T> DataMut<'_, T> {
     }
 }
 
-/// One run of a host kernel. Operands are row-major and do not overlap results, but for elementwise primitives' inputs
-/// that `in_place` pairs with the output whose memory they share: those are empty here.
+/// One run of a host kernel. Operands are row-major and do not overlap results, but for inputs (of elementwise primitives, and
+/// what a matmul adds) that `in_place` pairs with the output whose memory they share: those are empty here.
 pub struct CpuCall<'a, T> {
     pub in_place: &'a [(usize, usize)],
     pub attrs: &'a Attrs,

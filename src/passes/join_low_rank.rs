@@ -5,7 +5,6 @@
 
 use super::rewrite::each_node;
 use crate::ir::{BuildError, Graph, Node, Shape, Value};
-use std::collections::HashMap;
 
 /// `B A x`: the input, both factors, and whether each is stored transposed.
 #[derive(Clone, Copy, PartialEq)]
@@ -31,20 +30,12 @@ fn low_rank(g: &Graph, v: Value) -> Option<LowRank> {
     narrow.then_some(LowRank { x, a, b, flags: [flag_a, flag_b] })
 }
 
-/// How often each value is read.
-fn uses(graph: &Graph) -> HashMap<Value, usize> {
-    let mut uses = HashMap::new();
-    let read = graph.nodes.iter().flat_map(|n| n.inputs.iter().copied()).chain(graph.outputs.iter().map(|o| o.value));
-    read.for_each(|v| *uses.entry(v).or_default() += 1);
-    uses
-}
-
 /// What the operands of a sum are sums of; those that nothing else reads are taken apart.
-fn terms(g: &Graph, uses: &HashMap<Value, usize>, v: Value, out: &mut Vec<Value>) {
+fn terms(g: &Graph, uses: &[usize], v: Value, out: &mut Vec<Value>) {
     match g.inputs_of(v, "add") {
         Some(&[x, y]) if g.shape(x) == g.shape(y) => {
             for v in [x, y] {
-                if uses.get(&v) == Some(&1) {
+                if uses[v.index()] == 1 {
                     terms(g, uses, v, out);
                 } else {
                     out.push(v);
@@ -57,7 +48,7 @@ fn terms(g: &Graph, uses: &HashMap<Value, usize>, v: Value, out: &mut Vec<Value>
 
 /// Joins the terms of a sum that are low-rank products of one input.
 pub fn join_low_rank(graph: &Graph) -> Result<Graph, BuildError> {
-    let uses = uses(graph);
+    let uses = graph.uses();
     each_node(graph, |r, node| {
         if node.op != "add" {
             return Ok(false);
@@ -93,13 +84,13 @@ pub fn join_low_rank(graph: &Graph) -> Result<Graph, BuildError> {
 
 /// Moves a scalar factor of a product to its smaller operand.
 pub fn sink_scales(graph: &Graph) -> Result<Graph, BuildError> {
-    let uses = uses(graph);
+    let uses = graph.uses();
     each_node(graph, |r, node| {
         let Some((p, c)) = scaled_product(r.old, node) else { return Ok(false) };
         // Every value from the product to the scale must have no other reader.
         let mut v = p;
         loop {
-            if uses.get(&v) != Some(&1) {
+            if uses[v.index()] != 1 {
                 return Ok(false);
             }
             match r.old.operand(v, "reshape") {

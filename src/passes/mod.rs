@@ -4,6 +4,7 @@ pub mod common_subexpressions;
 pub mod dead_code;
 pub mod differentiate;
 pub mod fold_layout;
+pub mod fuse_addend;
 pub mod fuse_elementwise;
 pub mod join_low_rank;
 pub mod lay_out_by_rows;
@@ -71,7 +72,13 @@ pub static BY_ROWS: &[Pass] = &[
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
 ];
 
-pub static FUSE: &[Pass] = &[Pass { name: "fuse_elementwise", run: |g| Ok(fuse_elementwise::fuse_elementwise(g)) }];
+/// `sink_bias` before `fuse_addend`, so that biases are not left over; elementwise chains take what remains.
+pub static FUSE: &[Pass] = &[
+    Pass { name: "sink_bias", run: fuse_addend::sink_bias },
+    Pass { name: "fuse_addend", run: fuse_addend::fuse_addend },
+    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
+    Pass { name: "fuse_elementwise", run: |g| Ok(fuse_elementwise::fuse_elementwise(g)) },
+];
 
 /// Between the two, for devices that bind less than the largest weight: it takes their limit, so it is no [`Pass`].
 pub fn shard(graph: Graph, limit: usize) -> Result<Graph, PassError> {

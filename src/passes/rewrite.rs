@@ -78,6 +78,14 @@ pub fn each_node(
 
 /// Questions that patterns ask.
 impl Graph {
+    /// For every value, how often nodes and outputs read it.
+    pub fn uses(&self) -> Vec<usize> {
+        let mut uses = vec![0; self.values.len()];
+        let read = self.nodes.iter().flat_map(|n| n.inputs.iter().copied());
+        read.chain(self.outputs.iter().map(|o| o.value)).for_each(|v| uses[v.index()] += 1);
+        uses
+    }
+
     /// The inputs of `v`'s node if that is a `op`.
     pub fn inputs_of(&self, v: Value, op: &str) -> Option<&[Value]> {
         self.producer(v).filter(|n| n.op == op).map(|n| n.inputs.as_slice())

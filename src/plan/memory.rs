@@ -266,10 +266,16 @@ fn reusable(
     y: Value,
     taken: &[(usize, usize)],
 ) -> Option<usize> {
-    if !elementwise(node) {
-        return None;
-    }
-    (0..node.inputs.len()).find(|&k| {
+    // A matmul reads what it adds where it writes; nothing else of what it reads.
+    let adds = node.op == "matmul" && node.inputs.len() == 3 && graph.ty(node.inputs[2]) == graph.ty(y);
+    let candidates = match elementwise(node) {
+        true => 0..node.inputs.len(),
+        false if adds && node.inputs[..2].iter().all(|v| uses.root[v.index()] != uses.root[node.inputs[2].index()]) => {
+            2..3
+        }
+        false => return None,
+    };
+    candidates.into_iter().find(|&k| {
         let x = node.inputs[k];
         let root = uses.root[x.index()];
         let place = &places[x.index()];

@@ -1,0 +1,98 @@
+//! Sums with a product become the product's own third operand, which it starts from: biases, residuals, an adapter's term on
+//! top of its base, and gradients that several products add up to. Where that operand ends there, the sum is in place.
+
+use super::rewrite::{Rewriter, each_node};
+use crate::ir::{BuildError, Graph, Node, Shape, Value};
+
+/// Moves a row that is added to a sum with a product, and to nothing else, to that product: `(x w + t) + b` is `(x w + b) + t`.
+pub fn sink_bias(graph: &Graph) -> Result<Graph, BuildError> {
+    let uses = graph.uses();
+    each_node(graph, |r, node| {
+        let y = node.outputs[0];
+        let found = r.old.either(y, "add").into_iter().find_map(|(sum, bias)| {
+            row_of(r.old, bias, r.old.shape(y))?;
+            let sum = alone(r.old, &uses, sum)?;
+            let (product, other) = r.old.either(sum, "add").into_iter().max_by_key(|&(p, _)| depth(r.old, &uses, p))?;
+            depth(r.old, &uses, product)?;
+            let apart = [product, other].iter().all(|&v| r.old.shape(v) == r.old.shape(sum));
+            (apart && r.old.shape(sum).last() == r.old.shape(y).last()).then_some((sum, product, other, bias))
+        });
+        let Some((sum, product, other, bias)) = found else { return Ok(false) };
+        r.b.set_origin(node.origin.clone());
+        let (product, other, bias) = (r.get(product), r.get(other), row(r, bias)?);
+        let biased = r.b.add(product, bias)?;
+        let all = r.b.add(biased, other)?;
+        debug_assert_eq!(r.b.shape(all), r.old.shape(sum));
+        let all = r.b.reshape(all, r.old.shape(y).clone())?;
+        r.set(y, all);
+        Ok(true)
+    })
+}
+
+/// Gives sums to the products in them. Of two products, the one of fewer terms goes on from the other.
+pub fn fuse_addend(graph: &Graph) -> Result<Graph, BuildError> {
+    let uses = graph.uses();
+    each_node(graph, |r, node| {
+        let y = node.outputs[0];
+        let shape = r.old.shape(y).clone();
+        let terms = r.old.either(y, "add").into_iter();
+        let candidates = terms.filter(|&(p, c)| {
+            let full = r.old.shape(c) == &shape || row_of(r.old, c, &shape).is_some();
+            full && r.old.shape(p) == &shape && r.old.ty(y).is_float()
+        });
+        let best = candidates.filter_map(|(p, c)| Some((depth(r.old, &uses, p)?, p, c))).min_by_key(|t| t.0);
+        let Some((_, product, added)) = best else { return Ok(false) };
+        let root = alone(r.old, &uses, product).expect("it was found so");
+        let matmul = r.old.producer(root).expect("a product").clone();
+        let full = r.old.shape(root).clone();
+        r.b.set_origin(matmul.origin.clone());
+        let (a, b) = (r.get(matmul.inputs[0]), r.get(matmul.inputs[1]));
+        let c = match r.old.shape(added) == &shape {
+            true => {
+                let c = r.get(added);
+                r.b.reshape(c, full)?
+            }
+            false => row(r, added)?,
+        };
+        let sum = r.b.emit("matmul", &[a, b, c], matmul.attrs.clone())?;
+        let sum = r.b.reshape(sum, shape)?;
+        r.set(y, sum);
+        Ok(true)
+    })
+}
+
+/// `v` before the reshapes it went through, if nothing else reads it on the way.
+fn alone(g: &Graph, uses: &[usize], mut v: Value) -> Option<Value> {
+    loop {
+        if uses[v.index()] != 1 {
+            return None;
+        }
+        match g.operand(v, "reshape") {
+            Some(x) => v = x,
+            None => return Some(v),
+        }
+    }
+}
+
+/// The number of terms that a product without an addend sums, if `v` is one that nothing else reads and that keeps its columns.
+fn depth(g: &Graph, uses: &[usize], v: Value) -> Option<usize> {
+    let root = alone(g, uses, v)?;
+    let node: &Node = g.producer(root).filter(|n| n.op == "matmul" && n.inputs.len() == 2)?;
+    let a = g.shape(node.inputs[0]);
+    let k = a[a.len() - if node.attrs.flag("trans_a") { 2 } else { 1 }];
+    (g.shape(root).last() == g.shape(v).last()).then_some(k)
+}
+
+/// The extent of the last axis, if `v` has that one alone, and gives every row of `shape` the same.
+fn row_of(g: &Graph, v: Value, shape: &Shape) -> Option<usize> {
+    let n = *shape.last()?;
+    let own = g.shape(v);
+    (own.last() == Some(&n) && own.elements() == n && g.ty(v).is_float() && shape.elements() > n).then_some(n)
+}
+
+/// A row as a value of one axis.
+fn row(r: &mut Rewriter, v: Value) -> Result<Value, BuildError> {
+    let n = r.old.shape(v).elements();
+    let v = r.get(v);
+    r.b.reshape(v, [n])
+}
