@@ -1,8 +1,11 @@
 //! `(.., M, K) · (.., K, N)` to `(.., M, N)` with equal batch axes; `trans_a` stores the first as `(.., K, M)`, `trans_b` the
-//! second as `(.., N, K)`.
+//! second as `(.., N, K)`. With `halves`, operands are rounded to the nearest half (ties to even; infinite beyond its range)
+//! before they are multiplied, and products added up in the element type.
 
 use super::gemm::{Matrix, Target, gemm};
 use super::prelude::*;
+use super::product;
+use std::borrow::Cow;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "matmul",
@@ -22,7 +25,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     },
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
-    gpu: Gpu::Kernel(gpu),
+    gpu: Gpu::Tuned { kernel: product::dispatches, candidates: product::candidates },
     samples: || {
         let of = |a: &[usize], b: &[usize], ta, tb| Sample::normal(&[a, b]).with(flags(ta, tb));
         vec![
@@ -37,6 +40,8 @@ pub const PRIMITIVE: Primitive = Primitive {
             of(&[64, 96], &[64, 128], true, false),
             of(&[13, 36], &[36, 140], false, false),
             of(&[3, 9, 8], &[3, 8, 12], false, false),
+            of(&[6, 1100], &[1100, 9], false, false),
+            of(&[2, 1024, 12], &[2, 1024, 16], true, false),
         ]
     },
 };
@@ -67,7 +72,13 @@ pub fn dims(a: &Type, b: &Type, attrs: &Attrs) -> Dims {
 
 fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
-    let (a, b, y) = (c.ins[0].float(), c.ins[1].float(), Shared::new(c.outs[0].float()));
+    let halves = c.attrs.flag("halves");
+    let operand = |i: usize| match halves {
+        true => Cow::Owned(rounded(c.ins[i].float())),
+        false => Cow::Borrowed(c.ins[i].float()),
+    };
+    let (a, b) = (operand(0), operand(1));
+    let y = Shared::new(c.outs[0].float());
     let product = |i: usize, threads: bool| {
         let a = Matrix::new(&a[i * d.m * d.k..][..d.m * d.k], d.a.0, d.a.1);
         let b = Matrix::new(&b[i * d.k * d.n..][..d.k * d.n], d.b.0, d.b.1);
@@ -82,6 +93,19 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
         let threads = d.m * d.n * d.k >= 64 * 64 * 64;
         (0..d.batch).for_each(|i| product(i, threads));
     }
+}
+
+/// The nearest half of each element.
+fn rounded<T: Real>(x: &[T]) -> Vec<T> {
+    let mut out = vec![T::zero(); x.len()];
+    let to = Shared::new(&mut out);
+    parallel::ranges(x.len(), parallel::GRAIN, |range| {
+        // SAFETY: one task a range.
+        let to = unsafe { to.part(range.clone()) };
+        let nearest = |v: T| T::of(half::f16::from_f32(Real::to_f64(v) as f32).to_f64());
+        to.iter_mut().zip(&x[range]).for_each(|(y, &v)| *y = nearest(v));
+    });
+    out
 }
 
 /// With `Y = A B`: `dA = G Bᵀ`, `dB = Aᵀ G`; each stored as its operand is.
@@ -99,28 +123,4 @@ fn vjp(c: &mut VjpCall) -> Result<Vec<Option<Value>>, BuildError> {
         (true, true) => Some(c.b.matmul(g, a, true, ta)?),
     };
     Ok(vec![da, db])
-}
-
-fn gpu(c: &GpuCall) -> Vec<Dispatch> {
-    let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
-    let words = |x: usize| x as u32;
-    let mut params = vec![words(d.m), words(d.n), words(d.k), words(d.batch)];
-    params.extend([d.a.0, d.a.1, d.b.0, d.b.1].map(words));
-    let bindings = vec![Binding::Input(0), Binding::Input(1), Binding::Output(0)];
-    let depth = d.batch.min(c.traits.max_workgroups as usize);
-    let by_rows = d.a.1 == 1 && d.b.1 == 1 && d.k.is_multiple_of(4) && d.n.is_multiple_of(4);
-    let (name, source, tile_m, tile_n) = if c.traits.software && by_rows {
-        ("matmul_rows", include_str!("../../shaders/matmul_rows.wgsl"), 8, 128)
-    } else if c.traits.software {
-        ("matmul_direct", include_str!("../../shaders/matmul_direct.wgsl"), 8, 512)
-    } else {
-        ("matmul_tiled", include_str!("../../shaders/matmul_tiled.wgsl"), 64, 64)
-    };
-    vec![Dispatch {
-        shader: Shader { name, source: source.into() },
-        constants: vec![],
-        bindings,
-        params,
-        workgroups: [words(d.n.div_ceil(tile_n)), words(d.m.div_ceil(tile_m)), words(depth)],
-    }]
 }

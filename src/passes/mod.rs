@@ -5,6 +5,7 @@ pub mod dead_code;
 pub mod differentiate;
 pub mod fold_layout;
 pub mod fuse_elementwise;
+pub mod halve_operands;
 pub mod join_low_rank;
 pub mod lay_out_by_rows;
 pub mod recognise_activation;
@@ -70,6 +71,9 @@ pub static BY_ROWS: &[Pass] = &[
     Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
 ];
+
+/// Under mixed precision, after every pass that makes products.
+pub static MIXED: &[Pass] = &[Pass { name: "halve_operands", run: halve_operands::halve_operands }];
 
 pub static FUSE: &[Pass] = &[Pass { name: "fuse_elementwise", run: |g| Ok(fuse_elementwise::fuse_elementwise(g)) }];
 
