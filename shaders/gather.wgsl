@@ -1,5 +1,5 @@
 // output[o, k, i] = input[o, index[k], i]; negative indices count from the end, indices beyond either end are clamped.
-// Elements are four bytes of any type.
+// Elements are four bytes of any type, or halves that become f32: the marked part reads the i-th of them.
 
 struct Params {
     total: u32,
@@ -17,6 +17,12 @@ struct Params {
 @group(0) @binding(2) var<storage, read> index: array<i32>;
 @group(0) @binding(3) var<storage, read_write> output: array<u32>;
 
+//#access
+fn element(i: u32) -> u32 {
+    return input[i];
+}
+//#end
+
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let i = id.x + id.y * params.width;
@@ -32,5 +38,5 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         at = at + n;
     }
     at = clamp(at, 0, n - 1);
-    output[i] = input[(outer * params.n + u32(at)) * params.inner + inner];
+    output[i] = element((outer * params.n + u32(at)) * params.inner + inner);
 }

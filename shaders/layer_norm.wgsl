@@ -23,6 +23,7 @@ struct Params {
 
 var<workgroup> part: array<f32, SIZE>;
 
+//#reductions
 fn total(lane: u32, value: f32) -> f32 {
     part[lane] = value;
     workgroupBarrier();
@@ -36,6 +37,7 @@ fn total(lane: u32, value: f32) -> f32 {
     workgroupBarrier();
     return sum;
 }
+//#end
 
 @compute @workgroup_size(SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

@@ -1,5 +1,6 @@
 // y[b] = a[b] x[b]: (m, k) (k, n) to (m, n), operands read by strides so that either may be stored transposed.
 // Without workgroup memory or barriers, for software adapters: 64 invocations along the columns, 8 rows x 8 columns each.
+// The marked parts are replaced for each way of storing.
 
 struct Params {
     m: u32,
@@ -13,9 +14,25 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
+//#bindings
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 @group(0) @binding(2) var<storage, read> x: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
+//#end
+
+//#access
+fn load_a(i: u32) -> f32 {
+    return a[i];
+}
+
+fn load_x(i: u32) -> f32 {
+    return x[i];
+}
+
+fn put(i: u32, value: f32) {
+    y[i] = value;
+}
+//#end
 
 @compute @workgroup_size(64)
 fn main(
@@ -51,18 +68,20 @@ fn main(
             var a7 = a_base + min(row0 + 7u, last_row) * params.a_row;
             var step = 0u;
             for (var k = 0u; k < params.k; k = k + 1u) {
-                let right = x[x_at];
-                sum0 = sum0 + vec4<f32>(a[a0 + step], a[a1 + step], a[a2 + step], a[a3 + step]) * right;
-                sum1 = sum1 + vec4<f32>(a[a4 + step], a[a5 + step], a[a6 + step], a[a7 + step]) * right;
+                let right = load_x(x_at);
+                let upper = vec4<f32>(load_a(a0 + step), load_a(a1 + step), load_a(a2 + step), load_a(a3 + step));
+                let lower = vec4<f32>(load_a(a4 + step), load_a(a5 + step), load_a(a6 + step), load_a(a7 + step));
+                sum0 = sum0 + upper * right;
+                sum1 = sum1 + lower * right;
                 x_at = x_at + params.x_row;
                 step = step + params.a_col;
             }
             for (var i = 0u; i < 4u; i = i + 1u) {
                 if (row0 + i < params.m) {
-                    y[y_base + (row0 + i) * params.n + col] = sum0[i];
+                    put(y_base + (row0 + i) * params.n + col, sum0[i]);
                 }
                 if (row0 + 4u + i < params.m) {
-                    y[y_base + (row0 + 4u + i) * params.n + col] = sum1[i];
+                    put(y_base + (row0 + 4u + i) * params.n + col, sum1[i]);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! `bench`
 
-use super::common::{DeviceArg, Outcome, Printer, Usage, grouped, stem, table};
+use super::common::{DeviceArg, Outcome, Printer, TypeArgs, Usage, grouped, stem, table};
 use crate::lower::loss::Loss;
 use crate::pipeline::{self, Bench, BenchRequest, Span};
 use anyhow::{Context, Result};
@@ -24,6 +24,8 @@ pub struct Args {
     /// What to train on
     #[arg(long, default_value = "auto", value_name = "LOSS", value_parser = ["auto", "cross-entropy", "mse"])]
     loss: String,
+    #[command(flatten)]
+    types: TypeArgs,
     /// Leave out the optimisations that are not necessary
     #[arg(long)]
     no_fuse: bool,
@@ -39,6 +41,8 @@ pub struct Args {
 struct Result_ {
     model: PathBuf,
     device: String,
+    precision: String,
+    weights: String,
     batch: usize,
     seq: usize,
     #[serde(flatten)]
@@ -54,7 +58,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         }
     }
     let model = pipeline::read(&args.model)?;
-    let mut device = args.device.open()?;
+    let mut device = args.device.open_for(&args.types)?;
     let request = BenchRequest {
         model: &model,
         batch: args.batch,
@@ -66,6 +70,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
             _ => None,
         },
         fuse: !args.no_fuse,
+        mixed: args.types.mixed(),
         profile: args.profile,
     };
     let bench = pipeline::bench(&request, device.as_mut())?;
@@ -75,8 +80,16 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         write_trace(&profile.spans, &path)?;
         trace = Some(path);
     }
-    let result =
-        Result_ { model: args.model.clone(), device: device.name(), batch: args.batch, seq: args.seq, bench, trace };
+    let result = Result_ {
+        model: args.model.clone(),
+        device: device.name(),
+        precision: args.types.precision.clone(),
+        weights: args.types.weights.clone(),
+        batch: args.batch,
+        seq: args.seq,
+        bench,
+        trace,
+    };
     printer.result(&result, || text(&result));
     Ok(Outcome::Done)
 }

@@ -3,7 +3,7 @@
 use crate::device::DeviceError;
 use crate::inject::InjectError;
 use crate::lower::loss::Loss;
-use crate::pipeline::{self, Calibration, DeviceChoice, Error};
+use crate::pipeline::{self, Calibration, DeviceChoice, Error, Numbers};
 use crate::train::data::{self, Dataset};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -102,7 +102,33 @@ impl DeviceArg {
     }
 
     pub fn open(&self) -> anyhow::Result<Box<dyn crate::device::Device>> {
-        Ok(pipeline::open_device(self.choice()?)?)
+        Ok(pipeline::open_device(self.choice()?, Numbers::default())?)
+    }
+
+    /// A device that stores weights as `types` says.
+    pub fn open_for(&self, types: &TypeArgs) -> anyhow::Result<Box<dyn crate::device::Device>> {
+        Ok(pipeline::open_device(self.choice()?, types.numbers())?)
+    }
+}
+
+/// Flags that say in which types a device computes, and keeps weights.
+#[derive(clap::Args, Clone, Debug, Serialize, Deserialize)]
+pub struct TypeArgs {
+    /// Arithmetic: f32, or mixed, where products take operands rounded to f16 and add up in f32
+    #[arg(long, default_value = "f32", value_name = "TYPE", value_parser = ["f32", "mixed"])]
+    pub precision: String,
+    /// Storage of frozen weights on the device; f16 where products and lookups alone read them
+    #[arg(long, default_value = "f32", value_name = "TYPE", value_parser = ["f32", "f16"])]
+    pub weights: String,
+}
+
+impl TypeArgs {
+    pub fn mixed(&self) -> bool {
+        self.precision == "mixed"
+    }
+
+    fn numbers(&self) -> Numbers {
+        Numbers { half_weights: self.weights == "f16", mixed: self.mixed() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `eval`
 
-use super::common::{DataArgs, Outcome, Printer};
+use super::common::{DataArgs, Outcome, Printer, TypeArgs};
 use crate::adapter;
 use crate::pipeline::{self, Error, EvalRequest};
 use anyhow::Result;
@@ -18,6 +18,8 @@ pub struct Args {
     adapter: Option<PathBuf>,
     #[command(flatten)]
     how: DataArgs,
+    #[command(flatten)]
+    types: TypeArgs,
 }
 
 #[derive(Serialize)]
@@ -38,7 +40,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let model = pipeline::read(&args.model)?;
     let adapter = args.adapter.as_deref().map(adapter::read).transpose().map_err(Error::from)?;
     let data = args.how.read(&args.data, printer)?;
-    let mut device = args.how.device.open()?;
+    let mut device = args.how.device.open_for(&args.types)?;
     let request = EvalRequest {
         model: &model,
         adapter: adapter.as_ref(),
@@ -47,6 +49,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         max_length: args.how.max_length,
         loss: args.how.loss(),
         loss_output: args.how.loss_output.as_deref(),
+        mixed: args.types.mixed(),
     };
     let e = pipeline::evaluate(&request, device.as_mut())?;
     let result = Result_ {

@@ -161,8 +161,16 @@ fn evaluate(
     data: &Dataset,
     device: &mut dyn Device,
 ) -> Result<Evaluation> {
-    let request =
-        EvalRequest { model, adapter, data, batch_size: BATCH, max_length: 512, loss: None, loss_output: None };
+    let request = EvalRequest {
+        model,
+        adapter,
+        data,
+        batch_size: BATCH,
+        max_length: 512,
+        loss: None,
+        loss_output: None,
+        mixed: false,
+    };
     Ok(pipeline::evaluate(&request, device)?)
 }
 
@@ -197,6 +205,7 @@ fn settings() -> Settings {
         order: Order { shuffle: true, seed: 0 },
         eval_every: None,
         save_every: None,
+        mixed: false,
     }
 }
 

@@ -1,6 +1,6 @@
 //! `train`
 
-use super::common::{DataArgs, Outcome, Printer, Usage, stem};
+use super::common::{DataArgs, Outcome, Printer, TypeArgs, Usage, stem};
 use super::progress::Progress;
 use crate::optim::{self, Hyper, OPTIMIZERS};
 use crate::pipeline::{self, Error, TrainRequest};
@@ -69,12 +69,9 @@ pub struct Args {
     #[arg(long)]
     #[serde(default, skip_serializing)]
     pub resume: bool,
-    /// Arithmetic of training
-    #[arg(long, default_value = "f32", value_name = "TYPE", value_parser = ["f32"])]
-    pub precision: String,
-    /// Storage of frozen weights on the device
-    #[arg(long, default_value = "f32", value_name = "TYPE", value_parser = ["f32"])]
-    pub weights: String,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub types: TypeArgs,
     /// Leave out fusion, for comparison
     #[arg(long)]
     #[serde(default)]
@@ -136,6 +133,7 @@ impl Args {
             order: Order { shuffle: !self.no_shuffle, seed: self.seed },
             eval_every: self.eval_every,
             save_every: self.save_every,
+            mixed: self.types.mixed(),
         })
     }
 
@@ -155,7 +153,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let model = pipeline::read(&args.model)?;
     let data = args.how.read(&args.data, printer)?;
     let eval = args.eval.as_ref().map(|path| args.how.read(path, printer)).transpose()?;
-    let mut device = args.how.device.open()?;
+    let mut device = args.how.device.open_for(&args.types)?;
     if args.resume && args.output.is_none() {
         return Err(Usage("--resume needs -o RUN_DIR, the run to go on with".into()).into());
     }

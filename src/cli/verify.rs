@@ -137,7 +137,7 @@ fn joined(runs: Vec<Vec<Output>>) -> Vec<Output> {
 
 fn ours(model: &Arc<Model>, batches: &[Inputs]) -> Result<Vec<Output>> {
     let trainee = pipeline::load(model, None)?;
-    let mut device = pipeline::open_device(pipeline::DeviceChoice::Cpu)?;
+    let mut device = pipeline::open_device(pipeline::DeviceChoice::Cpu, pipeline::Numbers::default())?;
     let outputs = pipeline::infer(&trainee, batches, device.as_mut())?;
     let values = |ts: &[Tensor]| -> Vec<f64> {
         ts.iter().flat_map(|t| feeds(&vec![(String::new(), t.clone())])[0].values.clone()).collect()

@@ -1,11 +1,11 @@
 //! The host as a device: primitives' own kernels on all cores, over planned memory.
 
-use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, inputs_of};
+use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, halves, inputs_of};
 use crate::ir::{DType, Def, Leaf, Program, Tensor, Type, Value};
 use crate::ops::host;
 use crate::ops::{CpuCall, Data, DataMut, elementwise};
 use crate::plan::{Limits, Place, Plan, Step};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,6 +14,8 @@ struct Loaded {
     plan: Plan,
     /// For each step, what does not change from run to run.
     steps: Vec<Prepared>,
+    /// Keys of the weights that are rounded to halves in this plan.
+    rounded: BTreeSet<String>,
 }
 
 struct Prepared {
@@ -29,7 +31,9 @@ pub struct Cpu {
     /// Bytes that one weight may have, if limited.
     max_weight: Option<u64>,
     states: HashMap<String, Vec<u32>>,
-    weights: HashMap<String, Tensor>,
+    /// By key, and whether they are rounded to halves.
+    weights: HashMap<(String, bool), Tensor>,
+    half_weights: bool,
     /// Shared by all plans, each as large as the largest of its number.
     arenas: Vec<Vec<u32>>,
     plans: Vec<Loaded>,
@@ -41,6 +45,12 @@ impl Cpu {
     /// `max_weight` limits the bytes of one weight, as devices with small bindings do.
     pub fn new(max_weight: Option<u64>) -> Cpu {
         Cpu { max_weight, ..Cpu::default() }
+    }
+
+    /// Rounds the frozen weights that a GPU would keep as halves, so that both compute with the same numbers. Memory is what it
+    /// is without.
+    pub fn with_half_weights(self) -> Cpu {
+        Cpu { half_weights: true, ..self }
     }
 }
 
@@ -72,9 +82,12 @@ impl Device for Cpu {
     }
 
     fn load(&mut self, plan: Plan) -> Result<PlanId, DeviceError> {
+        let rounded = if self.half_weights { halves::packable(&plan) } else { BTreeSet::new() };
         for info in &plan.graph.values {
             if let Def::Leaf(Leaf::Weight(w)) = &info.def {
-                self.weights.entry(w.key()).or_insert_with(|| w.load());
+                let key = (w.key(), rounded.contains(&w.key()));
+                let load = || if key.1 { halves::round(&w.load()).unwrap_or_else(|| w.load()) } else { w.load() };
+                self.weights.entry(key.clone()).or_insert_with(load);
             }
         }
         for place in plan.places.iter().flatten() {
@@ -110,7 +123,7 @@ impl Device for Cpu {
                 }
             })
             .collect();
-        self.plans.push(Loaded { plan, steps });
+        self.plans.push(Loaded { plan, steps, rounded });
         Ok(PlanId(self.plans.len() - 1))
     }
 
@@ -183,13 +196,13 @@ impl Cpu {
             .collect();
         // What is read only is behind a shared pointer, which nothing below writes through.
         let read_only = |t: &Tensor| Memory { words: t.words().as_ptr().cast_mut(), len: t.elements() };
-        let weights = &self.weights;
+        let weight = |key: &String| &self.weights[&(key.clone(), loaded.rounded.contains(key))];
         let at = |place: &Place, words: usize| -> Memory {
             let (memory, offset) = match place {
                 Place::Arena { arena, offset } => (arenas[*arena], *offset),
                 Place::State { name, offset } => (states[name.as_str()], *offset),
                 Place::Input(name) => (read_only(inputs[name.as_str()]), 0),
-                Place::Weight(name) => (read_only(&weights[name]), 0),
+                Place::Weight(name) => (read_only(weight(name)), 0),
                 Place::Constant(v) => (read_only(plan.graph.constant(*v).expect("a constant")), 0),
             };
             assert!(offset + words <= memory.len, "{place} is within its buffer");

@@ -1,11 +1,14 @@
 //! Devices: a store of named buffers and frozen weights, and plans that run over it.
 
+mod cache;
 mod cpu;
 mod gpu;
+mod halves;
 mod shader;
 
+pub use cache::platform_folder;
 pub use cpu::Cpu;
-pub use gpu::{Gpu, GpuInfo, list as list_gpus};
+pub use gpu::{Gpu, GpuInfo, GpuOptions, list as list_gpus};
 
 use crate::ir::Tensor;
 use crate::plan::{Limits, Plan};

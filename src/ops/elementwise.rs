@@ -7,6 +7,7 @@ use super::layout::{collapse, grid, padded};
 use super::math::Real;
 use super::parallel::{self, Shared};
 use super::primitive::{Binding, CpuCall, Data, DataMut, Dispatch, Element, Gpu, GpuTraits, Shader};
+use super::template;
 use crate::ir::{Arg, Attr, Attrs, DType, Instr, Program, Shape, Type};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -410,9 +411,7 @@ fn source(program: &Program, types_in: &[Type], types_out: &[Type], access: &[Ac
     for (o, k) in program.outputs.iter().enumerate() {
         body += &format!("    o{o}[i] = t{k};\n");
     }
-    let text = replace_marked(TEMPLATE, "strides", &fields);
-    let text = replace_marked(&text, "bindings", &bindings);
-    replace_marked(&text, "body", &body)
+    template::fill(TEMPLATE, &[("strides", &fields), ("bindings", &bindings), ("body", &body)])
 }
 
 fn expression(program: &Program, types_in: &[Type], instr: &Instr) -> String {
@@ -436,15 +435,6 @@ fn expression(program: &Program, types_in: &[Type], instr: &Instr) -> String {
         text = text.replace(&format!("${n}"), &name);
     }
     text
-}
-
-/// Replaces the lines between `//#name` and `//#end` of a template.
-fn replace_marked(template: &str, name: &str, with: &str) -> String {
-    let (open, close) = (format!("//#{name}\n"), "//#end");
-    let start = template.find(&open).unwrap_or_else(|| panic!("the template marks '{name}'")) + open.len();
-    let end = start + template[start..].find(close).unwrap_or_else(|| panic!("the template closes '{name}'"));
-    let end = template[..end].rfind('\n').map_or(end, |i| i + 1).max(start);
-    format!("{}{with}{}", &template[..start], &template[end..])
 }
 
 /// Checks that `program` is sound over inputs of these types: it refers to what is there, holds elementwise primitives

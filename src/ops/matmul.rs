@@ -1,9 +1,12 @@
 //! `(.., M, K) · (.., K, N)` to `(.., M, N)` with equal batch axes; `trans_a` stores the first as `(.., K, M)`, `trans_b` the
 //! second as `(.., N, K)`. A third operand is added to the product: of the result's shape (its memory may become the result's), or
-//! one row `(N)`.
+//! one row `(N)`. With `halves`, the first two are rounded to the nearest half (ties to even; infinite beyond its range) before they
+//! are multiplied, and products added up in the element type.
 
 use super::gemm::{Matrix, Start, Target, gemm_from};
 use super::prelude::*;
+use super::product;
+use std::borrow::Cow;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "matmul",
@@ -27,7 +30,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     },
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
-    gpu: Gpu::Kernel(gpu),
+    gpu: Gpu::Tuned { kernel: product::dispatches, candidates: product::candidates },
     samples: || {
         let of = |a: &[usize], b: &[usize], ta, tb| Sample::normal(&[a, b]).with(flags(ta, tb));
         vec![
@@ -46,6 +49,8 @@ pub const PRIMITIVE: Primitive = Primitive {
             Sample::normal(&[&[9, 8], &[12, 8], &[12]]).with(flags(false, true)),
             Sample::normal(&[&[2, 8, 9], &[2, 8, 12], &[2, 9, 12]]).with(flags(true, false)),
             Sample::normal(&[&[70, 32], &[32, 136], &[70, 136]]).with(flags(false, false)),
+            of(&[6, 1100], &[1100, 9], false, false),
+            of(&[2, 1024, 12], &[2, 1024, 16], true, false),
         ]
     },
 };
@@ -76,7 +81,13 @@ pub fn dims(a: &Type, b: &Type, attrs: &Attrs) -> Dims {
 
 fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
-    let (a, b, y) = (c.ins[0].float(), c.ins[1].float(), Shared::new(c.outs[0].float()));
+    let halves = c.attrs.flag("halves");
+    let operand = |i: usize| match halves {
+        true => Cow::Owned(rounded(c.ins[i].float())),
+        false => Cow::Borrowed(c.ins[i].float()),
+    };
+    let (a, b) = (operand(0), operand(1));
+    let y = Shared::new(c.outs[0].float());
     let added = c.ins.get(2).map(|x| x.float());
     let in_place = c.in_place.iter().any(|p| p.0 == 2);
     let start = |i: usize| match added {
@@ -101,6 +112,19 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
     }
 }
 
+/// The nearest half of each element.
+fn rounded<T: Real>(x: &[T]) -> Vec<T> {
+    let mut out = vec![T::zero(); x.len()];
+    let to = Shared::new(&mut out);
+    parallel::ranges(x.len(), parallel::GRAIN, |range| {
+        // SAFETY: one task a range.
+        let to = unsafe { to.part(range.clone()) };
+        let nearest = |v: T| T::of(half::f16::from_f32(Real::to_f64(v) as f32).to_f64());
+        to.iter_mut().zip(&x[range]).for_each(|(y, &v)| *y = nearest(v));
+    });
+    out
+}
+
 /// With `Y = A B`: `dA = G Bᵀ`, `dB = Aᵀ G`; each stored as its operand is. What was added has the gradient of the sum.
 fn vjp(c: &mut VjpCall) -> Result<Vec<Option<Value>>, BuildError> {
     let (ta, tb) = (c.node.attrs.flag("trans_a"), c.node.attrs.flag("trans_b"));
@@ -120,28 +144,4 @@ fn vjp(c: &mut VjpCall) -> Result<Vec<Option<Value>>, BuildError> {
         all.push(c.sum_to(2, g)?);
     }
     Ok(all)
-}
-
-fn gpu(c: &GpuCall) -> Vec<Dispatch> {
-    let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
-    let words = |x: usize| x as u32;
-    let mut params = vec![words(d.m), words(d.n), words(d.k), words(d.batch)];
-    params.extend([d.a.0, d.a.1, d.b.0, d.b.1].map(words));
-    let bindings = vec![Binding::Input(0), Binding::Input(1), Binding::Output(0)];
-    let depth = d.batch.min(c.traits.max_workgroups as usize);
-    let by_rows = d.a.1 == 1 && d.b.1 == 1 && d.k.is_multiple_of(4) && d.n.is_multiple_of(4);
-    let (name, source, tile_m, tile_n) = if c.traits.software && by_rows {
-        ("matmul_rows", include_str!("../../shaders/matmul_rows.wgsl"), 8, 128)
-    } else if c.traits.software {
-        ("matmul_direct", include_str!("../../shaders/matmul_direct.wgsl"), 8, 512)
-    } else {
-        ("matmul_tiled", include_str!("../../shaders/matmul_tiled.wgsl"), 64, 64)
-    };
-    vec![Dispatch {
-        shader: Shader { name, source: source.into() },
-        constants: vec![],
-        bindings,
-        params,
-        workgroups: [words(d.n.div_ceil(tile_n)), words(d.m.div_ceil(tile_m)), words(depth)],
-    }]
 }

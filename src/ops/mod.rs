@@ -10,6 +10,7 @@ mod broadcast;
 mod cast;
 mod ceil;
 mod concat;
+mod cooperative;
 mod cos;
 mod cross_entropy;
 mod cross_entropy_grad;
@@ -52,6 +53,7 @@ pub mod parallel;
 mod pow;
 mod prelude;
 pub mod primitive;
+mod product;
 mod reciprocal;
 mod reduce;
 mod reduce_max;
@@ -75,6 +77,7 @@ mod softmax_grad;
 mod sqrt;
 mod sub;
 mod tanh;
+mod template;
 mod transpose;
 mod unfold;
 mod unslice;
@@ -83,8 +86,8 @@ mod xor;
 
 pub use host::{RULES, eval, interpret};
 pub use primitive::{
-    Binding, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Fill, Gpu, GpuCall, GpuTraits, Primitive, Sample, Shader,
-    Vjp, VjpCall,
+    Binding, Cooperative, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Fill, Gpu, GpuCall, GpuTraits, Primitive,
+    Sample, Shader, Vjp, VjpCall,
 };
 pub use samples::draw;
 pub use work::{Work, work};
@@ -175,9 +178,23 @@ pub fn dispatches(op: &str, call: &GpuCall) -> Vec<Dispatch> {
             let program = elementwise::program_of(op, call.attrs, call.types_in.len(), &call.types_out[0]);
             vec![elementwise::dispatch(&program, call.types_in, call.types_out, call.traits)]
         }
-        Gpu::Kernel(kernel) => kernel(call),
+        Gpu::Kernel(kernel) | Gpu::Tuned { kernel, .. } => kernel(call),
         Gpu::Alias => vec![],
     }
+}
+
+/// The kernels among which a device may choose for one node by measuring; none where there is one way alone. All of them give
+/// the same bits.
+pub fn candidates(op: &str, call: &GpuCall) -> Vec<&'static str> {
+    match find(op).map(|p| &p.gpu) {
+        Some(Gpu::Tuned { candidates, .. }) => candidates(call),
+        _ => vec![],
+    }
+}
+
+/// Whether a device kernel can read this input as packed halves (see [`GpuCall::packed`]).
+pub fn unpacks(op: &str, input: usize) -> bool {
+    matches!((op, input), ("matmul", 0 | 1) | ("gather", 0))
 }
 
 #[cfg(test)]

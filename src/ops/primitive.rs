@@ -71,6 +71,9 @@ pub enum Gpu {
     Elementwise(fn(&Attrs, &[crate::ir::DType]) -> Cow<'static, str>),
     /// Kernels of its own, run in order.
     Kernel(fn(&GpuCall) -> Vec<Dispatch>),
+    /// Likewise, with several ways to do it: `candidates` names those that suit a call, of which [`GpuCall::variant`] may be
+    /// one. Which is taken must not change a bit of the result.
+    Tuned { kernel: fn(&GpuCall) -> Vec<Dispatch>, candidates: fn(&GpuCall) -> Vec<&'static str> },
     /// The output is the input's memory under another shape.
     Alias,
 }
@@ -184,6 +187,38 @@ pub struct GpuTraits {
     pub software: bool,
     /// The most workgroups along one axis of a dispatch.
     pub max_workgroups: u32,
+    /// The most invocations of one workgroup, and the bytes of memory that they may share.
+    pub max_invocations: u32,
+    pub workgroup_bytes: u32,
+    /// The width of subgroups, where all have one and kernels may use them.
+    pub subgroup: Option<u32>,
+    /// Cooperative matrices of f16 that add up in f32.
+    pub cooperative: Option<Cooperative>,
+}
+
+/// An adapter's cooperative matrices.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cooperative {
+    /// Rows and columns of each.
+    pub size: u32,
+    /// Invocations of the widest subgroup.
+    pub width: u32,
+    /// Whether every subgroup is as wide.
+    pub one_width: bool,
+}
+
+impl GpuTraits {
+    /// The least that adapters of a kind offer.
+    pub fn least(software: bool) -> GpuTraits {
+        GpuTraits {
+            software,
+            max_workgroups: 65535,
+            max_invocations: 256,
+            workgroup_bytes: 16384,
+            subgroup: None,
+            cooperative: None,
+        }
+    }
 }
 
 /// One use of a device kernel.
@@ -192,6 +227,17 @@ pub struct GpuCall<'a> {
     pub types_in: &'a [Type],
     pub types_out: &'a [Type],
     pub traits: GpuTraits,
+    /// Inputs that are stored as halves, two in a word, the first in the lower bits; where it is shorter than the inputs,
+    /// the rest are not.
+    pub packed: &'a [bool],
+    /// One of the kernels that [`Gpu::Tuned`] offers; `None` leaves the choice to a fixed rule.
+    pub variant: Option<&'a str>,
+}
+
+impl GpuCall<'_> {
+    pub fn packs(&self, input: usize) -> bool {
+        self.packed.get(input).copied().unwrap_or(false)
+    }
 }
 
 /// An operand of a dispatch.
@@ -199,6 +245,8 @@ pub struct GpuCall<'a> {
 pub enum Binding {
     Input(usize),
     Output(usize),
+    /// Memory of this many words that lasts from dispatch to dispatch of one node.
+    Scratch(usize),
 }
 
 /// A kernel's source: a file of `shaders/`, or that file with its marked part replaced.

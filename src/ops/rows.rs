@@ -2,6 +2,8 @@
 
 use super::prelude::*;
 use super::reduce::row_workgroup;
+use super::template;
+use std::borrow::Cow;
 
 /// Calls `f` with each row's number and elements, on all cores.
 pub fn each<T: Send>(out: &mut [T], n: usize, f: impl Fn(usize, &mut [T]) + Sync) {
@@ -84,11 +86,24 @@ pub fn dispatch(c: &GpuCall, name: &'static str, source: &'static str, words: &[
     params.resize(8, 0);
     let bindings =
         (0..c.types_in.len()).map(Binding::Input).chain((0..c.types_out.len()).map(Binding::Output)).collect();
+    let size = row_workgroup(n, c.traits);
     vec![Dispatch {
-        shader: Shader { name, source: source.into() },
-        constants: vec![("SIZE", row_workgroup(n, c.traits) as f64)],
+        shader: Shader { name, source: in_subgroups(source, size, c.traits) },
+        constants: vec![("SIZE", size as f64)],
         bindings,
         params,
         workgroups,
     }]
+}
+
+/// The kernel with reductions in subgroups where the adapter has them, in place of trees with a barrier a step.
+fn in_subgroups(source: &'static str, size: usize, traits: GpuTraits) -> Cow<'static, str> {
+    match traits.subgroup.filter(|&width| size.is_multiple_of(width as usize) && source.contains("//#reductions")) {
+        Some(width) => {
+            let reductions = include_str!("../../shaders/subgroup_reductions.wgsl");
+            let reductions = format!("const SUBGROUP: u32 = {width}u;\n{reductions}");
+            template::fill(source, &[("reductions", &reductions)]).into()
+        }
+        None => source.into(),
+    }
 }

@@ -78,20 +78,39 @@ pub fn scalar_input(name: &str) -> String {
     format!("optimizer.{name}")
 }
 
+/// The scalar of [`step`] that undoes a loss scale.
+pub const UNSCALE: &str = "unscale";
+
 /// One optimiser step over all buffers. Gradients are scaled by `min(1, clip / (norm + 1e-6))` if `clip` is positive;
-/// the norm before that is fetched as `grad_norm`.
+/// the norm before that is fetched as `grad_norm`. With `scaled`, gradients are those of a scaled loss: they are multiplied
+/// by the scalar [`UNSCALE`] first, and where their norm is not finite then, nothing changes.
 pub fn step(
     rules: Rules,
     optimizer: &Optimizer,
     hyper: &Hyper,
     clip: f64,
+    scaled: bool,
     flats: &[Flat],
 ) -> Result<Graph, BuildError> {
     let mut b = Builder::new(rules);
     b.set_origin(optimizer.name);
-    let gradients: Vec<Value> = flats.iter().map(|f| b.state(&f.gradients, Type::f32([f.words]))).collect();
+    let mut gradients: Vec<Value> = flats.iter().map(|f| b.state(&f.gradients, Type::f32([f.words]))).collect();
+    if scaled {
+        let unscale = b.input(&scalar_input(UNSCALE), Type::f32([]));
+        for g in &mut gradients {
+            *g = b.mul(*g, unscale)?;
+        }
+    }
     let norm = norm(&mut b, &gradients)?;
     b.output("grad_norm", norm, Sink::Fetch);
+    let counts = match scaled {
+        true => {
+            let (most, nan) = (b.scalar(f32::MAX as f64), b.unary("is_nan", norm)?);
+            let (number, bounded) = (b.unary("not", nan)?, b.binary("less_equal", norm, most)?);
+            Some(b.binary("and", number, bounded)?)
+        }
+        false => None,
+    };
     let coefficient = match clip > 0.0 {
         true => {
             let (tiny, limit, one) = (b.scalar(1e-6), b.scalar(clip), b.scalar(1.0));
@@ -114,8 +133,13 @@ pub fn step(
         };
         let operands = Operands { parameters, gradients, moments: &moments, scalars: &scalars };
         let (new, new_moments) = (optimizer.update)(&mut b, hyper, &operands)?;
-        b.output(flat.parameters.clone(), new, Sink::State(flat.parameters.clone()));
-        for (name, value) in flat.moments.iter().zip(new_moments) {
+        let names = [&flat.parameters].into_iter().chain(&flat.moments);
+        let old = [parameters].into_iter().chain(moments);
+        for ((name, old), new) in names.zip(old).zip([new].into_iter().chain(new_moments)) {
+            let value = match counts {
+                Some(counts) => b.select(counts, new, old)?,
+                None => new,
+            };
             b.output(name.clone(), value, Sink::State(name.clone()));
         }
     }

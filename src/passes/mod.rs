@@ -6,6 +6,7 @@ pub mod differentiate;
 pub mod fold_layout;
 pub mod fuse_addend;
 pub mod fuse_elementwise;
+pub mod halve_operands;
 pub mod join_low_rank;
 pub mod lay_out_by_rows;
 pub mod recognise_activation;
@@ -72,7 +73,11 @@ pub static BY_ROWS: &[Pass] = &[
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
 ];
 
-/// `sink_bias` before `fuse_addend`, so that biases are not left over; elementwise chains take what remains.
+/// Under mixed precision, after every pass that makes products.
+pub static MIXED: &[Pass] = &[Pass { name: "halve_operands", run: halve_operands::halve_operands }];
+
+/// `sink_bias` before `fuse_addend`, so that biases are not left over; elementwise chains take what remains. No pass that
+/// looks into matmuls may come after.
 pub static FUSE: &[Pass] = &[
     Pass { name: "sink_bias", run: fuse_addend::sink_bias },
     Pass { name: "fuse_addend", run: fuse_addend::fuse_addend },

@@ -28,6 +28,8 @@ pub struct BenchRequest<'a> {
     pub steps: usize,
     pub loss: Option<Loss>,
     pub fuse: bool,
+    /// Products of operands rounded to halves, and a loss scale.
+    pub mixed: bool,
     pub profile: bool,
 }
 
@@ -103,6 +105,7 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
         return Err(Error::Model(format!("{} has no adapters to train\n{hint}", model.path().display())));
     }
     trainee.program.fuse = request.fuse;
+    trainee.program.mixed = request.mixed;
     let shapes = compile::shapes_at(&model.inputs(), request.batch, request.seq);
     let data = made_up(model, &shapes, request)?;
     trainee.set_loss(&data, request.batch, usize::MAX, request.loss, None)?;
@@ -141,6 +144,7 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
         order: Order { shuffle: false, seed: 0 },
         eval_every: None,
         save_every: None,
+        mixed: request.mixed,
     };
     let dir = tempfile::tempdir().map_err(|e| Error::Model(format!("no temporary folder: {e}")))?;
     let config = model.metadata(CONFIG_KEY).unwrap_or_default().to_string();

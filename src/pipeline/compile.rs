@@ -54,6 +54,8 @@ pub struct Program {
     pub signals: Vec<Signal>,
     /// Whether optimisations beyond the necessary run.
     pub fuse: bool,
+    /// Whether products take operands rounded to halves.
+    pub mixed: bool,
 }
 
 /// Compiles a program for one device.
@@ -92,6 +94,9 @@ impl Program {
         graph = passes::run(graph, passes::BACKWARD)?;
         if self.fuse && limits.by_rows {
             graph = passes::run(graph, passes::BY_ROWS)?;
+        }
+        if self.mixed {
+            graph = passes::run(graph, passes::MIXED)?;
         }
         Ok(if self.fuse { passes::run(graph, passes::FUSE)? } else { graph })
     }

@@ -1,7 +1,8 @@
 //! Choosing a device.
 
 use super::Error;
-use crate::device::{self, Device};
+use crate::device::{self, Device, GpuOptions};
+use std::path::PathBuf;
 
 /// What `--device` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +71,24 @@ pub fn list_devices() -> Vec<DeviceInfo> {
 /// devices.
 pub const MAX_WEIGHT: &str = "RESLORA_MAX_WEIGHT_MIB";
 
+/// The environment variable that turns races between kernels on or off (1 or 0), whatever the adapter is. They are on for
+/// hardware; a software adapter that races is given the kernels for hardware.
+pub const TUNE: &str = "RESLORA_TUNE";
+
+/// The environment variable that names the folder where devices remember winners and compiled pipelines; empty turns it off.
+pub const CACHE_DIR: &str = "RESLORA_CACHE_DIR";
+
+/// In which types a device keeps and multiplies numbers; f32 by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// Frozen weights that products and lookups alone read are halves.
+    pub half_weights: bool,
+    /// Products of halves are to come, for which the device may have units of their own.
+    pub mixed: bool,
+}
+
 /// Opens a device.
-pub fn open_device(choice: DeviceChoice) -> Result<Box<dyn Device>, Error> {
+pub fn open_device(choice: DeviceChoice, numbers: Numbers) -> Result<Box<dyn Device>, Error> {
     let max_weight = match std::env::var(MAX_WEIGHT) {
         Ok(text) => {
             let mib: u64 =
@@ -79,6 +96,16 @@ pub fn open_device(choice: DeviceChoice) -> Result<Box<dyn Device>, Error> {
             Some(mib << 20)
         }
         Err(_) => None,
+    };
+    let tune = match std::env::var(TUNE).as_deref() {
+        Ok("1") => Some(true),
+        Ok("0") => Some(false),
+        Ok(text) => return Err(Error::Usage(format!("{TUNE}={text} is neither 0 nor 1"))),
+        Err(_) => None,
+    };
+    let cache = match std::env::var_os(CACHE_DIR) {
+        Some(folder) => Some(PathBuf::from(folder)).filter(|f| !f.as_os_str().is_empty()),
+        None => device::platform_folder(),
     };
     let choice = match choice {
         DeviceChoice::Auto => {
@@ -88,7 +115,18 @@ pub fn open_device(choice: DeviceChoice) -> Result<Box<dyn Device>, Error> {
         other => other,
     };
     Ok(match choice {
-        DeviceChoice::Gpu(index) => Box::new(device::Gpu::open(index, max_weight)?),
+        DeviceChoice::Gpu(index) => {
+            let options = GpuOptions {
+                max_weight,
+                tune,
+                cache,
+                half_weights: numbers.half_weights,
+                kernel: None,
+                mixed: numbers.mixed,
+            };
+            Box::new(device::Gpu::open_with(index, &options)?)
+        }
+        _ if numbers.half_weights => Box::new(device::Cpu::new(max_weight).with_half_weights()),
         _ => Box::new(device::Cpu::new(max_weight)),
     })
 }

@@ -19,7 +19,7 @@ mod training;
 
 pub use benching::{Bench, BenchRequest, KernelTime, Profile, Span, bench};
 pub use compile::{LossChoice, ModelCompiler, Program, index_bounds, sample_shapes};
-pub use devices::{DeviceChoice, DeviceInfo, list_devices, open_device};
+pub use devices::{DeviceChoice, DeviceInfo, Numbers, list_devices, open_device};
 pub use doctor::{KERNEL_TOLERANCE, KernelCheck, self_check};
 pub use error::Error;
 pub use inspecting::{Found, Inspection, MemoryNeed, dot, inspect};
@@ -76,7 +76,16 @@ pub fn input_specs(model: &Model) -> Vec<InputSpec> {
 pub fn inferring(model: &Arc<Model>) -> Program {
     let outputs = model.outputs().into_iter().map(|o| o.name).collect();
     let trained = std::collections::BTreeSet::new();
-    Program { model: model.clone(), trained, loss: None, config: None, outputs, signals: vec![], fuse: true }
+    Program {
+        model: model.clone(),
+        trained,
+        loss: None,
+        config: None,
+        outputs,
+        signals: vec![],
+        fuse: true,
+        mixed: false,
+    }
 }
 
 /// Names of a model's values and their shapes at a sample batch.

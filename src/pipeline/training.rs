@@ -65,9 +65,11 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
         }
     }
     let outputs = model.outputs().into_iter().map(|o| o.name).collect();
-    let program = Program { model: model.clone(), trained, loss: None, config, outputs, signals: vec![], fuse: true };
-    let base = model.metadata(BASE_KEY).map(String::from);
-    Ok(Trainee { program, inputs: input_specs(model), parameters, base })
+    let model = model.clone();
+    let program = Program { model, trained, loss: None, config, outputs, signals: vec![], fuse: true, mixed: false };
+    let base = program.model.metadata(BASE_KEY).map(String::from);
+    let inputs = input_specs(&program.model);
+    Ok(Trainee { program, inputs, parameters, base })
 }
 
 /// What to train.
@@ -97,6 +99,7 @@ fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpoint>), Erro
         return Err(Error::Model(format!("{file} has no adapters to train\n{hint}")));
     }
     trainee.program.fuse = request.fuse;
+    trainee.program.mixed = request.settings.mixed;
     let (size, length) = (request.settings.batch_size, request.max_length);
     trainee.set_loss(request.data, size, length, request.loss, request.loss_output)?;
     if let Some(eval) = request.eval {
@@ -132,6 +135,8 @@ pub struct EvalRequest<'a> {
     pub max_length: usize,
     pub loss: Option<Loss>,
     pub loss_output: Option<&'a str>,
+    /// Products of operands rounded to halves.
+    pub mixed: bool,
 }
 
 /// What an evaluation gave.
@@ -148,6 +153,7 @@ pub struct Evaluation {
 /// Evaluates a model, with an adapter if it was injected for one.
 pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evaluation, Error> {
     let mut trainee = load(request.model, request.adapter)?;
+    trainee.program.mixed = request.mixed;
     trainee.set_loss(request.data, request.batch_size, request.max_length, request.loss, request.loss_output)?;
     let totals = trainee
         .session(device, request.max_length, |session| Ok(session.evaluate(request.data, request.batch_size)?))?;

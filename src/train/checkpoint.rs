@@ -1,6 +1,7 @@
 //! `last/`: everything that resuming a run needs.
 
 use super::TrainError;
+use super::scale::LossScale;
 use atomic_write_file::AtomicWriteFile;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,9 @@ pub struct Progress {
     pub best_step: u64,
     /// What must not change between the parts of a run.
     pub identity: BTreeMap<String, String>,
+    /// Of runs in mixed precision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
 }
 
 /// A checkpoint: progress, the device's states, and the statistics of the last steps.

@@ -13,13 +13,21 @@ pub struct StepMetrics {
     /// From 1.
     pub step: u64,
     pub loss: f64,
-    /// The norm of all gradients together, before clipping.
+    /// The norm of all gradients together, before clipping. Not finite (`null` in a file) where mixed precision skipped the step.
+    #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
     pub lr: f64,
     /// Positions that were not padding (examples, where there are no positions).
     pub tokens: usize,
     /// Wall time of the step.
     pub seconds: f64,
+    /// What the loss was multiplied by, under mixed precision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+}
+
+fn null_is_nan<'de, D: serde::Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(d)?.unwrap_or(f64::NAN))
 }
 
 /// One evaluation.
@@ -69,7 +77,9 @@ impl Writer {
 
     pub fn step(&mut self, m: &StepMetrics) -> std::io::Result<()> {
         self.line(m)?;
-        self.scalars(m.step, &[("train/loss", m.loss), ("train/grad_norm", m.grad_norm), ("train/lr", m.lr)])
+        let mut values = vec![("train/loss", m.loss), ("train/grad_norm", m.grad_norm), ("train/lr", m.lr)];
+        values.extend(m.loss_scale.map(|x| ("train/loss_scale", x)));
+        self.scalars(m.step, &values)
     }
 
     pub fn evaluation(&mut self, m: &EvalMetrics) -> std::io::Result<()> {

@@ -5,10 +5,12 @@ pub mod data;
 pub mod metrics;
 mod report;
 mod run;
+mod scale;
 mod schedule;
 mod session;
 
 pub use report::write as write_report;
+pub use scale::LossScale;
 pub use schedule::{SCHEDULES, Schedule};
 pub use session::{CompileError, Compiler, Purpose, Session, Shapes, Totals};
 
@@ -45,6 +47,8 @@ pub struct Settings {
     /// Steps between evaluations; `None` evaluates at the end of each epoch.
     pub eval_every: Option<u64>,
     pub save_every: Option<u64>,
+    /// Products of operands rounded to halves, whose gradients need a loss scale.
+    pub mixed: bool,
 }
 
 /// What is trained: parameters by name with their shapes and first values, and what goes into the adapter's file.

@@ -3,6 +3,7 @@
 use super::checkpoint::{self, Checkpoint, Progress};
 use super::data::Dataset;
 use super::metrics::{EvalMetrics, StepMetrics, Writer};
+use super::scale::LossScale;
 use super::{Observer, Outcome, Purpose, STATISTICS_STEPS, Session, Settings, TrainError, Trained, evaluation};
 use crate::adapter::{self, Adapter, Norms};
 use crate::device::{Fetched, PlanId, Run};
@@ -30,6 +31,8 @@ pub(super) struct RunState<'a, 'b> {
     /// Steps handed to the device, and steps whose results are back.
     pub(super) submitted: u64,
     pub(super) done: u64,
+    /// Under mixed precision. The host then waits for each step, since the next one depends on whether this one counts.
+    scale: Option<LossScale>,
     pending: VecDeque<(u64, f64, usize)>,
     losses: Vec<f64>,
     evaluations: Vec<EvalMetrics>,
@@ -64,11 +67,13 @@ impl<'a, 'b> RunState<'a, 'b> {
             ("shuffle".into(), settings.order.shuffle.to_string()),
             ("seed".into(), settings.order.seed.to_string()),
             ("base".into(), trained.base.clone().unwrap_or_default()),
+            ("precision".into(), if settings.mixed { "mixed" } else { "f32" }.to_string()),
         ]);
         let accumulates = settings.accumulate > 1;
         let flats = reserve(session, settings, accumulates)?;
         let limits = session.device.limits();
-        let graph = optim::step(rules, settings.optimizer, &settings.hyper, settings.clip_norm, &flats)?;
+        let (clip, scaled) = (settings.clip_norm, settings.mixed);
+        let graph = optim::step(rules, settings.optimizer, &settings.hyper, clip, scaled, &flats)?;
         let optimizer_plan = session.load_small(graph, limits)?;
         let accumulate = match accumulates {
             true => {
@@ -83,6 +88,7 @@ impl<'a, 'b> RunState<'a, 'b> {
         };
 
         let done = resume.as_ref().map_or(0, |c| c.progress.step);
+        let scale = resume.as_ref().and_then(|c| c.progress.loss_scale).unwrap_or_default();
         let mut statistics = VecDeque::new();
         let mut best = None;
         if let Some(c) = resume {
@@ -120,6 +126,7 @@ impl<'a, 'b> RunState<'a, 'b> {
             steps_per_epoch,
             submitted: done,
             done,
+            scale: settings.mixed.then_some(scale),
             pending: VecDeque::new(),
             losses: vec![],
             evaluations: vec![],
@@ -154,19 +161,25 @@ impl<'a, 'b> RunState<'a, 'b> {
             .map(|e| self.data.batch(self.session.inputs, e, self.session.max_length))
             .collect::<Result<_, _>>()?;
         let counted: usize = micro.iter().map(|b| b.counted).sum();
+        let scale = self.scale.map_or(1.0, |s| s.scale);
         let statistics = !self.trained.blocks.is_empty() && step + STATISTICS_STEPS >= self.total;
         let mut runs = Vec::new();
         for (k, batch) in micro.iter().enumerate() {
             let plan = self.session.plan(batch, Purpose::Train { statistics })?;
             let seed = draw_seed(self.settings.order.seed, step, k);
-            runs.push(self.session.run(plan, batch, counted.max(1) as f64, seed));
+            runs.push(self.session.run(plan, batch, counted.max(1) as f64 / scale, seed));
             if let Some(plans) = self.accumulate {
                 runs.push(Run { plan: plans[(k > 0) as usize], inputs: vec![] });
             }
         }
         let s = self.settings;
         let lr = s.schedule.rate(s.lr, step, self.total, s.warmup_steps);
-        let scalars = (s.optimizer.scalars)(&s.hyper, lr, step + 1);
+        // Steps that were skipped do not count for the optimiser.
+        let counts = step - self.scale.map_or(0, |s| s.skipped);
+        let mut scalars = (s.optimizer.scalars)(&s.hyper, lr, counts + 1);
+        if self.scale.is_some() {
+            scalars.push((optim::UNSCALE, 1.0 / scale));
+        }
         let inputs = scalars.iter().map(|(n, x)| (optim::scalar_input(n), Tensor::scalar(*x as f32))).collect();
         runs.push(Run { plan: self.optimizer_plan, inputs });
         self.session.device.submit(runs)?;
@@ -177,17 +190,21 @@ impl<'a, 'b> RunState<'a, 'b> {
 
     /// Takes in the results that are back.
     pub(super) fn drain(&mut self, observer: &mut dyn Observer, wait: bool) -> Result<(), TrainError> {
-        for fetched in self.session.device.collect(wait)? {
+        for fetched in self.session.device.collect(wait || self.scale.is_some())? {
             let (step, lr, tokens) = self.pending.pop_front().expect("one submission a step");
             let seconds = self.clock.elapsed().as_secs_f64();
             self.clock = Instant::now();
-            let (loss, grad_norm) = self.take(fetched);
-            let metrics = StepMetrics { step: step + 1, loss, grad_norm, lr, tokens, seconds };
+            let (scaled, grad_norm) = self.take(fetched);
+            let loss_scale = self.scale.map(|s| s.scale);
+            let loss = scaled / loss_scale.unwrap_or(1.0);
+            let metrics = StepMetrics { step: step + 1, loss, grad_norm, lr, tokens, seconds, loss_scale };
             self.writer.step(&metrics).map_err(|error| TrainError::Write { path: self.dir.to_path_buf(), error })?;
             observer.step(&metrics);
             self.losses.push(loss);
             self.done = step + 1;
-            if !loss.is_finite() || !grad_norm.is_finite() {
+            let counts = grad_norm.is_finite();
+            let goes_on = self.scale.as_mut().map_or(counts, |s| s.update(counts));
+            if !loss.is_finite() || !goes_on {
                 return Err(TrainError::NotFinite {
                     step: step + 1,
                     loss: if loss.is_finite() { grad_norm } else { loss },
@@ -281,6 +298,7 @@ impl<'a, 'b> RunState<'a, 'b> {
             best_loss: self.best.as_ref().map(|b| b.0),
             best_step: self.best.as_ref().map_or(0, |b| b.1),
             identity: self.identity.clone(),
+            loss_scale: self.scale,
         };
         let statistics = self.statistics.iter().cloned().collect();
         checkpoint::write(&self.dir.join("last"), &Checkpoint { progress, states, statistics })

@@ -27,6 +27,7 @@ const ONE_USER: &[(&str, &str)] = &[
     ("onnx_protobuf", "onnx"),
     ("petgraph", "onnx"),
     ("wgpu", "device"),
+    ("etcetera", "device"),
     ("tract_onnx", "verify"),
     ("clap", "cli"),
     ("anyhow", "cli"),

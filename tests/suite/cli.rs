@@ -303,6 +303,64 @@ fn resumed_run_ends_bit_for_bit_where_a_whole_one_does() {
     assert!(ran.err.contains("its data was"), "{}", ran.err);
 }
 
+/// Mixed precision goes on bit for bit too, its loss scale included; a gradient that overflows halves the scale and leaves the
+/// adapter as it was.
+#[test]
+fn mixed_precision_scales_the_loss_and_resumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    perceptron().write(&d.join("mlp.onnx"));
+    perceptron_data(&d.join("data.safetensors"), 50, |i| ((i * 7) % 3) as i32);
+    done(d, &["inject", "mlp.onnx", "--rank", "2", "--structure", "lora", "-o", "t.onnx"]);
+    let run = |out: &str, steps: &str, more: &[&str]| {
+        let how = ["train", "t.onnx", "--data", "data.safetensors", "--batch-size", "4", "--lr", "0.05"];
+        let rest =
+            ["--schedule", "constant", "--precision", "mixed", "--device", "cpu", "--max-steps", steps, "-o", out];
+        done(d, &[&how[..], &rest[..], more].concat());
+    };
+    run("whole", "8", &[]);
+    run("parts", "5", &[]);
+    // The first step's gradients overflow, the others' do not.
+    let path = d.join("parts/last/progress.json");
+    let mut progress: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(progress["loss_scale"], serde_json::json!({ "scale": 32768.0, "good": 4, "skipped": 1 }));
+    run("parts", "8", &["--resume"]);
+    let read = |name: &str| std::fs::read(d.join(name)).unwrap();
+    assert!(read("whole/adapter.safetensors") == read("parts/adapter.safetensors"));
+    assert!(read("whole/last/states.safetensors") == read("parts/last/states.safetensors"));
+    assert!(read("whole/last/progress.json") == read("parts/last/progress.json"));
+    let all = metrics(&d.join("whole"));
+    assert_eq!(
+        all.iter().map(|m| m["loss_scale"].as_f64().unwrap()).collect::<Vec<_>>()[..3],
+        [65536.0, 32768.0, 32768.0]
+    );
+    assert_eq!(all.iter().map(|m| m["grad_norm"].is_null()).collect::<Vec<_>>()[..3], [true, false, false]);
+    assert!(all.iter().all(|m| m["loss"].is_number()));
+
+    // A scale at which every gradient overflows: steps are skipped until it is small enough.
+    progress["loss_scale"] = serde_json::json!({ "scale": 2f64.powi(40), "good": 1998, "skipped": 1 });
+    std::fs::write(&path, progress.to_string()).unwrap();
+    let before = read("parts/last/states.safetensors");
+    progress["step"] = 8.into();
+    std::fs::write(&path, progress.to_string()).unwrap();
+    run("parts", "10", &["--resume"]);
+    let all = metrics(&d.join("parts"));
+    let skipped = &all[8..];
+    assert!(skipped.iter().all(|m| m["grad_norm"].is_null() && m["loss"].is_number()), "{skipped:?}");
+    assert_eq!(
+        skipped.iter().map(|m| m["loss_scale"].as_f64().unwrap()).collect::<Vec<_>>(),
+        [2f64.powi(40), 2f64.powi(39)]
+    );
+    assert!(read("parts/last/states.safetensors") == before, "a skipped step changed something");
+    let progress: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(progress["loss_scale"], serde_json::json!({ "scale": 2f64.powi(38), "good": 0, "skipped": 3 }));
+
+    // A run in f32 is another run.
+    let args = ["train", "t.onnx", "--data", "data.safetensors", "--batch-size", "4", "--device", "cpu"];
+    let ran = cli(d, &[&args[..], &["--resume", "-o", "parts"]].concat());
+    assert!(ran.code == 1 && ran.err.contains("its precision was mixed"), "{}", ran.err);
+}
+
 #[test]
 fn run_directory_holds_what_it_should() {
     let dir = tempfile::tempdir().unwrap();

@@ -13,6 +13,7 @@ mod operators;
 mod oracle;
 mod passes;
 mod primitives;
+mod products;
 
 /// Says what was not tested, past the test harness, which keeps what a passing test prints to itself.
 fn loudly(what: &str) {

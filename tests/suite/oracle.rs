@@ -132,6 +132,7 @@ impl Case {
             order: Order { shuffle: false, seed: 0 },
             eval_every: None,
             save_every: None,
+            mixed: false,
         }
     }
 }
@@ -144,7 +145,7 @@ pub fn relative(a: &ArrayD<f32>, b: &ArrayD<f32>) -> f64 {
     difference / norm(&mut b.iter().map(|x| *x as f64)).max(f64::MIN_POSITIVE)
 }
 
-fn train_case(case: &Case, adapter: &str, settings: &Settings, open: Open) -> (Vec<f64>, Adapter) {
+pub fn train_case(case: &Case, adapter: &str, settings: &Settings, open: Open) -> (Vec<f64>, Adapter) {
     let dir = tempfile::tempdir().unwrap();
     let model = case.injected(adapter, &dir.path().join("t.onnx"));
     let options = data::Options { tokenizer: None, max_length: 512 };

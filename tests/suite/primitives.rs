@@ -97,7 +97,7 @@ fn gradients_match_finite_differences() {
 #[test]
 fn shaders_are_valid_wgsl_and_bind_what_they_declare() {
     for software in [false, true] {
-        let traits = GpuTraits { software, max_workgroups: 65535 };
+        let traits = GpuTraits::least(software);
         for p in PRIMITIVES {
             if matches!(p.gpu, Gpu::Alias) {
                 continue;
@@ -106,7 +106,14 @@ fn shaders_are_valid_wgsl_and_bind_what_they_declare() {
                 let types_in: Vec<Type> = sample.inputs.iter().map(|(t, _)| t.clone()).collect();
                 let refs: Vec<&Type> = types_in.iter().collect();
                 let types_out = (p.infer)(&refs, &sample.attrs).unwrap_or_else(|e| panic!("{}: {e}", p.name));
-                let call = GpuCall { attrs: &sample.attrs, types_in: &types_in, types_out: &types_out, traits };
+                let call = GpuCall {
+                    attrs: &sample.attrs,
+                    types_in: &types_in,
+                    types_out: &types_out,
+                    traits,
+                    packed: &[],
+                    variant: None,
+                };
                 for d in ops::dispatches(p.name, &call) {
                     let module = naga::front::wgsl::parse_str(&d.shader.source)
                         .unwrap_or_else(|e| panic!("{}: {}", d.shader.name, e.emit_to_string(&d.shader.source)));

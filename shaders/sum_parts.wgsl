@@ -1,0 +1,30 @@
+// y[i] = sum over p of parts[p * n + i], p in order: what a product whose k was cut into parts ends with. The marked parts are
+// replaced where something is added to it.
+
+struct Params {
+    n: u32,
+    width: u32,
+    count: u32,
+    row: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> parts: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+//#bindings
+//#end
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let i = id.x + id.y * params.width;
+    if (i >= params.n) {
+        return;
+    }
+    var sum = parts[i];
+    for (var p = 1u; p < params.count; p = p + 1u) {
+        sum = sum + parts[p * params.n + i];
+    }
+    //#store
+    y[i] = sum;
+    //#end
+}

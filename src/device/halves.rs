@@ -1,0 +1,68 @@
+//! Frozen weights as halves: which, and their bits. Rounding is to the nearest half, ties to even.
+
+use crate::ir::{DType, Def, Leaf, Tensor};
+use crate::ops;
+use crate::plan::{Place, Plan, Step};
+use half::f16;
+use std::collections::BTreeSet;
+
+/// The weights of a plan that only kernels read which can unpack halves, by key.
+pub fn packable(plan: &Plan) -> BTreeSet<String> {
+    let graph = &plan.graph;
+    let mut all: BTreeSet<String> = BTreeSet::new();
+    for info in &graph.values {
+        if let (Def::Leaf(Leaf::Weight(w)), DType::F32) = (&info.def, info.ty.dtype) {
+            all.insert(w.key());
+        }
+    }
+    let mut keep = |v| {
+        if let Some(Place::Weight(key)) = &plan.places[crate::ir::Value::index(v)] {
+            all.remove(key);
+        }
+    };
+    for step in &plan.steps {
+        match step {
+            Step::Copy { from, .. } => keep(*from),
+            Step::Node { node, .. } => {
+                let node = &graph.nodes[*node];
+                let inputs = node.inputs.iter().enumerate();
+                inputs.filter(|(i, _)| !ops::unpacks(&node.op, *i)).for_each(|(_, &v)| keep(v));
+            }
+        }
+    }
+    plan.fetches.iter().for_each(|f| keep(f.value));
+    all
+}
+
+/// The nearest halves; `None` where an element is not finite as a half, which leaves the whole weight as it is.
+fn nearest(tensor: &Tensor) -> Option<Vec<f16>> {
+    let halves: Vec<f16> = tensor.as_f32()?.iter().map(|&x| f16::from_f32(x)).collect();
+    halves.iter().all(|h| h.is_finite()).then_some(halves)
+}
+
+/// Two halves in a word, the first in the lower bits.
+pub fn pack(tensor: &Tensor) -> Option<Vec<u32>> {
+    let word = |pair: &[f16]| pair[0].to_bits() as u32 | (pair.get(1).map_or(0, |h| h.to_bits()) as u32) << 16;
+    nearest(tensor).map(|halves| halves.chunks(2).map(word).collect())
+}
+
+/// The same values, as f32.
+pub fn round(tensor: &Tensor) -> Option<Tensor> {
+    nearest(tensor).map(|halves| Tensor::f32(tensor.shape().to_vec(), halves.iter().map(|h| h.to_f32()).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{pack, round};
+    use crate::ir::Tensor;
+
+    #[test]
+    fn halves_are_the_nearest_and_what_is_out_of_range_stays() {
+        let x = Tensor::f32([3], vec![1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, -65504.0]);
+        assert_eq!(round(&x).unwrap().as_f32().unwrap(), [1.0, 1.0 + 4.0 / 2048.0, -65504.0]);
+        assert_eq!(pack(&x).unwrap(), [0x3c02_3c00, 0xfbff]);
+        for beyond in [65520.0, f32::INFINITY, f32::NAN] {
+            assert!(pack(&Tensor::f32([2], vec![1.0, beyond])).is_none());
+        }
+    }
+}

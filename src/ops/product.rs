@@ -1,0 +1,447 @@
+//! Device kernels of matmul: which kernel a product gets, and the source of each from its template.
+//!
+//! Every candidate of one product adds up the same terms in the same order, so that a race between them decides on time alone.
+
+use super::cooperative;
+use super::matmul::{Dims, dims};
+use super::prelude::*;
+use super::template;
+
+/// How a workgroup of `shaders/matmul.wgsl` divides its work: `bm` x `bn` results, `bk` steps of k at a time, and `tm` x `tn`
+/// results an invocation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Tile {
+    name: &'static str,
+    bm: usize,
+    bn: usize,
+    bk: usize,
+    tm: usize,
+    tn: usize,
+}
+
+impl Tile {
+    const fn new(name: &'static str, [bm, bn, bk, tm, tn]: [usize; 5]) -> Tile {
+        Tile { name, bm, bn, bk, tm, tn }
+    }
+
+    fn invocations(&self) -> usize {
+        (self.bm / self.tm) * (self.bn / self.tn)
+    }
+
+    /// Vec4s of workgroup memory for each operand.
+    fn staged(&self) -> [usize; 2] {
+        [self.bm, self.bn].map(|side| self.bk * (side / 4 + 1))
+    }
+
+    fn fits(&self, traits: GpuTraits) -> bool {
+        let bytes = 16 * self.staged().iter().sum::<usize>();
+        self.invocations() <= traits.max_invocations as usize && bytes <= traits.workgroup_bytes as usize
+    }
+}
+
+/// Every tile, larger ones first. Those of sixteen rows or columns are for products of low rank.
+static TILES: &[Tile] = &[
+    Tile::new("128x128x16.8x8", [128, 128, 16, 8, 8]),
+    Tile::new("128x128x8.8x8", [128, 128, 8, 8, 8]),
+    Tile::new("128x64x16.8x4", [128, 64, 16, 8, 4]),
+    Tile::new("64x128x16.4x8", [64, 128, 16, 4, 8]),
+    Tile::new("64x64x16.8x4", [64, 64, 16, 8, 4]),
+    Tile::new("64x64x16.4x4", [64, 64, 16, 4, 4]),
+    Tile::new("64x32x32.4x4", [64, 32, 32, 4, 4]),
+    Tile::new("32x64x32.4x4", [32, 64, 32, 4, 4]),
+    Tile::new("32x32x32.4x4", [32, 32, 32, 4, 4]),
+    Tile::new("128x16x16.4x4", [128, 16, 16, 4, 4]),
+    Tile::new("64x16x32.4x4", [64, 16, 32, 4, 4]),
+    Tile::new("16x128x16.4x4", [16, 128, 16, 4, 4]),
+    Tile::new("16x64x32.4x4", [16, 64, 32, 4, 4]),
+];
+
+/// The tiles worth trying: none of which much would lie beyond the edge.
+fn suitable(d: &Dims, traits: GpuTraits) -> impl Iterator<Item = &'static Tile> {
+    let (m, n) = (d.m.max(32).next_power_of_two(), d.n.max(32).next_power_of_two());
+    TILES.iter().filter(move |t| t.fits(traits) && t.bm <= m && t.bn <= n)
+}
+
+/// Workgroups that keep a device busy.
+const BUSY: usize = 96;
+
+fn groups(d: &Dims, [bm, bn]: [usize; 2]) -> usize {
+    d.batch * d.m.div_ceil(bm) * d.n.div_ceil(bn)
+}
+
+/// The tile where nothing was measured: large ones where there is work enough for every core of a device, then small ones.
+fn usual(d: &Dims, traits: GpuTraits) -> &'static Tile {
+    let of = |t: &Tile| groups(d, [t.bm, t.bn]);
+    let best = suitable(d, traits).find(|t| of(t) >= BUSY);
+    let least = || suitable(d, traits).max_by_key(|t| of(t));
+    best.or_else(least).unwrap_or(&TILES[TILES.len() - 1])
+}
+
+/// Into how many parts k is cut, and the steps of each. It depends on the extents alone, since it decides in which order terms
+/// are added: products of few results would leave most of a device idle otherwise.
+fn split(d: &Dims) -> (usize, usize) {
+    const GROUPS: usize = 128;
+    const LEAST_DEPTH: usize = 256;
+    const MOST_WORDS: usize = 1 << 24;
+    let groups = d.batch * d.m.div_ceil(64) * d.n.div_ceil(64);
+    let results = (d.batch * d.m * d.n).max(1);
+    let parts = (GROUPS / groups.max(1)).min(d.k / LEAST_DEPTH).min(MOST_WORDS / results).min(32);
+    if parts < 2 {
+        return (1, d.k.max(1));
+    }
+    // A multiple of every tile's steps.
+    let depth = d.k.div_ceil(parts).next_multiple_of(32);
+    (d.k.div_ceil(depth), depth)
+}
+
+/// The names of the kernels that a call may choose among.
+pub fn candidates(c: &GpuCall) -> Vec<&'static str> {
+    if c.traits.software {
+        return vec![];
+    }
+    let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
+    match cooperative::suitable(c, &d) {
+        tiles if tiles.is_empty() => suitable(&d, c.traits).map(|t| t.name).collect(),
+        tiles => tiles.into_iter().map(|t| t.name).collect(),
+    }
+}
+
+/// The dispatches of a product.
+pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
+    let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
+    if c.traits.software {
+        return vec![without_tiles(c, &d)];
+    }
+    let (parts, depth) = split(&d);
+    let last = Added::of(c);
+    // Parts of a product are added to it when they are summed.
+    let added = if parts > 1 { Added::Nothing } else { last };
+    let in_matrices = cooperative::suitable(c, &d);
+    let (name, source, [bm, bn]) = match (c.traits.cooperative, in_matrices.last()) {
+        // All of them, since this kernel has no loop over what lies beyond the grid.
+        (Some(matrices), Some(least)) if d.batch * parts <= c.traits.max_workgroups as usize => {
+            let named = in_matrices.iter().find(|t| c.variant == Some(t.name));
+            let busy = || in_matrices.iter().find(|t| groups(&d, t.extents(matrices)) >= BUSY);
+            let tile = named.or_else(busy).unwrap_or(least);
+            ("matmul_cooperative", cooperative::source(tile, c, &d, matrices, added), tile.extents(matrices))
+        }
+        _ => {
+            let named = c.variant.and_then(|name| suitable(&d, c.traits).find(|t| t.name == name));
+            let tile = named.unwrap_or_else(|| usual(&d, c.traits));
+            ("matmul", tiled(tile, c, &d, added), [tile.bm, tile.bn])
+        }
+    };
+    let results = d.batch * d.m * d.n;
+    let scratch = Binding::Scratch(parts * results);
+    let words = |x: usize| x as u32;
+    let product = Dispatch {
+        shader: Shader { name, source: with_rounding(source).into() },
+        constants: vec![],
+        bindings: added.bindings(vec![
+            Binding::Input(0),
+            Binding::Input(1),
+            if parts > 1 { scratch } else { Binding::Output(0) },
+        ]),
+        params: [d.m, d.n, d.k, d.batch, parts, depth, 0, 0].map(words).to_vec(),
+        workgroups: [d.n.div_ceil(bn), d.m.div_ceil(bm), (d.batch * parts).min(c.traits.max_workgroups as usize)]
+            .map(words),
+    };
+    if parts == 1 {
+        return vec![product];
+    }
+    let (workgroups, width) = grid(results, 64, c.traits);
+    let sum = Dispatch {
+        shader: Shader { name: "sum_parts", source: sum_source(last).into() },
+        constants: vec![],
+        bindings: last.bindings(vec![scratch, Binding::Output(0)]),
+        params: vec![results as u32, width, parts as u32, words(d.n)],
+        workgroups,
+    };
+    vec![product, sum]
+}
+
+/// How an operand is stored: in vec4s (its innermost extent is divisible by four) or elements, of f32 or packed halves.
+#[derive(Clone, Copy)]
+pub struct Storage {
+    pub vectors: bool,
+    pub halves: bool,
+    /// Whether elements of f32 are rounded to halves when they are read.
+    pub rounds: bool,
+}
+
+impl Storage {
+    fn wgsl(self) -> &'static str {
+        match (self.vectors, self.halves) {
+            (true, false) => "vec4<f32>",
+            (false, false) => "f32",
+            (true, true) => "vec2<u32>",
+            (false, true) => "u32",
+        }
+    }
+
+    pub fn binding(self, at: usize, name: &str, access: &str) -> String {
+        format!("@group(0) @binding({at}) var<storage, {access}> {name}: array<{}>;\n", self.wgsl())
+    }
+
+    /// A function that reads the vec4 or element of this number.
+    fn load_one(self, name: &str) -> String {
+        let ty = if self.vectors { "vec4<f32>" } else { "f32" };
+        let read = match (self.vectors, self.halves) {
+            (_, false) => format!("{name}[i]"),
+            (true, true) => format!("vec4<f32>(unpack2x16float({name}[i].x), unpack2x16float({name}[i].y))"),
+            (false, true) => format!("unpack2x16float({name}[i / 2u])[i % 2u]"),
+        };
+        let read = match (self.rounds, self.vectors) {
+            (false, _) => read,
+            (true, true) => format!("nearest_halves({read})"),
+            (true, false) => format!("nearest_halves(vec4<f32>({read})).x"),
+        };
+        format!("fn load_{name}(i: u32) -> {ty} {{\n    return {read};\n}}\n\n")
+    }
+
+    /// A function that reads four neighbouring elements of `name`, of which `count` are there.
+    pub fn load(self, name: &str) -> String {
+        let read = match (self.vectors, self.halves) {
+            (true, false) => format!("    let four = {name}[i / 4u];\n"),
+            (true, true) => format!(
+                "    let pair = {name}[i / 4u];\n    let four = vec4<f32>(unpack2x16float(pair.x), unpack2x16float(pair.y));\n"
+            ),
+            (false, halves) => {
+                let element = |o: usize| match halves {
+                    false => format!("{name}[i + {o}u]"),
+                    true => format!("unpack2x16float({name}[(i + {o}u) / 2u])[(i + {o}u) % 2u]"),
+                };
+                let guarded = |o: usize| {
+                    let field = ["x", "y", "z", "w"][o];
+                    format!("    if (count > {o}u) {{\n        four.{field} = {};\n    }}\n", element(o))
+                };
+                let fields: String = (0..4).map(guarded).collect();
+                format!("    var four = vec4<f32>(0.0);\n{fields}")
+            }
+        };
+        let four = if self.rounds { "nearest_halves(four)" } else { "four" };
+        format!(
+            "fn load_{name}(i: u32, count: u32) -> vec4<f32> {{\n    if (count == 0u) {{\n        return vec4<f32>(0.0);\n    \
+             }}\n{read}    return {four};\n}}\n\n"
+        )
+    }
+}
+
+/// What a call adds to its product.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Added {
+    Nothing,
+    /// One row for all.
+    Row,
+    /// A matrix of the result's extents.
+    Rows,
+}
+
+impl Added {
+    pub fn of(c: &GpuCall) -> Added {
+        match c.types_in.get(2) {
+            None => Added::Nothing,
+            Some(t) if t.rank() == 1 => Added::Row,
+            Some(_) => Added::Rows,
+        }
+    }
+
+    /// The binding of what is added, stored as the result is.
+    pub fn binding(self, y: Storage, at: usize) -> String {
+        if self == Added::Nothing { String::new() } else { y.binding(at, "c", "read") }
+    }
+
+    /// What is added to the element (or vec4) of the result that stands at `i`, as the end of an expression.
+    pub fn plus(self, i: &str, n: &str) -> String {
+        match self {
+            Added::Nothing => String::new(),
+            Added::Row => format!(" + c[({i}) % {n}]"),
+            Added::Rows => format!(" + c[{i}]"),
+        }
+    }
+
+    /// Operands of a kernel that ends in the call's result.
+    fn bindings(self, mut operands: Vec<Binding>) -> Vec<Binding> {
+        if self != Added::Nothing {
+            operands.push(Binding::Input(2));
+        }
+        operands
+    }
+}
+
+/// The operands' storage, and the result's.
+pub fn storage(c: &GpuCall, d: &Dims) -> [Storage; 3] {
+    let by_four = |x: usize| x.is_multiple_of(4);
+    let a = if d.a.1 == 1 { d.k } else { d.m };
+    let x = if d.b.1 == 1 { d.n } else { d.k };
+    let rounds = |i: usize| c.attrs.flag("halves") && !c.packs(i);
+    [
+        Storage { vectors: by_four(a), halves: c.packs(0), rounds: rounds(0) },
+        Storage { vectors: by_four(x), halves: c.packs(1), rounds: rounds(1) },
+        Storage { vectors: by_four(d.n), halves: false, rounds: false },
+    ]
+}
+
+fn sum_source(added: Added) -> String {
+    let y = Storage { vectors: false, halves: false, rounds: false };
+    let store = format!("    y[i] = sum{};\n", added.plus("i", "params.row"));
+    let parts = [("bindings", added.binding(y, 3)), ("store", store)];
+    let parts = parts.each_ref().map(|(name, text)| (*name, text.as_str()));
+    template::fill(include_str!("../../shaders/sum_parts.wgsl"), &parts)
+}
+
+fn tiled(t: &Tile, c: &GpuCall, d: &Dims, added: Added) -> String {
+    let [a, x, y] = storage(c, d);
+    let [a_staged, x_staged] = t.staged();
+    let (turned_a, turned_x) = (c.attrs.flag("trans_a"), c.attrs.flag("trans_b"));
+    let tile = format!(
+        "const BM: u32 = {}u;\nconst BN: u32 = {}u;\nconst BK: u32 = {}u;\nconst TM: u32 = {}u;\nconst TN: u32 = {}u;\n\
+         const A_TRANSPOSED: bool = {turned_a};\nconst X_TRANSPOSED: bool = {turned_x};\n\
+         var<workgroup> a_tile: array<vec4<f32>, {a_staged}>;\nvar<workgroup> x_tile: array<vec4<f32>, {x_staged}>;\n",
+        t.bm, t.bn, t.bk, t.tm, t.tn
+    );
+    let bindings = bindings([a, x, y], added);
+    let store = match y.vectors {
+        true => {
+            let plus = added.plus("i / 4u", "(params.n / 4u)");
+            format!("    if (count > 0u) {{\n        y[i / 4u] = value{plus};\n    }}\n")
+        }
+        false => {
+            let one = |o: usize| {
+                let plus = added.plus(&format!("i + {o}u"), "params.n");
+                format!("    if (count > {o}u) {{\n        y[i + {o}u] = value[{o}]{plus};\n    }}\n")
+            };
+            (0..4).map(one).collect()
+        }
+    };
+    let store = format!("fn store(i: u32, count: u32, value: vec4<f32>) {{\n{store}}}\n");
+    let access = [a.load("a"), x.load("x"), store].concat();
+
+    let (columns, strips) = (t.tn / 4, t.tm / 4);
+    let each = |f: &mut dyn FnMut(usize, usize)| (0..t.tm).for_each(|r| (0..columns).for_each(|j| f(r, j)));
+    let mut accumulators = String::new();
+    each(&mut |r, j| accumulators += &format!("        var c{r}_{j} = vec4<f32>(0.0);\n"));
+    let mut multiply = String::new();
+    for j in 0..columns {
+        multiply += &format!("                let x{j} = x_tile[d * X_STEP + tx + {j}u * TX];\n");
+    }
+    for s in 0..strips {
+        multiply += &format!("                let a{s} = a_tile[d * A_STEP + ty + {s}u * TY];\n");
+    }
+    each(&mut |r, j| {
+        let (s, field) = (r / 4, ["x", "y", "z", "w"][r % 4]);
+        multiply += &format!("                c{r}_{j} = fma(vec4<f32>(a{s}.{field}), x{j}, c{r}_{j});\n");
+    });
+    let mut stores = String::new();
+    each(&mut |r, j| {
+        let row = format!("row0 + (ty + {}u * TY) * 4u + {}u", r / 4, r % 4);
+        let col = format!("col0 + (tx + {j}u * TX) * 4u");
+        stores += &format!("        put(y_base, {row}, {col}, c{r}_{j});\n");
+    });
+    let parts = [
+        ("tile", tile.as_str()),
+        ("bindings", &bindings),
+        ("access", &access),
+        ("accumulators", &accumulators),
+        ("multiply", &multiply),
+        ("stores", &stores),
+    ];
+    template::fill(include_str!("../../shaders/matmul.wgsl"), &parts)
+}
+
+/// Declarations of the operands, the result, and what is added.
+pub fn bindings([a, x, y]: [Storage; 3], added: Added) -> String {
+    let own = [a.binding(1, "a", "read"), x.binding(2, "x", "read"), y.binding(3, "y", "read_write")].concat();
+    own + &added.binding(y, 4)
+}
+
+/// A kernel together with the function that rounds, if it calls it.
+fn with_rounding(source: String) -> String {
+    match source.contains("nearest_halves(") {
+        true => source + include_str!("../../shaders/nearest_halves.wgsl"),
+        false => source,
+    }
+}
+
+/// How `shaders/matmul_rows.wgsl` divides its work: `lanes` invocations along the columns and the rows, `rows` rows and
+/// `columns` vec4s each.
+#[derive(Clone, Copy)]
+struct Rows {
+    lanes: [usize; 2],
+    rows: usize,
+    columns: usize,
+}
+
+/// The kernels for software adapters.
+fn without_tiles(c: &GpuCall, d: &Dims) -> Dispatch {
+    let words = |x: usize| x as u32;
+    let mut params = vec![words(d.m), words(d.n), words(d.k), words(d.batch)];
+    params.extend([d.a.0, d.a.1, d.b.0, d.b.1].map(words));
+    let depth = d.batch.min(c.traits.max_workgroups as usize);
+    let [a, x, y] = storage(c, d);
+    let by_rows = d.a.1 == 1 && d.b.1 == 1 && a.vectors && x.vectors;
+    let added = Added::of(c);
+    let (name, source, tile_m, tile_n) = if by_rows {
+        let t = Rows { lanes: [16, 1], rows: 8, columns: 2 };
+        ("matmul_rows", by_rows_source(t, [a, x, y], added), t.rows * t.lanes[1], 4 * t.columns * t.lanes[0])
+    } else {
+        let [a, x, y] = [a, x, y].map(|s| Storage { vectors: false, ..s });
+        let bindings = bindings([a, x, y], added);
+        let put = format!("fn put(i: u32, value: f32) {{\n    y[i] = value{};\n}}\n", added.plus("i", "params.n"));
+        let access = [a.load_one("a"), x.load_one("x"), put].concat();
+        let parts = [("bindings", bindings.as_str()), ("access", &access)];
+        ("matmul_direct", template::fill(include_str!("../../shaders/matmul_direct.wgsl"), &parts), 8, 512)
+    };
+    Dispatch {
+        shader: Shader { name, source: with_rounding(source).into() },
+        constants: vec![],
+        bindings: added.bindings(vec![Binding::Input(0), Binding::Input(1), Binding::Output(0)]),
+        params,
+        workgroups: [words(d.n.div_ceil(tile_n)), words(d.m.div_ceil(tile_m)), words(depth)],
+    }
+}
+
+fn by_rows_source(t: Rows, [a, x, y]: [Storage; 3], added: Added) -> String {
+    let [lx, ly] = t.lanes;
+    let tile = format!(
+        "const LX: u32 = {lx}u;\nconst LY: u32 = {ly}u;\nconst ROWS: u32 = {}u;\nconst COLUMNS: u32 = {}u;\n",
+        t.rows, t.columns
+    );
+    let bindings = bindings([a, x, y], added);
+    let access = [a.load_one("a"), x.load_one("x")].concat();
+    let (mut accumulators, mut multiply, mut stores) = (String::new(), String::new(), String::new());
+    for j in 0..t.columns {
+        accumulators += &format!("        let at{j} = min(col0 + {j}u * LX, n4 - 1u);\n");
+    }
+    for r in 0..t.rows {
+        accumulators += &format!("        let a{r} = a_base + min(row0 + {r}u, last) * k4;\n");
+        multiply += &format!("            let v{r} = load_a(a{r} + k);\n");
+        for j in 0..t.columns {
+            accumulators += &format!("        var c{r}_{j} = vec4<f32>(0.0);\n");
+            let at = format!("y_base + (row0 + {r}u) * n4 + col0 + {j}u * LX");
+            let plus = added.plus(&at, "n4");
+            stores += &format!(
+                "        if (row0 + {r}u < params.m && col0 + {j}u * LX < n4) {{\n            y[{at}] = c{r}_{j}{plus};\n        }}\n"
+            );
+        }
+    }
+    for (step, field) in ["x", "y", "z", "w"].iter().enumerate() {
+        for j in 0..t.columns {
+            multiply += &format!("            let x{step}_{j} = load_x(at + {step}u * n4 + at{j});\n");
+        }
+        for r in 0..t.rows {
+            for j in 0..t.columns {
+                multiply += &format!("            c{r}_{j} = c{r}_{j} + v{r}.{field} * x{step}_{j};\n");
+            }
+        }
+    }
+    let parts = [
+        ("tile", tile.as_str()),
+        ("bindings", &bindings),
+        ("access", &access),
+        ("accumulators", &accumulators),
+        ("multiply", &multiply),
+        ("stores", &stores),
+    ];
+    template::fill(include_str!("../../shaders/matmul_rows.wgsl"), &parts)
+}
