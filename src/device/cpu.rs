@@ -1,7 +1,7 @@
 //! The host as a device: primitives' own kernels on all cores, over planned memory.
 
 use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, inputs_of};
-use crate::ir::{DType, Def, Leaf, Program, Tensor, Type, Value};
+use crate::ir::{DType, Def, Leaf, Program, Tensor, Type, Value, Words};
 use crate::ops::host;
 use crate::ops::{CpuCall, Data, DataMut, elementwise};
 use crate::plan::{Limits, Place, Plan, Step};
@@ -29,7 +29,7 @@ pub struct Cpu {
     /// Bytes that one weight may have, if limited.
     max_weight: Option<u64>,
     states: HashMap<String, Vec<u32>>,
-    weights: HashMap<String, Tensor>,
+    weights: HashMap<String, Arc<dyn Words>>,
     /// Shared by all plans, each as large as the largest of its number.
     arenas: Vec<Vec<u32>>,
     plans: Vec<Loaded>,
@@ -51,7 +51,13 @@ impl Device for Cpu {
 
     fn limits(&self) -> Limits {
         let weight_words = self.max_weight.map_or(usize::MAX / 8, |b| b as usize / 4);
-        Limits { value_words: usize::MAX / 8, weight_words, arena_words: usize::MAX / 8, by_rows: false }
+        Limits {
+            value_words: usize::MAX / 8,
+            weight_words,
+            arena_words: usize::MAX / 8,
+            by_rows: false,
+            busy_rows: 128,
+        }
     }
 
     fn reserve(&mut self, state: &str, words: usize) -> Result<(), DeviceError> {
@@ -74,7 +80,9 @@ impl Device for Cpu {
     fn load(&mut self, plan: Plan) -> Result<PlanId, DeviceError> {
         for info in &plan.graph.values {
             if let Def::Leaf(Leaf::Weight(w)) = &info.def {
-                self.weights.entry(w.key()).or_insert_with(|| w.load());
+                // Where the file holds the words as they are wanted, its pages serve in place of a copy.
+                let words = || w.held().cloned().unwrap_or_else(|| Arc::new(w.load()));
+                self.weights.entry(w.key()).or_insert_with(words);
             }
         }
         for place in plan.places.iter().flatten() {
@@ -145,7 +153,7 @@ impl Device for Cpu {
 
     fn memory(&self) -> usize {
         let states: usize = self.states.values().map(Vec::len).sum();
-        let weights: usize = self.weights.values().map(Tensor::elements).sum();
+        let weights: usize = self.weights.values().map(|w| w.words().len()).sum();
         let arenas: usize = self.arenas.iter().map(Vec::len).sum();
         4 * (states + weights + arenas)
     }
@@ -182,15 +190,16 @@ impl Cpu {
             .map(|(name, s)| (name.as_str(), Memory { words: s.as_mut_ptr(), len: s.len() }))
             .collect();
         // What is read only is behind a shared pointer, which nothing below writes through.
-        let read_only = |t: &Tensor| Memory { words: t.words().as_ptr().cast_mut(), len: t.elements() };
-        let weights = &self.weights;
+        let read_only = |words: &[u32]| Memory { words: words.as_ptr().cast_mut(), len: words.len() };
+        let weights: HashMap<&str, Memory> =
+            self.weights.iter().map(|(name, w)| (name.as_str(), read_only(w.words()))).collect();
         let at = |place: &Place, words: usize| -> Memory {
             let (memory, offset) = match place {
                 Place::Arena { arena, offset } => (arenas[*arena], *offset),
                 Place::State { name, offset } => (states[name.as_str()], *offset),
-                Place::Input(name) => (read_only(inputs[name.as_str()]), 0),
-                Place::Weight(name) => (read_only(&weights[name]), 0),
-                Place::Constant(v) => (read_only(plan.graph.constant(*v).expect("a constant")), 0),
+                Place::Input(name) => (read_only(inputs[name.as_str()].words()), 0),
+                Place::Weight(name) => (weights[name.as_str()], 0),
+                Place::Constant(v) => (read_only(plan.graph.constant(*v).expect("a constant").words()), 0),
             };
             assert!(offset + words <= memory.len, "{place} is within its buffer");
             // SAFETY: in bounds by the assertion.

@@ -34,14 +34,7 @@ pub struct Target<'s, 'a, T> {
 ///
 /// # Safety
 /// No other task may use the target's elements meanwhile.
-pub unsafe fn gemm<T: Real>(
-    [m, n, k]: [usize; 3],
-    a: Matrix<T>,
-    b: Matrix<T>,
-    y: Target<T>,
-    add: bool,
-    threads: bool,
-) {
+pub unsafe fn gemm<T: Real>([m, n, k]: [usize; 3], a: Matrix<T>, b: Matrix<T>, y: Target<T>, add: bool, threads: bool) {
     if m * n == 0 {
         return;
     }

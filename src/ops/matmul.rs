@@ -103,24 +103,28 @@ fn vjp(c: &mut VjpCall) -> Result<Vec<Option<Value>>, BuildError> {
 
 fn gpu(c: &GpuCall) -> Vec<Dispatch> {
     let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
+    vec![dispatch(d, [Binding::Input(0), Binding::Input(1), Binding::Output(0)], c.traits)]
+}
+
+/// The dispatch of one product; `bindings` are its two operands and its result.
+pub fn dispatch(d: Dims, bindings: [Binding; 3], traits: GpuTraits) -> Dispatch {
     let words = |x: usize| x as u32;
     let mut params = vec![words(d.m), words(d.n), words(d.k), words(d.batch)];
     params.extend([d.a.0, d.a.1, d.b.0, d.b.1].map(words));
-    let bindings = vec![Binding::Input(0), Binding::Input(1), Binding::Output(0)];
-    let depth = d.batch.min(c.traits.max_workgroups as usize);
+    let depth = d.batch.min(traits.max_workgroups as usize);
     let by_rows = d.a.1 == 1 && d.b.1 == 1 && d.k.is_multiple_of(4) && d.n.is_multiple_of(4);
-    let (name, source, tile_m, tile_n) = if c.traits.software && by_rows {
+    let (name, source, tile_m, tile_n) = if traits.software && by_rows {
         ("matmul_rows", include_str!("../../shaders/matmul_rows.wgsl"), 8, 128)
-    } else if c.traits.software {
+    } else if traits.software {
         ("matmul_direct", include_str!("../../shaders/matmul_direct.wgsl"), 8, 512)
     } else {
         ("matmul_tiled", include_str!("../../shaders/matmul_tiled.wgsl"), 64, 64)
     };
-    vec![Dispatch {
+    Dispatch {
         shader: Shader { name, source: source.into() },
         constants: vec![],
-        bindings,
+        bindings: bindings.to_vec(),
         params,
         workgroups: [words(d.n.div_ceil(tile_n)), words(d.m.div_ceil(tile_m)), words(depth)],
-    }]
+    }
 }

@@ -3,7 +3,7 @@
 //! `B₁ A₁ x + B₂ A₂ x` is `[B₁ B₂] [A₁; A₂] x`: two products where there were four and a sum, which is how block-shortcut's terms
 //! come to cost what one term of their joint rank does. And `s (B t)` is `B (s t)`, where t is the smaller.
 
-use super::rewrite::each_node;
+use super::rewrite::{each_node, uses};
 use crate::ir::{BuildError, Graph, Node, Shape, Value};
 use std::collections::HashMap;
 
@@ -29,14 +29,6 @@ fn low_rank(g: &Graph, v: Value) -> Option<LowRank> {
     let rank = g.shape(a)[if flag_a { 0 } else { 1 }];
     let narrow = 2 * rank <= g.shape(x)[1];
     narrow.then_some(LowRank { x, a, b, flags: [flag_a, flag_b] })
-}
-
-/// How often each value is read.
-fn uses(graph: &Graph) -> HashMap<Value, usize> {
-    let mut uses = HashMap::new();
-    let read = graph.nodes.iter().flat_map(|n| n.inputs.iter().copied()).chain(graph.outputs.iter().map(|o| o.value));
-    read.for_each(|v| *uses.entry(v).or_default() += 1);
-    uses
 }
 
 /// What the operands of a sum are sums of; those that nothing else reads are taken apart.

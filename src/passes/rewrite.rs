@@ -2,6 +2,7 @@
 
 use crate::ir::{Attrs, BuildError, Builder, Def, Graph, Node, Output, Type, Value};
 use crate::ops::RULES;
+use std::collections::HashMap;
 
 /// A copy in the making. Values of the old graph map to values of the new one.
 pub struct Rewriter<'a> {
@@ -74,6 +75,14 @@ pub fn each_node(
         }
     }
     Ok(r.finish())
+}
+
+/// How often each value is read.
+pub fn uses(graph: &Graph) -> HashMap<Value, usize> {
+    let mut uses = HashMap::new();
+    let read = graph.nodes.iter().flat_map(|n| n.inputs.iter().copied()).chain(graph.outputs.iter().map(|o| o.value));
+    read.for_each(|v| *uses.entry(v).or_default() += 1);
+    uses
 }
 
 /// Questions that patterns ask.
