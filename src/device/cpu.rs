@@ -56,7 +56,7 @@ impl Device for Cpu {
             weight_words,
             arena_words: usize::MAX / 8,
             by_rows: false,
-            busy_rows: 128,
+            busy_rows: 256,
         }
     }
 

@@ -160,8 +160,7 @@ fn vjp(c: &mut VjpCall) -> Result<Vec<Option<Value>>, BuildError> {
 fn samples() -> Vec<Sample> {
     let of = |r: usize, d: usize, weights: &[[usize; 2]], bias: Option<usize>, flags: &[&str], rows: i64| {
         let v = if flags.contains(&"trans") { 0 } else { 1 };
-        let count = if flags.contains(&"both") { weights.len() / 2 } else { weights.len() };
-        let columns = weights[..count].iter().map(|w| w[v]).sum();
+        let columns = weights.iter().map(|w| w[v]).sum();
         let mut inputs = vec![(Type::f32([r, d]), Fill::Normal), (Type::i32([r]), Fill::Label(columns))];
         inputs.extend(weights.iter().map(|w| (Type::f32(*w), Fill::Frozen)));
         inputs.extend(bias.map(|n| (Type::f32([n]), Fill::Frozen)));
@@ -174,7 +173,6 @@ fn samples() -> Vec<Sample> {
         of(5, 4, &[[4, 19]], Some(19), &["bias"], 8),
         of(70, 12, &[[40, 12], [29, 12], [3, 12]], Some(72), &["trans", "bias"], 16),
         of(20, 8, &[[8, 12], [8, 8]], None, &[], 6),
-        of(20, 8, &[[8, 12], [8, 8], [12, 8], [8, 8]], Some(20), &["both", "bias"], 6),
     ]
 }
 

@@ -279,18 +279,21 @@ fn differentiation_stops_at_what_is_frozen() {
     insta::assert_snapshot!(done);
 }
 
-/// A loss over a language model's head: `lines` compute `logits` from the rows `%0: f32[6,4]` and the weight `%2: f32[12,4]`.
-fn with_head(weight: &str, lines: &str, logits: &str) -> Graph {
+/// A loss over a language model's head: `lines` compute the logits, their last value, from the rows `%0: f32[6,4]` and the weight
+/// `%2: f32[12,4]`.
+fn with_head(weight: &str, lines: &str) -> Graph {
+    let logits = 2 + lines.lines().count();
+    let [loss, lse, wide, sum, flat] = [1, 2, 3, 4, 5].map(|i| logits + i);
     parsed(&format!(
         r#"%0: f32[6,4] = parameter "x"
            %1: i32[6] = constant [0, 8, -1, 3, -1, 5]
            %2: f32[12,4] = {weight} "w"
            {lines}
-           %20: f32[6], %21: f32[6] = cross_entropy({logits}, %1)
-           %22: f32[1,6,1] = reshape(%20) {{shape=[1,6,1]}}
-           %23: f32[1,1] = reduce_sum(%22)
-           %24: f32[] = reshape(%23) {{shape=[]}}
-           return "loss" = %24"#
+           %{loss}: f32[6], %{lse}: f32[6] = cross_entropy(%{logits}, %1)
+           %{wide}: f32[1,6,1] = reshape(%{loss}) {{shape=[1,6,1]}}
+           %{sum}: f32[1,1] = reduce_sum(%{wide})
+           %{flat}: f32[] = reshape(%{sum}) {{shape=[]}}
+           return "loss" = %{flat}"#
     ))
 }
 
@@ -306,14 +309,14 @@ fn a_projection_and_its_loss_are_one_operation() {
            %6: f32[2,3,12] = add(%5, %4)
            %7: f32[6,12] = reshape(%6) {{shape=[6,12]}}"#
     );
-    let parts = r#"%4: f32[8,4] = input "v"
-           %5: f32[6,12] = matmul(%0, %2) {trans_a=false, trans_b=true}
-           %6: f32[6,8] = matmul(%0, %4) {trans_a=false, trans_b=true}
-           %7: f32[6,20] = concat(%5, %6) {axis=1}"#;
-    let cases = [("plain", PRODUCT, "%3"), ("with a bias", &biased, "%7"), ("in parts", parts, "%7")];
+    let parts = r#"%3: f32[8,4] = input "v"
+           %4: f32[6,12] = matmul(%0, %2) {trans_a=false, trans_b=true}
+           %5: f32[6,8] = matmul(%0, %3) {trans_a=false, trans_b=true}
+           %6: f32[6,20] = concat(%4, %5) {axis=1}"#;
+    let cases = [("plain", PRODUCT), ("with a bias", &biased), ("in parts", parts)];
     let mut shown = String::new();
-    for (what, lines, logits) in cases {
-        let graph = with_head("input", lines, logits);
+    for (what, lines) in cases {
+        let graph = with_head("input", lines);
         let fused = passes::recognise_loss(graph.clone(), 4).unwrap();
         let fused = passes::run(fused, std::slice::from_ref(find("dead_code"))).unwrap();
         shown += &format!("# {what}\n{graph}=>\n{fused}\n");
@@ -343,13 +346,13 @@ fn a_projection_that_is_trained_or_read_stays_apart() {
            {PRODUCT}
            %5: f32[6,12] = add(%3, %4)"#
     );
-    let mut read = with_head("input", PRODUCT, "%3");
+    let mut read = with_head("input", PRODUCT);
     let logits = read.nodes[0].outputs[0];
     read.outputs.push(reslora_compile::ir::Output { name: "logits".into(), value: logits, sink: Sink::Fetch });
     let cases = [
-        ("a trained weight", with_head("parameter", PRODUCT, "%3")),
-        ("an adapter", with_head("input", &adapter, "%8")),
-        ("a trained bias", with_head("input", &bias, "%5")),
+        ("a trained weight", with_head("parameter", PRODUCT)),
+        ("an adapter", with_head("input", &adapter)),
+        ("a trained bias", with_head("input", &bias)),
         ("logits that are an output", read),
     ];
     for (what, graph) in cases {
