@@ -127,7 +127,13 @@ fn text(r: &Result_) -> String {
         ],
         vec![
             "memory".into(),
-            format!("{} in use; values {} (at least {})", mib(b.memory), mib(b.arenas), mib(b.arenas_least)),
+            format!(
+                "{} in use; values {} (at least {}){}",
+                mib(b.memory),
+                mib(b.arenas),
+                mib(b.arenas_least),
+                b.peak_rss.map_or(String::new(), |n| format!("; the process at most {}", mib(n)))
+            ),
         ],
         vec!["compile".into(), format!("{:.2} s, {:.2} s of it on the host", b.compile_s, b.plan_s)],
         vec!["kernels".into(), grouped(b.kernels)],

@@ -1,7 +1,7 @@
 //! The host as a device: primitives' own kernels on all cores, over planned memory.
 
 use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, halves, inputs_of};
-use crate::ir::{DType, Def, Leaf, Program, Tensor, Type, Value};
+use crate::ir::{DType, Def, Leaf, Program, Tensor, Type, Value, Words};
 use crate::ops::host;
 use crate::ops::{CpuCall, Data, DataMut, elementwise};
 use crate::plan::{Limits, Place, Plan, Step};
@@ -32,7 +32,7 @@ pub struct Cpu {
     max_weight: Option<u64>,
     states: HashMap<String, Vec<u32>>,
     /// By key, and whether they are rounded to halves.
-    weights: HashMap<(String, bool), Tensor>,
+    weights: HashMap<(String, bool), Arc<dyn Words>>,
     half_weights: bool,
     /// Shared by all plans, each as large as the largest of its number.
     arenas: Vec<Vec<u32>>,
@@ -61,7 +61,13 @@ impl Device for Cpu {
 
     fn limits(&self) -> Limits {
         let weight_words = self.max_weight.map_or(usize::MAX / 8, |b| b as usize / 4);
-        Limits { value_words: usize::MAX / 8, weight_words, arena_words: usize::MAX / 8, by_rows: false }
+        Limits {
+            value_words: usize::MAX / 8,
+            weight_words,
+            arena_words: usize::MAX / 8,
+            by_rows: false,
+            busy_rows: 256,
+        }
     }
 
     fn reserve(&mut self, state: &str, words: usize) -> Result<(), DeviceError> {
@@ -86,7 +92,12 @@ impl Device for Cpu {
         for info in &plan.graph.values {
             if let Def::Leaf(Leaf::Weight(w)) = &info.def {
                 let key = (w.key(), rounded.contains(&w.key()));
-                let load = || if key.1 { halves::round(&w.load()).unwrap_or_else(|| w.load()) } else { w.load() };
+                // Where the file holds the words as they are wanted, its pages serve in place of a copy.
+                let whole = || w.held().cloned().unwrap_or_else(|| Arc::new(w.load()));
+                let load = || match key.1.then(|| halves::round(&w.load())).flatten() {
+                    Some(halves) => Arc::new(halves) as Arc<dyn Words>,
+                    None => whole(),
+                };
                 self.weights.entry(key.clone()).or_insert_with(load);
             }
         }
@@ -158,7 +169,7 @@ impl Device for Cpu {
 
     fn memory(&self) -> usize {
         let states: usize = self.states.values().map(Vec::len).sum();
-        let weights: usize = self.weights.values().map(Tensor::elements).sum();
+        let weights: usize = self.weights.values().map(|w| w.words().len()).sum();
         let arenas: usize = self.arenas.iter().map(Vec::len).sum();
         4 * (states + weights + arenas)
     }
@@ -195,15 +206,21 @@ impl Cpu {
             .map(|(name, s)| (name.as_str(), Memory { words: s.as_mut_ptr(), len: s.len() }))
             .collect();
         // What is read only is behind a shared pointer, which nothing below writes through.
-        let read_only = |t: &Tensor| Memory { words: t.words().as_ptr().cast_mut(), len: t.elements() };
-        let weight = |key: &String| &self.weights[&(key.clone(), loaded.rounded.contains(key))];
+        let read_only = |words: &[u32]| Memory { words: words.as_ptr().cast_mut(), len: words.len() };
+        let half = |key: &String| loaded.rounded.contains(key);
+        let weights: HashMap<&str, Memory> = self
+            .weights
+            .iter()
+            .filter(|((key, rounded), _)| *rounded == half(key))
+            .map(|((key, _), w)| (key.as_str(), read_only(w.words())))
+            .collect();
         let at = |place: &Place, words: usize| -> Memory {
             let (memory, offset) = match place {
                 Place::Arena { arena, offset } => (arenas[*arena], *offset),
                 Place::State { name, offset } => (states[name.as_str()], *offset),
-                Place::Input(name) => (read_only(inputs[name.as_str()]), 0),
-                Place::Weight(name) => (read_only(weight(name)), 0),
-                Place::Constant(v) => (read_only(plan.graph.constant(*v).expect("a constant")), 0),
+                Place::Input(name) => (read_only(inputs[name.as_str()].words()), 0),
+                Place::Weight(name) => (weights[name.as_str()], 0),
+                Place::Constant(v) => (read_only(plan.graph.constant(*v).expect("a constant").words()), 0),
             };
             assert!(offset + words <= memory.len, "{place} is within its buffer");
             // SAFETY: in bounds by the assertion.

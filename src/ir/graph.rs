@@ -112,11 +112,27 @@ pub struct Weight {
     /// Which state of which model it belongs to.
     pub source: u64,
     load: Arc<dyn Fn() -> Tensor + Send + Sync>,
+    held: Option<Arc<dyn Words>>,
+}
+
+/// Memory that holds four-byte words, the same ones for as long as it lives.
+pub trait Words: Send + Sync {
+    fn words(&self) -> &[u32];
 }
 
 impl Weight {
     pub fn new(name: impl Into<String>, source: u64, load: impl Fn() -> Tensor + Send + Sync + 'static) -> Weight {
-        Weight { name: name.into(), source, load: Arc::new(load) }
+        Weight { name: name.into(), source, load: Arc::new(load), held: None }
+    }
+
+    /// The same weight, whose words stand in memory already as `load` would give them.
+    pub fn held_by(self, words: Arc<dyn Words>) -> Weight {
+        Weight { held: Some(words), ..self }
+    }
+
+    /// The memory that has its words already, if any does: a device on the host need not copy them.
+    pub fn held(&self) -> Option<&Arc<dyn Words>> {
+        self.held.as_ref()
     }
 
     /// What a device's store knows it by.
@@ -126,6 +142,12 @@ impl Weight {
 
     pub fn load(&self) -> Tensor {
         (self.load)()
+    }
+}
+
+impl Words for Tensor {
+    fn words(&self) -> &[u32] {
+        Tensor::words(self)
     }
 }
 

@@ -12,7 +12,7 @@ pub mod text;
 pub mod verify;
 
 pub use build::{BuildError, Builder, Rules};
-pub use graph::{Attr, Attrs, Def, Graph, Leaf, Node, Output, Sink, Value, ValueInfo, Weight};
+pub use graph::{Attr, Attrs, Def, Graph, Leaf, Node, Output, Sink, Value, ValueInfo, Weight, Words};
 pub use program::{Arg, Instr, Program};
 pub use shape::{DType, Shape, Type};
 pub use tensor::Tensor;

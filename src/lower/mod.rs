@@ -21,9 +21,10 @@ mod shape;
 
 pub use context::{Context, dtype};
 
-use crate::ir::{BuildError, Builder, Graph, Leaf, Tensor, Type, Value, Weight};
+use crate::ir::{BuildError, Builder, Graph, Leaf, Tensor, Type, Value, Weight, Words};
 use crate::onnx::{ElementType, Model, Node, NodeId, TensorView};
 use crate::ops::RULES;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -413,9 +414,45 @@ fn constant(
         let view = model.initializer(name).expect("its type was just read");
         return Ok(b.constant(load(&view)?));
     }
-    let (model, key, revision) = (model.clone(), name.to_string(), model.revision(name));
-    let load = move || load(&model.initializer(&key).expect("the model keeps its constants")).expect("a float tensor");
-    Ok(b.weight(Weight::new(name, revision, load), Type::f32(dims)))
+    let stored = Stored { model: model.clone(), name: name.to_string() };
+    let revision = model.revision(name);
+    let held = stored.in_place().is_some().then(|| stored.clone());
+    let weight = Weight::new(name, revision, move || load(&stored.view()).expect("a float tensor"));
+    let weight = match held {
+        Some(stored) => weight.held_by(Arc::new(stored)),
+        None => weight,
+    };
+    Ok(b.weight(weight, Type::f32(dims)))
+}
+
+/// A tensor of a model, which never changes while it is shared.
+#[derive(Clone)]
+struct Stored {
+    model: Arc<Model>,
+    name: String,
+}
+
+impl Stored {
+    fn view(&self) -> TensorView<'_> {
+        self.model.initializer(&self.name).expect("the model keeps its constants")
+    }
+
+    /// The file's own bytes, where they are floats as this machine has them.
+    fn in_place(&self) -> Option<&[u32]> {
+        let TensorView { element: ElementType::F32, bytes: Cow::Borrowed(bytes), .. } = self.view() else {
+            return None;
+        };
+        if cfg!(target_endian = "big") {
+            return None;
+        }
+        bytemuck::try_cast_slice(bytes).ok()
+    }
+}
+
+impl Words for Stored {
+    fn words(&self) -> &[u32] {
+        self.in_place().expect("a model's bytes stay where they are")
+    }
 }
 
 /// A tensor of the file on the host. 64-bit integers beyond 32 bits (such as "to the end") become the nearest.

@@ -82,11 +82,7 @@ pub fn dims(a: &Type, b: &Type, attrs: &Attrs) -> Dims {
 fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
     let halves = c.attrs.flag("halves");
-    let operand = |i: usize| match halves {
-        true => Cow::Owned(rounded(c.ins[i].float())),
-        false => Cow::Borrowed(c.ins[i].float()),
-    };
-    let (a, b) = (operand(0), operand(1));
+    let (a, b) = (operand(c.ins[0].float(), halves), operand(c.ins[1].float(), halves));
     let y = Shared::new(c.outs[0].float());
     let added = c.ins.get(2).map(|x| x.float());
     let in_place = c.in_place.iter().any(|p| p.0 == 2);
@@ -112,8 +108,11 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
     }
 }
 
-/// The nearest half of each element.
-fn rounded<T: Real>(x: &[T]) -> Vec<T> {
+/// What a product multiplies: with `halves`, the nearest half of each element.
+pub fn operand<T: Real>(x: &[T], halves: bool) -> Cow<'_, [T]> {
+    if !halves {
+        return Cow::Borrowed(x);
+    }
     let mut out = vec![T::zero(); x.len()];
     let to = Shared::new(&mut out);
     parallel::ranges(x.len(), parallel::GRAIN, |range| {
@@ -122,7 +121,7 @@ fn rounded<T: Real>(x: &[T]) -> Vec<T> {
         let nearest = |v: T| T::of(half::f16::from_f32(Real::to_f64(v) as f32).to_f64());
         to.iter_mut().zip(&x[range]).for_each(|(y, &v)| *y = nearest(v));
     });
-    out
+    Cow::Owned(out)
 }
 
 /// With `Y = A B`: `dA = G Bᵀ`, `dB = Aᵀ G`; each stored as its operand is. What was added has the gradient of the sum.

@@ -39,6 +39,7 @@ mod layer_norm_grad;
 pub mod layout;
 mod less;
 mod less_equal;
+mod linear_cross_entropy;
 mod log;
 pub mod math;
 mod matmul;
@@ -124,6 +125,7 @@ pub static PRIMITIVES: &[Primitive] = &[
     layer_norm_grad::PRIMITIVE,
     less::PRIMITIVE,
     less_equal::PRIMITIVE,
+    linear_cross_entropy::PRIMITIVE,
     log::PRIMITIVE,
     matmul::PRIMITIVE,
     max::PRIMITIVE,
@@ -163,6 +165,11 @@ pub static PRIMITIVES: &[Primitive] = &[
 /// The primitive of this name. The table is in order of names.
 pub fn find(name: &str) -> Option<&'static Primitive> {
     PRIMITIVES.binary_search_by(|p| p.name.cmp(name)).ok().map(|i| &PRIMITIVES[i])
+}
+
+/// How many of a node's outputs hold results; the others are memory that its kernels work in.
+pub fn results(op: &str, outputs: usize) -> usize {
+    if op == linear_cross_entropy::PRIMITIVE.name { linear_cross_entropy::RESULTS } else { outputs }
 }
 
 /// Places of a window along each axis of images `(B, C, H, W)`, or why the window does not fit.

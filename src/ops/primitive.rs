@@ -280,6 +280,8 @@ pub enum Fill {
     Label(usize),
     /// 0 or 1.
     Flag,
+    /// Standard normal, and never trained.
+    Frozen,
 }
 
 /// A small problem.

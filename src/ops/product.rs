@@ -282,6 +282,28 @@ pub fn storage(c: &GpuCall, d: &Dims) -> [Storage; 3] {
     ]
 }
 
+/// The dispatches of a product inside another node: `bindings` are its two operands and its result. Operands are rounded to halves
+/// if `halves` says so.
+pub fn within(d: &Dims, bindings: [Binding; 3], halves: bool, traits: GpuTraits) -> Vec<Dispatch> {
+    let (trans_a, trans_b) = (d.a.1 != 1, d.b.1 != 1);
+    let sides = |rows: usize, cols: usize, turned: bool| Type::f32(if turned { [cols, rows] } else { [rows, cols] });
+    let types_in = [sides(d.m, d.k, trans_a), sides(d.k, d.n, trans_b)];
+    let types_out = [Type::f32([d.m, d.n])];
+    let flags = [("trans_a", trans_a), ("trans_b", trans_b), ("halves", halves)];
+    let attrs = flags.into_iter().fold(Attrs::new(), |attrs, (name, flag)| attrs.with(name, Attr::Bool(flag)));
+    let call =
+        GpuCall { attrs: &attrs, types_in: &types_in, types_out: &types_out, traits, packed: &[], variant: None };
+    let mut all = dispatches(&call);
+    for b in all.iter_mut().flat_map(|d| &mut d.bindings) {
+        *b = match *b {
+            Binding::Input(i) => bindings[i],
+            Binding::Output(_) => bindings[2],
+            scratch => scratch,
+        };
+    }
+    all
+}
+
 fn sum_source(added: Added) -> String {
     let y = Storage { vectors: false, halves: false, rounds: false };
     let store = format!("    y[i] = sum{};\n", added.plus("i", "params.row"));

@@ -19,7 +19,7 @@ pub fn draw(ty: &Type, fill: Fill, seed: u64) -> Tensor {
     let mut float =
         |f: &mut dyn FnMut(f64, f64) -> f64| -> Vec<f32> { (0..n).map(|_| f(uniform(), uniform()) as f32).collect() };
     match fill {
-        Fill::Normal => {
+        Fill::Normal | Fill::Frozen => {
             let gauss = |a: f64, b: f64| (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();
             Tensor::f32(ty.shape.clone(), float(&mut { gauss }))
         }

@@ -1,6 +1,6 @@
 //! How much arithmetic and traffic a primitive is, for reports of speed.
 
-use super::matmul;
+use super::{linear_cross_entropy, matmul};
 use crate::ir::{Attrs, Type};
 
 /// Floating-point operations, and bytes read and written once each.
@@ -10,7 +10,8 @@ pub struct Work {
     pub bytes: f64,
 }
 
-/// The work of one node. A product counts two operations for each pair it multiplies; anything else one for each element that
+/// The work of one node. A product counts two operations for each pair it multiplies, wherever it
+/// is; anything else one for each element that
 /// its largest operand or result has, times the instructions of a fused program.
 pub fn work(op: &str, attrs: &Attrs, types_in: &[Type], types_out: &[Type]) -> Work {
     let elements = |t: &Type| t.elements() as f64;
@@ -20,6 +21,7 @@ pub fn work(op: &str, attrs: &Attrs, types_in: &[Type], types_out: &[Type]) -> W
             let d = matmul::dims(&types_in[0], &types_in[1], attrs);
             2.0 * (d.batch * d.m * d.n * d.k) as f64
         }
+        "linear_cross_entropy" => linear_cross_entropy::flops(types_in, attrs),
         _ => {
             let instructions = attrs.get_program().map_or(1, |p| p.instrs.len().max(1));
             instructions as f64 * types_in.iter().chain(types_out).map(elements).fold(0.0, f64::max)

@@ -7,7 +7,7 @@ use crate::ir::{Attr, BuildError, Graph, Value};
 /// Marks every product.
 pub fn halve_operands(graph: &Graph) -> Result<Graph, BuildError> {
     each_node(graph, |r, node| {
-        if node.op != "matmul" {
+        if !matches!(node.op.as_str(), "matmul" | "linear_cross_entropy") {
             return Ok(false);
         }
         let inputs: Vec<Value> = node.inputs.iter().map(|&v| r.get(v)).collect();

@@ -3,12 +3,15 @@
 //! the program, which is little work beside the product.
 
 use super::rewrite::{Rewriter, each_node};
-use crate::ir::{Attrs, BuildError, Graph, Leaf, Type, Value, Weight};
+use crate::ir::{Attr, Attrs, BuildError, Graph, Leaf, Node, Type, Value, Weight};
 use crate::ops;
 
 /// Gives every product of divisible extents operands stored by rows. No pass that folds layout may come after it.
 pub fn lay_out_by_rows(graph: &Graph) -> Result<Graph, BuildError> {
     each_node(graph, |r, node| {
+        if node.op == "linear_cross_entropy" {
+            return head(r, node);
+        }
         let (ta, tb) = (node.attrs.flag("trans_a"), node.attrs.flag("trans_b"));
         if node.op != "matmul" || !(ta || tb) {
             return Ok(false);
@@ -30,6 +33,26 @@ pub fn lay_out_by_rows(graph: &Graph) -> Result<Graph, BuildError> {
     })
 }
 
+/// A loss that multiplies by its weights one way and then the other gets them both ways.
+fn head(r: &mut Rewriter, node: &Node) -> Result<bool, BuildError> {
+    let (trans, bias) = (node.attrs.flag("trans"), node.attrs.flag("bias"));
+    let weights = &node.inputs[2..node.inputs.len() - bias as usize];
+    let divisible = |&w: &Value| r.old.shape(w).iter().all(|n| n.is_multiple_of(4));
+    if node.attrs.flag("both") || !weights.iter().all(divisible) {
+        return Ok(false);
+    }
+    r.b.set_origin(node.origin.clone());
+    let own: Vec<Value> = weights.iter().map(|&w| r.get(w)).collect();
+    let turned = weights.iter().map(|&w| turned(r, w)).collect::<Result<Vec<Value>, BuildError>>()?;
+    let [forth, back] = if trans { [turned, own] } else { [own, turned] };
+    let mut inputs: Vec<Value> = node.inputs[..2].iter().map(|&v| r.get(v)).collect();
+    inputs.extend(forth.into_iter().chain(back));
+    inputs.extend(node.inputs.last().filter(|_| bias).map(|&v| r.get(v)));
+    let attrs = node.attrs.clone().with("trans", Attr::Bool(false)).with("both", Attr::Bool(true));
+    r.replace(node, &node.op, &inputs, attrs)?;
+    Ok(true)
+}
+
 /// The last two axes of a value exchanged.
 fn turned(r: &mut Rewriter, v: Value) -> Result<Value, BuildError> {
     let ty = r.old.ty(v).clone();
@@ -47,5 +70,5 @@ fn turned(r: &mut Rewriter, v: Value) -> Result<Value, BuildError> {
 }
 
 fn perm(order: &[i64]) -> Attrs {
-    Attrs::new().with("perm", crate::ir::Attr::Ints(order.to_vec()))
+    Attrs::new().with("perm", Attr::Ints(order.to_vec()))
 }

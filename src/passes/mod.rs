@@ -10,6 +10,7 @@ pub mod halve_operands;
 pub mod join_low_rank;
 pub mod lay_out_by_rows;
 pub mod recognise_activation;
+pub mod recognise_linear_cross_entropy;
 pub mod recognise_norm;
 pub mod recognise_softmax;
 pub mod rewrite;
@@ -89,6 +90,16 @@ pub static FUSE: &[Pass] = &[
 pub fn shard(graph: Graph, limit: usize) -> Result<Graph, PassError> {
     let pass = "shard_weights";
     let graph = shard_weights::shard_weights(&graph, limit).map_err(|error| PassError::Build { pass, error })?;
+    check(&graph, pass)?;
+    Ok(graph)
+}
+
+/// After it, and before differentiation: only training wants the loss and its gradient at once. It takes the rows that a device
+/// wants at once, so it is no [`Pass`] either.
+pub fn recognise_loss(graph: Graph, rows: usize) -> Result<Graph, PassError> {
+    let pass = "recognise_linear_cross_entropy";
+    let graph = recognise_linear_cross_entropy::recognise_linear_cross_entropy(&graph, rows)
+        .map_err(|error| PassError::Build { pass, error })?;
     check(&graph, pass)?;
     Ok(graph)
 }

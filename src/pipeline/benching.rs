@@ -14,7 +14,7 @@ use crate::structure::CONFIG_KEY;
 use crate::train::data::{Dataset, Order, Source};
 use crate::train::metrics::StepMetrics;
 use crate::train::{self, Observer, Purpose, Schedule, Settings, Shapes, Trained};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -56,6 +56,9 @@ pub struct Bench {
     pub utilisation: f64,
     /// Bytes of memory that the device has in use.
     pub memory: usize,
+    /// The most memory that this process had resident, in bytes, files it maps included; where the system tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_rss: Option<usize>,
     /// Bytes of the arenas that values of a step share, and the least they could have.
     pub arenas: usize,
     pub arenas_least: usize,
@@ -172,7 +175,7 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
     })?;
     let steps_ms: Vec<f64> = watch.seconds.iter().skip(WARM).map(|s| s * 1e3).collect();
     let step_ms = median(&steps_ms);
-    let memory = device.memory();
+    let (memory, peak_rss) = (device.memory(), peak_resident());
     let ceiling = ceiling(device)?;
     let speed = gflop / (step_ms * 1e-3);
     Ok(Bench {
@@ -187,11 +190,20 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
         ceiling_gflops_per_s: ceiling,
         utilisation: speed / ceiling,
         memory,
+        peak_rss,
         arenas,
         arenas_least,
         kernels,
         profile,
     })
+}
+
+/// The most memory that this process had resident so far.
+fn peak_resident() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
 }
 
 #[derive(Default)]
@@ -295,13 +307,21 @@ fn profile(device: &mut dyn Device, run: &Run) -> Result<Profile, Error> {
     let mut by_kernel: BTreeMap<String, (KernelTime, f64, f64)> = BTreeMap::new();
     let mut spans = Vec::new();
     let total: f64 = timings.iter().map(|t| t.seconds).sum();
-    // A node that takes several dispatches counts its work once.
-    let mut counted = std::collections::HashSet::new();
-    for t in &timings {
+    // A node that takes several dispatches counts its work once, where it spends the most time.
+    let mut longest: HashMap<usize, usize> = HashMap::new();
+    for (i, t) in timings.iter().enumerate() {
+        let best = longest.entry(t.node.unwrap_or(usize::MAX)).or_insert(i);
+        if t.seconds > timings[*best].seconds {
+            *best = i;
+        }
+    }
+    for (i, t) in timings.iter().enumerate() {
         let node = t.node.map(|n| &graph.nodes[n]);
         let types = |vs: &[crate::ir::Value]| -> Vec<Type> { vs.iter().map(|&v| graph.ty(v).clone()).collect() };
         let work = match node {
-            Some(n) if counted.insert(t.node) => ops::work(&n.op, &n.attrs, &types(&n.inputs), &types(&n.outputs)),
+            Some(n) if t.node.and_then(|n| longest.get(&n)) == Some(&i) => {
+                ops::work(&n.op, &n.attrs, &types(&n.inputs), &types(&n.outputs))
+            }
             _ => ops::Work::default(),
         };
         let entry = by_kernel.entry(t.kernel.clone()).or_default();

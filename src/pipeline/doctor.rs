@@ -55,7 +55,8 @@ fn one(device: &mut dyn Device, p: &ops::Primitive, sample: &ops::Sample) -> Res
     let got = device.collect(true)?.pop().map(|mut f| f.runs.remove(0)).unwrap_or_default();
     let refs: Vec<&Tensor> = tensors.iter().collect();
     let mut worst = 0.0f64;
-    for ((_, have), want) in got.iter().zip(ops::eval(p.name, &refs, &sample.attrs)) {
+    let results = ops::results(p.name, outs.len());
+    for ((_, have), want) in got.iter().zip(ops::eval(p.name, &refs, &sample.attrs)).take(results) {
         let error = match (have.as_f32(), want.as_f32()) {
             (Some(have), Some(want)) if want.len() == have.len() => {
                 let size = want.iter().fold(1e-3f32, |m, x| m.max(x.abs()));

@@ -64,6 +64,8 @@ pub struct Limits {
     pub arena_words: usize,
     /// Products are fast only where both operands are stored row by row.
     pub by_rows: bool,
+    /// As many rows of a product's left side as keep the device busy: what is computed in parts has parts of so many.
+    pub busy_rows: usize,
 }
 
 /// Why a program has no plan.

@@ -45,7 +45,8 @@ fn every_primitive_computes_what_the_host_computes() {
             gpu.submit(vec![Run { plan: id, inputs: named }]).expect("submitted");
             let got = gpu.collect(true).expect("collected").remove(0).runs.remove(0);
             let refs: Vec<&Tensor> = tensors.iter().collect();
-            for (k, want) in ops::eval(p.name, &refs, &sample.attrs).iter().enumerate() {
+            let results = ops::results(p.name, outs.len());
+            for (k, want) in ops::eval(p.name, &refs, &sample.attrs).iter().take(results).enumerate() {
                 let have = &got.iter().find(|(n, _)| *n == format!("y{k}")).expect("fetched").1;
                 assert_eq!(have.ty(), want.ty());
                 if want.dtype() != DType::F32 {

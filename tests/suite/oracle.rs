@@ -8,9 +8,10 @@ use reslora_compile::merge::STRATEGIES;
 use reslora_compile::onnx;
 use reslora_compile::optim::{self, Hyper};
 use reslora_compile::pipeline::{self, Calibration, MergeRequest, TrainRequest};
+use reslora_compile::plan::Limits;
 use reslora_compile::structure::Structure;
 use reslora_compile::train::data::{self, Order};
-use reslora_compile::train::{Observer, Schedule, Settings};
+use reslora_compile::train::{Observer, Purpose, Schedule, Settings};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -259,6 +260,36 @@ fn probe_with_sharded_weights() {
 #[test]
 fn training_on_cpu() {
     fixtures().iter().for_each(|c| check_training(c, cpu));
+}
+
+/// Training plans of language models hold no value of as many elements as their logits; those without fusion do.
+#[test]
+fn logits_never_stand_in_memory() {
+    let mut seen = 0;
+    for case in fixtures() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = case.injected("init.safetensors", &dir.path().join("t.onnx"));
+        let mut trainee = pipeline::load(&model, None).unwrap();
+        let options = data::Options { tokenizer: None, max_length: 512 };
+        let data = data::read(&case.dir.join("data.safetensors"), &options).unwrap();
+        trainee.set_loss(&data, 2, 512, None, None).unwrap();
+        let batch = data.batch(&pipeline::input_specs(&model), &[0, 1], 512).unwrap();
+        let shapes = batch.inputs.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
+        let labels = batch.labels.unwrap().shape().to_vec();
+        let purpose = Purpose::Train { statistics: false };
+        let count = |fuse: bool| {
+            trainee.program.fuse = fuse;
+            let limits = Limits { busy_rows: 8, ..cpu().limits() };
+            let graph = trainee.program.graph(&shapes, purpose, limits).unwrap();
+            graph.nodes.iter().filter(|n| n.op == "linear_cross_entropy").count()
+        };
+        let [apart, fused] = [false, true].map(count);
+        // A label for each position rather than for each example.
+        let language = labels.len() == 2;
+        assert_eq!((apart, fused), (0, language as usize), "{}", case.name());
+        seen += fused;
+    }
+    assert!(seen >= 3, "only {seen} language models");
 }
 
 /// The largest relative error of merged logits over the strategies that apply, from the oracle's own final adapters. Least-squares has five times the tolerance of the others: it solves with moments summed in f32,

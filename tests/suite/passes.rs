@@ -291,6 +291,88 @@ fn differentiation_stops_at_what_is_frozen() {
     insta::assert_snapshot!(done);
 }
 
+/// A loss over a language model's head: `lines` compute the logits, their last value, from the rows `%0: f32[6,4]` and the weight
+/// `%2: f32[12,4]`.
+fn with_head(weight: &str, lines: &str) -> Graph {
+    let logits = 2 + lines.lines().count();
+    let [loss, lse, wide, sum, flat] = [1, 2, 3, 4, 5].map(|i| logits + i);
+    parsed(&format!(
+        r#"%0: f32[6,4] = parameter "x"
+           %1: i32[6] = constant [0, 8, -1, 3, -1, 5]
+           %2: f32[12,4] = {weight} "w"
+           {lines}
+           %{loss}: f32[6], %{lse}: f32[6] = cross_entropy(%{logits}, %1)
+           %{wide}: f32[1,6,1] = reshape(%{loss}) {{shape=[1,6,1]}}
+           %{sum}: f32[1,1] = reduce_sum(%{wide})
+           %{flat}: f32[] = reshape(%{sum}) {{shape=[]}}
+           return "loss" = %{flat}"#
+    ))
+}
+
+const PRODUCT: &str = "%3: f32[6,12] = matmul(%0, %2) {trans_a=false, trans_b=true}";
+
+/// Projection and loss become one operation, four rows at a time, with the gradients of the two.
+#[test]
+fn a_projection_and_its_loss_are_one_operation() {
+    let biased = format!(
+        r#"%4: f32[12] = input "bias"
+           {PRODUCT}
+           %5: f32[2,3,12] = reshape(%3) {{shape=[2,3,12]}}
+           %6: f32[2,3,12] = add(%5, %4)
+           %7: f32[6,12] = reshape(%6) {{shape=[6,12]}}"#
+    );
+    let parts = r#"%3: f32[8,4] = input "v"
+           %4: f32[6,12] = matmul(%0, %2) {trans_a=false, trans_b=true}
+           %5: f32[6,8] = matmul(%0, %3) {trans_a=false, trans_b=true}
+           %6: f32[6,20] = concat(%4, %5) {axis=1}"#;
+    let cases = [("plain", PRODUCT), ("with a bias", &biased), ("in parts", parts)];
+    let mut shown = String::new();
+    for (what, lines) in cases {
+        let graph = with_head("input", lines);
+        let fused = passes::recognise_loss(graph.clone(), 4).unwrap();
+        let fused = passes::run(fused, std::slice::from_ref(find("dead_code"))).unwrap();
+        shown += &format!("# {what}\n{graph}=>\n{fused}\n");
+        let gradients = |g: Graph| passes::run(passes::differentiate(g, "loss").unwrap(), BACKWARD).unwrap();
+        let (apart, fused) = (gradients(graph), gradients(fused));
+        assert_same(&apart, &fused, what);
+        // The same with every weight both ways, as some devices want it.
+        let even = passes::run(fused, BY_ROWS).unwrap();
+        assert_same(&apart, &even, what);
+    }
+    insta::assert_snapshot!(shown);
+}
+
+/// Where the logits serve something else, or more than x has a gradient, the parts stay.
+#[test]
+fn a_projection_that_is_trained_or_read_stays_apart() {
+    let adapter = format!(
+        r#"%4: f32[2,4] = parameter "a"
+           %5: f32[12,2] = parameter "b"
+           {PRODUCT}
+           %6: f32[6,2] = matmul(%0, %4) {{trans_a=false, trans_b=true}}
+           %7: f32[6,12] = matmul(%6, %5) {{trans_a=false, trans_b=true}}
+           %8: f32[6,12] = add(%3, %7)"#
+    );
+    let bias = format!(
+        r#"%4: f32[12] = parameter "bias"
+           {PRODUCT}
+           %5: f32[6,12] = add(%3, %4)"#
+    );
+    let mut read = with_head("input", PRODUCT);
+    let logits = read.nodes[0].outputs[0];
+    read.outputs.push(reslora_compile::ir::Output { name: "logits".into(), value: logits, sink: Sink::Fetch });
+    let cases = [
+        ("a trained weight", with_head("parameter", PRODUCT)),
+        ("an adapter", with_head("input", &adapter)),
+        ("a trained bias", with_head("input", &bias)),
+        ("logits that are an output", read),
+    ];
+    for (what, graph) in cases {
+        let done = passes::recognise_loss(graph, 4).unwrap();
+        assert!(done.nodes.iter().all(|n| n.op != "linear_cross_entropy"), "{what}: {done}");
+    }
+}
+
 /// A weight of more words than the limit is read in parts, with the numbers unchanged.
 #[test]
 fn large_weights_are_read_in_parts() {

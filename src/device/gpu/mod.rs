@@ -169,6 +169,7 @@ impl Device for Gpu {
             weight_words: self.weight_words,
             arena_words: arena as usize,
             by_rows: self.info.software,
+            busy_rows: if self.info.software { 256 } else { 1024 },
         }
     }
 

@@ -1,0 +1,107 @@
+// The losses of a chunk's rows from their logits, of which `n` columns from `start` on are here; one workgroup a row. The largest
+// logit, the sum of exponentials under it and the label's logit go from part to part; the last part writes the loss.
+
+override SIZE: u32 = 64;
+
+const FIRST: u32 = 1u;
+const LAST: u32 = 2u;
+const BIAS: u32 = 4u;
+
+struct Params {
+    width: u32,
+    n: u32,
+    start: u32,
+    columns: u32,
+    chunk: u32,
+    chunk_rows: u32,
+    flags: u32,
+    unused0: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> labels: array<i32>;
+@group(0) @binding(2) var<storage, read> order: array<i32>;
+@group(0) @binding(3) var<storage, read> counts: array<i32>;
+@group(0) @binding(4) var<storage, read_write> x: array<f32>;
+@group(0) @binding(5) var<storage, read_write> stats: array<f32>;
+@group(0) @binding(6) var<storage, read_write> loss: array<f32>;
+@group(0) @binding(7) var<storage, read> bias: array<f32>;
+
+var<workgroup> part: array<f32, SIZE>;
+
+fn total(lane: u32, value: f32) -> f32 {
+    part[lane] = value;
+    workgroupBarrier();
+    for (var half = SIZE / 2u; half > 0u; half = half / 2u) {
+        if (lane < half) {
+            part[lane] = part[lane] + part[lane + half];
+        }
+        workgroupBarrier();
+    }
+    let sum = part[0];
+    workgroupBarrier();
+    return sum;
+}
+
+fn largest(lane: u32, value: f32) -> f32 {
+    part[lane] = value;
+    workgroupBarrier();
+    for (var half = SIZE / 2u; half > 0u; half = half / 2u) {
+        if (lane < half) {
+            part[lane] = max(part[lane], part[lane + half]);
+        }
+        workgroupBarrier();
+    }
+    let top = part[0];
+    workgroupBarrier();
+    return top;
+}
+
+@compute @workgroup_size(SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = group.x + group.y * params.width;
+    if (row >= u32(counts[params.chunk])) {
+        return;
+    }
+    let home = u32(order[params.chunk * params.chunk_rows + row]);
+    let base = row * params.n;
+    if ((params.flags & BIAS) != 0u) {
+        for (var i = lane; i < params.n; i = i + SIZE) {
+            x[base + i] = x[base + i] + bias[params.start + i];
+        }
+    }
+    let first = (params.flags & FIRST) != 0u;
+    // Every invocation reads what it wrote itself.
+    var top = -3.4e38;
+    for (var i = lane; i < params.n; i = i + SIZE) {
+        top = max(top, x[base + i]);
+    }
+    top = largest(lane, top);
+    var before = 0.0;
+    var own = 0.0;
+    if (!first) {
+        let highest = max(top, stats[3u * row]);
+        before = stats[3u * row + 1u] * exp(stats[3u * row] - highest);
+        own = stats[3u * row + 2u];
+        top = highest;
+    }
+    var sum = 0.0;
+    for (var i = lane; i < params.n; i = i + SIZE) {
+        sum = sum + exp(x[base + i] - top);
+    }
+    sum = total(lane, sum) + before;
+    let label = min(u32(labels[home]), params.columns - 1u);
+    let hit = label - params.start;
+    if (label >= params.start && hit < params.n && lane == hit % SIZE) {
+        own = x[base + hit];
+    }
+    storageBarrier();
+    if (lane == hit % SIZE) {
+        stats[3u * row] = top;
+        stats[3u * row + 1u] = sum;
+        stats[3u * row + 2u] = own;
+        if ((params.flags & LAST) != 0u) {
+            loss[home] = top + log(sum) - own;
+        }
+    }
+}
