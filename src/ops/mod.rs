@@ -6,6 +6,8 @@ mod abs;
 mod add;
 mod and;
 mod argmax;
+mod attention;
+mod attention_grad;
 mod broadcast;
 mod cast;
 mod ceil;
@@ -29,6 +31,7 @@ mod gelu_grad;
 mod gelu_tanh;
 mod gelu_tanh_grad;
 pub mod gemm;
+mod heads;
 pub mod host;
 mod is_nan;
 mod layer_norm;
@@ -57,6 +60,7 @@ mod reduce_sum;
 mod reshape;
 mod rms_norm;
 mod rms_norm_grad;
+mod rotary;
 mod round;
 mod rows;
 mod samples;
@@ -93,6 +97,8 @@ pub static PRIMITIVES: &[Primitive] = &[
     add::PRIMITIVE,
     and::PRIMITIVE,
     argmax::PRIMITIVE,
+    attention::PRIMITIVE,
+    attention_grad::PRIMITIVE,
     broadcast::PRIMITIVE,
     cast::PRIMITIVE,
     ceil::PRIMITIVE,
@@ -135,6 +141,7 @@ pub static PRIMITIVES: &[Primitive] = &[
     reshape::PRIMITIVE,
     rms_norm::PRIMITIVE,
     rms_norm_grad::PRIMITIVE,
+    rotary::PRIMITIVE,
     round::PRIMITIVE,
     scatter_add::PRIMITIVE,
     select::PRIMITIVE,
