@@ -8,7 +8,7 @@
 //! of -∞ gives zeros, not NaN.
 
 use super::gemm::{Matrix, Target, gemm};
-use super::heads::{FLAGS, Heads, KEYS, ROWS, Rule, exponents};
+use super::heads::{FLAGS, Heads, KEYS, ROWS, Rule, exponents, fold, gathered};
 use super::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
@@ -104,11 +104,6 @@ fn samples() -> Vec<Sample> {
     problems().into_iter().map(of).collect()
 }
 
-/// The rows of one head, as a matrix.
-pub fn rows_of<T>(data: &[T], at: usize, row: usize) -> Matrix<'_, T> {
-    Matrix::new(&data[at..], row, 1)
-}
-
 fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let h = Heads::of(c.types_in, c.attrs);
     let (q, k, v) = (c.ins[0].float(), c.ins[1].float(), c.ins[2].float());
@@ -119,8 +114,11 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let blocks = h.queries.div_ceil(ROWS);
     let cost = ROWS.min(h.queries) * h.keys * (h.width + h.value);
     parallel::ranges(h.batch * h.heads * blocks, parallel::rows_grain(cost / 8), |range| {
-        parallel::scratch(ROWS * (KEYS + 3), |scratch: &mut [T]| {
-            let (scores, rest) = scratch.split_at_mut(ROWS * KEYS);
+        let held = [ROWS * KEYS, ROWS * h.width, KEYS * h.width.max(h.value), 3 * ROWS];
+        parallel::scratch(held.iter().sum(), |scratch: &mut [T]| {
+            let (scores, rest) = scratch.split_at_mut(held[0]);
+            let (q_part, rest) = rest.split_at_mut(held[1]);
+            let (k_part, rest) = rest.split_at_mut(held[2]);
             let (top, rest) = rest.split_at_mut(ROWS);
             let (sum, factor) = rest.split_at_mut(ROWS);
             for task in range {
@@ -131,26 +129,27 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
                 sum.fill(T::zero());
                 let seen = rule.seen(&h, b, head, block);
                 let y_at = h.y.at(b, head, from);
+                let queries = gathered(q, h.q.at(b, head, from), h.q.row, [rows, h.width], q_part);
                 for key in seen.clone().step_by(KEYS) {
                     let n = KEYS.min(seen.end - key);
                     let s = &mut scores[..rows * n];
-                    let keys = Matrix::new(&k[h.k.at(b, kv, key)..], 1, h.k.row);
+                    let keys = gathered(k, h.k.at(b, kv, key), h.k.row, [n, h.width], k_part);
+                    let (queries, keys) = (Matrix::new(queries, h.width, 1), Matrix::new(keys, 1, h.width));
                     let out = Target { data: &Shared::new(s), at: 0, row: n };
                     // SAFETY: the scratch is this task's own.
-                    unsafe {
-                        gemm([rows, n, h.width], rows_of(q, h.q.at(b, head, from), h.q.row), keys, out, false, false)
-                    };
+                    unsafe { gemm([rows, n, h.width], queries, keys, out, false, false) };
                     let bias = |r: usize| rule.bias(b, head, from + r, key, n);
                     parallel::simd_call(Soften { s, n, rule: &rule, bias, top, sum, factor });
                     let first = key == seen.start;
+                    let earlier = Times { data: &y, at: y_at, row: h.y.row, width: h.value, factors: &factor[..rows] };
                     if !first {
-                        // SAFETY: one task a block of rows.
-                        unsafe { scale_rows(&y, y_at, h.y.row, h.value, &factor[..rows]) };
+                        parallel::simd_call(earlier);
                     }
+                    let values = gathered(v, h.v.at(b, kv, key), h.v.row, [n, h.value], k_part);
+                    let (p, values) = (Matrix::new(s, n, 1), Matrix::new(values, h.value, 1));
                     let out = Target { data: &y, at: y_at, row: h.y.row };
-                    let values = rows_of(v, h.v.at(b, kv, key), h.v.row);
-                    // SAFETY: as above.
-                    unsafe { gemm([rows, h.value, n], Matrix::new(s, n, 1), values, out, !first, false) };
+                    // SAFETY: one task a block of rows.
+                    unsafe { gemm([rows, h.value, n], p, values, out, !first, false) };
                 }
                 for (r, (top, sum)) in top.iter_mut().zip(&mut *sum).enumerate().take(rows) {
                     let empty = *top == T::neg_infinity();
@@ -166,22 +165,33 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
                         stats.put(at + 1, *sum);
                     }
                 }
-                // SAFETY: one task a block of rows.
-                unsafe { scale_rows(&y, y_at, h.y.row, h.value, &sum[..rows]) };
+                parallel::simd_call(Times { data: &y, at: y_at, row: h.y.row, width: h.value, factors: &sum[..rows] });
             }
         });
     });
 }
 
-/// Multiplies each row of `width` elements by its factor.
-///
-/// # Safety
-/// No other task may use the rows meanwhile.
-unsafe fn scale_rows<T: Real>(data: &Shared<T>, at: usize, row: usize, width: usize, factors: &[T]) {
-    for (r, &f) in factors.iter().enumerate() {
-        // SAFETY: the caller lends the rows.
-        let row = unsafe { data.part(at + r * row..at + r * row + width) };
-        row.iter_mut().for_each(|x| *x *= f);
+/// Multiplies each row of the result by its factor; no other task uses the rows.
+struct Times<'s, 'a, T> {
+    data: &'s Shared<'a, T>,
+    at: usize,
+    row: usize,
+    width: usize,
+    factors: &'s [T],
+}
+
+impl<T: Real> pulp::NullaryFnOnce for Times<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (r, &f) in self.factors.iter().enumerate() {
+            let at = self.at + r * self.row;
+            // SAFETY: the rows are lent.
+            for x in unsafe { self.data.part(at..at + self.width) } {
+                *x *= f;
+            }
+        }
     }
 }
 
@@ -203,16 +213,17 @@ impl<'b, T: Real, B: Fn(usize) -> Option<(&'b [T], bool)>> pulp::NullaryFnOnce f
     #[inline(always)]
     fn call(self) {
         for (r, s) in self.s.chunks_exact_mut(self.n).enumerate() {
-            exponents(s, self.rule.scale, self.rule.cap, (self.bias)(r));
-            let (before, here) = (self.top[r], super::rows::max(s));
+            let here = exponents(s, self.rule.scale, self.rule.cap, (self.bias)(r));
+            let before = self.top[r];
             let top = if here > before { here } else { before };
             // A row of nothing but -∞ so far sums to zero.
             let base = if top == T::neg_infinity() { T::zero() } else { top };
-            for x in s.iter_mut() {
-                *x = (*x - base).exp_();
-            }
-            let factor = if before == top { T::one() } else { (before - top).exp_() };
-            self.sum[r] = self.sum[r] * factor + super::rows::sum(s, |v| v);
+            let sum = fold(s, &[], |x, _| (x - base).exp_(), T::zero(), |a, b| a + b);
+            let factor = match before == T::neg_infinity() {
+                true => T::zero(),
+                false => (before - top).exp_(),
+            };
+            self.sum[r] = self.sum[r] * factor + sum;
             self.factor[r] = factor;
             self.top[r] = top;
         }

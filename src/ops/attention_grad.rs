@@ -4,9 +4,9 @@
 //!
 //! Also gives `(B, H, S, 3)`: what came with each row, and δ.
 
-use super::attention::{params, problems, rows_of, tile};
+use super::attention::{params, problems, tile};
 use super::gemm::{Matrix, Target, gemm};
-use super::heads::{Heads, KEYS, ROWS, Rule, exponents};
+use super::heads::{Heads, KEYS, ROWS, Rule, gathered};
 use super::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
@@ -56,9 +56,17 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let shared = h.heads / h.share;
     let cost = h.share * h.queries * h.keys * (h.width + h.value);
     parallel::ranges(h.batch * shared, parallel::rows_grain(cost / 4), |range| {
-        parallel::scratch(2 * ROWS * KEYS + ROWS, |scratch: &mut [T]| {
+        let wide = h.width + h.value;
+        let held = [ROWS * KEYS, ROWS * KEYS, ROWS * h.width, ROWS * h.value, KEYS * wide, ROWS];
+        parallel::scratch(held.iter().sum(), |scratch: &mut [T]| {
+            let mut rest = scratch;
+            let mut parts = held.map(|n| {
+                let (part, after) = std::mem::take(&mut rest).split_at_mut(n);
+                rest = after;
+                part
+            });
             for task in range {
-                call.shared_head(task / shared, task % shared, scratch);
+                call.shared_head(task / shared, task % shared, &mut parts);
             }
         });
     });
@@ -77,7 +85,7 @@ struct Call<'a, T> {
 
 impl<T: Real> Call<'_, T> {
     /// Everything of one head of keys and the heads of queries that share it, which no other task touches.
-    fn shared_head(&self, b: usize, kv: usize, scratch: &mut [T]) {
+    fn shared_head(&self, b: usize, kv: usize, scratch: &mut [&mut [T]; 6]) {
         let h = &self.h;
         for head in kv * h.share..(kv + 1) * h.share {
             for block in 0..h.queries.div_ceil(ROWS) {
@@ -89,10 +97,9 @@ impl<T: Real> Call<'_, T> {
 
     /// What one block of queries adds to the gradients of keys and values, and the gradient of the queries; `fresh` if keys and
     /// values have none yet.
-    fn block(&self, b: usize, kv: usize, head: usize, block: usize, fresh: bool, scratch: &mut [T]) {
+    fn block(&self, b: usize, kv: usize, head: usize, block: usize, fresh: bool, scratch: &mut [&mut [T]; 6]) {
         let (h, [q, k, v, y, stats, g]) = (&self.h, self.ins);
-        let (p_part, rest) = scratch.split_at_mut(ROWS * KEYS);
-        let (ds_part, delta) = rest.split_at_mut(ROWS * KEYS);
+        let [p_part, ds_part, q_part, g_part, kv_part, delta] = scratch;
         let from = block * ROWS;
         let rows = ROWS.min(h.queries - from);
         let stats = &stats[((b * h.heads + head) * h.queries + from) * 2..][..2 * rows];
@@ -124,19 +131,23 @@ impl<T: Real> Call<'_, T> {
                 }
             }
         }
-        let (q_at, queries) = (h.q.at(b, head, from), rows_of(q, h.q.at(b, head, from), h.q.row));
-        let gradients = rows_of(g, y_at, h.y.row);
+        let q_at = h.q.at(b, head, from);
+        let queries = Matrix::new(gathered(q, q_at, h.q.row, [rows, h.width], q_part), h.width, 1);
+        let gradients = Matrix::new(gathered(g, y_at, h.y.row, [rows, h.value], g_part), h.value, 1);
         for key in seen.clone().step_by(KEYS) {
             let n = KEYS.min(seen.end - key);
             let (k_at, v_at) = (h.k.at(b, kv, key), h.v.at(b, kv, key));
             let (p, ds) = (&mut p_part[..rows * n], &mut ds_part[..rows * n]);
+            let (k_part, v_part) = kv_part.split_at_mut(KEYS * h.width);
+            let keys = gathered(k, k_at, h.k.row, [n, h.width], k_part);
+            let values = gathered(v, v_at, h.v.row, [n, h.value], v_part);
             {
                 let (p, ds) = (Shared::new(p), Shared::new(ds));
                 let at = |data| Target { data, at: 0, row: n };
                 // SAFETY: the scratch is this task's own.
                 unsafe {
-                    gemm([rows, n, h.width], queries, Matrix::new(&k[k_at..], 1, h.k.row), at(&p), false, false);
-                    gemm([rows, n, h.value], gradients, Matrix::new(&v[v_at..], 1, h.v.row), at(&ds), false, false);
+                    gemm([rows, n, h.width], queries, Matrix::new(keys, 1, h.width), at(&p), false, false);
+                    gemm([rows, n, h.value], gradients, Matrix::new(values, 1, h.value), at(&ds), false, false);
                 }
             }
             let bias = |r: usize| self.rule.bias(b, head, from + r, key, n);
@@ -150,14 +161,8 @@ impl<T: Real> Call<'_, T> {
                 let dk = part(&self.dk, k_at, h.k.row);
                 gemm([n, h.width, rows], Matrix::new(ds, 1, n), queries, dk, !fresh, false);
                 let dq = part(&self.dq, q_at, h.q.row);
-                gemm(
-                    [rows, h.width, n],
-                    Matrix::new(ds, n, 1),
-                    rows_of(k, k_at, h.k.row),
-                    dq,
-                    key != seen.start,
-                    false,
-                );
+                let keys = Matrix::new(keys, h.width, 1);
+                gemm([rows, h.width, n], Matrix::new(ds, n, 1), keys, dq, key != seen.start, false);
             }
         }
     }
@@ -203,23 +208,30 @@ impl<'b, T: Real, B: Fn(usize) -> Option<(&'b [T], bool)>> pulp::NullaryFnOnce f
         let (scale, cap) = (self.rule.scale, self.rule.cap);
         for (r, (p, ds)) in self.p.chunks_exact_mut(self.n).zip(self.ds.chunks_exact_mut(self.n)).enumerate() {
             let (top, over, delta) = (self.stats[2 * r], self.stats[2 * r + 1], self.delta[r]);
-            match cap {
-                Some(cap) => {
-                    for (ds, &s) in ds.iter_mut().zip(&*p) {
-                        let t = (s * scale / cap).tanh_();
-                        *ds = (*ds - delta) * (scale * (T::one() - t * t));
-                    }
+            let mut inner = scale;
+            if let Some(cap) = cap {
+                for (p, ds) in p.iter_mut().zip(ds.iter_mut()) {
+                    let t = (*p * scale / cap).tanh_();
+                    *p = cap * t;
+                    *ds = delta + (*ds - delta) * (T::one() - t * t);
                 }
-                None => {
-                    for ds in ds.iter_mut() {
-                        *ds = (*ds - delta) * scale;
-                    }
-                }
+                inner = T::one();
             }
-            exponents(p, scale, cap, (self.bias)(r));
-            for (p, ds) in p.iter_mut().zip(ds.iter_mut()) {
-                *p = (*p - top).exp_() * over;
-                *ds *= *p;
+            let (bias, one) = match (self.bias)(r) {
+                Some((bias, true)) => (bias, T::zero()),
+                other => (&[][..], other.map_or(T::zero(), |(bias, _)| bias[0])),
+            };
+            let weight = |s: T, b: T| (s * inner + b - top).exp_() * over;
+            if bias.is_empty() {
+                for (p, ds) in p.iter_mut().zip(ds.iter_mut()) {
+                    *p = weight(*p, one);
+                    *ds = (*ds - delta) * scale * *p;
+                }
+            } else {
+                for ((p, ds), &b) in p.iter_mut().zip(ds.iter_mut()).zip(bias) {
+                    *p = weight(*p, b);
+                    *ds = (*ds - delta) * scale * *p;
+                }
             }
         }
     }

@@ -191,32 +191,78 @@ fn visible<T: Real>(bias: &[T]) -> (usize, usize) {
     (from.min(bias.len()), (kept * PART).min(bias.len()))
 }
 
-/// Puts the bias of each row on scores `(rows, keys)`, after scale and cap.
+/// Some rows of one head side by side: where they are, or copied to `into` where rows of other heads stand between them, since
+/// products are slow on rows far apart.
+pub fn gathered<'a, T: Copy>(
+    data: &'a [T],
+    at: usize,
+    row: usize,
+    [rows, width]: [usize; 2],
+    into: &'a mut [T],
+) -> &'a [T] {
+    if row == width {
+        return &data[at..at + rows * width];
+    }
+    let into = &mut into[..rows * width];
+    for (r, to) in into.chunks_exact_mut(width).enumerate() {
+        to.copy_from_slice(&data[at + r * row..][..width]);
+    }
+    into
+}
+
+/// Scores of one row to exponents; gives the largest, NaN not counting.
 #[inline(always)]
-pub fn exponents<T: Real>(s: &mut [T], scale: T, cap: Option<T>, bias: Option<(&[T], bool)>) {
-    if let Some(cap) = cap {
-        let inner = scale / cap;
-        for x in s.iter_mut() {
-            *x = cap * (*x * inner).tanh_();
+pub fn exponents<T: Real>(s: &mut [T], scale: T, cap: Option<T>, bias: Option<(&[T], bool)>) -> T {
+    let scale = match cap {
+        Some(cap) => {
+            let inner = scale / cap;
+            for x in s.iter_mut() {
+                *x = cap * (*x * inner).tanh_();
+            }
+            T::one()
         }
-    }
-    let scale = if cap.is_some() { T::one() } else { scale };
+        None => scale,
+    };
+    let larger = |a: T, b: T| if b > a { b } else { a };
     match bias {
-        Some((bias, true)) => {
-            for (x, &b) in s.iter_mut().zip(bias) {
-                *x = *x * scale + b;
-            }
-        }
-        Some((bias, false)) => {
-            let b = bias[0];
-            for x in s.iter_mut() {
-                *x = *x * scale + b;
-            }
-        }
-        None => {
-            for x in s.iter_mut() {
-                *x *= scale;
-            }
+        Some((bias, true)) => fold(s, bias, |x, b| x * scale + b, T::neg_infinity(), larger),
+        other => {
+            let b = other.map_or(T::zero(), |(bias, _)| bias[0]);
+            fold(s, &[], |x, _| x * scale + b, T::neg_infinity(), larger)
         }
     }
+}
+
+/// Sets each element to `f` of it and its fellow in `by` (zero where that is empty), and folds what they became with `g` in sixteen
+/// lanes, so that compilers make one loop over vectors of it.
+#[inline(always)]
+pub fn fold<T: Real>(s: &mut [T], by: &[T], f: impl Fn(T, T) -> T, init: T, g: impl Fn(T, T) -> T) -> T {
+    let mut lanes = [init; 16];
+    let (whole, rest) = s.split_at_mut(s.len() / 16 * 16);
+    let mut total = init;
+    if by.is_empty() {
+        for chunk in whole.chunks_exact_mut(16) {
+            for (l, x) in lanes.iter_mut().zip(chunk) {
+                *x = f(*x, T::zero());
+                *l = g(*l, *x);
+            }
+        }
+        for x in rest {
+            *x = f(*x, T::zero());
+            total = g(total, *x);
+        }
+    } else {
+        let (by, by_rest) = by.split_at(whole.len());
+        for (chunk, by) in whole.chunks_exact_mut(16).zip(by.chunks_exact(16)) {
+            for ((l, x), &b) in lanes.iter_mut().zip(chunk).zip(by) {
+                *x = f(*x, b);
+                *l = g(*l, *x);
+            }
+        }
+        for (x, &b) in rest.iter_mut().zip(by_rest) {
+            *x = f(*x, b);
+            total = g(total, *x);
+        }
+    }
+    lanes.iter().fold(total, |t, &l| g(t, l))
 }

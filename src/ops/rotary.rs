@@ -68,52 +68,64 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let [_, outer, inner, d] = c.shape_in(0)[..] else { panic!("infer admits four axes only") };
     let (x, cos, sin) = (c.ins[0].float(), c.ins[1].float(), c.ins[2].float());
     let (interleaved, adjoint) = (c.attrs.flag("interleaved"), c.attrs.flag("adjoint"));
-    super::rows::each(c.outs[0].float(), d, |r, y| {
-        let at = r / inner / outer * per_example + r / inner % outer * per_outer + r % inner * per_inner;
-        let n = if both { d } else { d / 2 };
-        let (cos, sin) = (&cos[at..at + n], &sin[at..at + n]);
-        parallel::simd_call(Row { x: &x[r * d..(r + 1) * d], y, cos, sin, interleaved, adjoint });
+    let y = Shared::new(c.outs[0].float());
+    // A task turns whole groups of inner rows.
+    parallel::ranges(x.len() / (inner * d), parallel::rows_grain(inner * d), |range| {
+        for group in range {
+            let part = group * inner * d..(group + 1) * inner * d;
+            let at = group / outer * per_example + group % outer * per_outer;
+            // SAFETY: one task a group.
+            let y = unsafe { y.part(part.clone()) };
+            let (cos, sin) = (&cos[at..], &sin[at..]);
+            parallel::simd_call(Rows { x: &x[part], y, cos, sin, step: per_inner, d, both, interleaved, adjoint });
+        }
     });
 }
 
-/// One row, as a value that [`parallel::simd_call`] compiles for the processor at hand.
-struct Row<'a, T> {
+/// Some rows, as a value that [`parallel::simd_call`] compiles for the processor at hand.
+struct Rows<'a, T> {
     x: &'a [T],
     y: &'a mut [T],
     cos: &'a [T],
     sin: &'a [T],
+    /// From the angles of one row to those of the next.
+    step: usize,
+    d: usize,
+    both: bool,
     interleaved: bool,
     adjoint: bool,
 }
 
-impl<T: Real> pulp::NullaryFnOnce for Row<'_, T> {
+impl<T: Real> pulp::NullaryFnOnce for Rows<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        let half = self.x.len() / 2;
+        let half = self.d / 2;
         let sign = if self.adjoint { -T::one() } else { T::one() };
-        if self.interleaved {
-            let both = self.cos.len() > half;
-            for (p, (y, x)) in self.y.chunks_exact_mut(2).zip(self.x.chunks_exact(2)).enumerate() {
-                let (a, b) = if both { (2 * p, 2 * p + 1) } else { (p, p) };
-                let (first, second) = if self.adjoint { (b, a) } else { (a, b) };
-                y[0] = x[0] * self.cos[a] - sign * x[1] * self.sin[first];
-                y[1] = x[1] * self.cos[b] + sign * x[0] * self.sin[second];
+        for (r, (x, y)) in self.x.chunks_exact(self.d).zip(self.y.chunks_exact_mut(self.d)).enumerate() {
+            let n = if self.both { self.d } else { half };
+            let (cos, sin) = (&self.cos[r * self.step..][..n], &self.sin[r * self.step..][..n]);
+            if self.interleaved {
+                for (p, (y, x)) in y.chunks_exact_mut(2).zip(x.chunks_exact(2)).enumerate() {
+                    let (a, b) = if self.both { (2 * p, 2 * p + 1) } else { (p, p) };
+                    let (first, second) = if self.adjoint { (b, a) } else { (a, b) };
+                    y[0] = x[0] * cos[a] - sign * x[1] * sin[first];
+                    y[1] = x[1] * cos[b] + sign * x[0] * sin[second];
+                }
+                continue;
             }
-            return;
-        }
-        let (a, b) = self.x.split_at(half);
-        let (ya, yb) = self.y.split_at_mut(half);
-        let second = self.cos.len() - half;
-        let (cos_a, cos_b) = (&self.cos[..half], &self.cos[second..]);
-        let (mut sin_a, mut sin_b) = (&self.sin[..half], &self.sin[second..]);
-        if self.adjoint {
-            (sin_a, sin_b) = (sin_b, sin_a);
-        }
-        for i in 0..half {
-            ya[i] = a[i] * cos_a[i] - sign * b[i] * sin_a[i];
-            yb[i] = b[i] * cos_b[i] + sign * a[i] * sin_b[i];
+            let ((a, b), (ya, yb)) = (x.split_at(half), y.split_at_mut(half));
+            let (b, yb) = (&b[..half], &mut yb[..half]);
+            let (cos_a, cos_b) = (&cos[..half], &cos[n - half..][..half]);
+            let (mut sin_a, mut sin_b) = (&sin[..half], &sin[n - half..][..half]);
+            if self.adjoint {
+                (sin_a, sin_b) = (sin_b, sin_a);
+            }
+            for i in 0..half {
+                ya[i] = a[i] * cos_a[i] - sign * b[i] * sin_a[i];
+                yb[i] = b[i] * cos_b[i] + sign * a[i] * sin_b[i];
+            }
         }
     }
 }
