@@ -6,6 +6,8 @@ mod abs;
 mod add;
 mod and;
 mod argmax;
+mod attention;
+mod attention_grad;
 mod broadcast;
 mod cast;
 mod ceil;
@@ -32,6 +34,7 @@ mod gelu_tanh_grad;
 pub mod gemm;
 #[cfg(target_arch = "x86_64")]
 mod gemm_avx512;
+mod heads;
 pub mod host;
 mod is_nan;
 mod layer_norm;
@@ -62,6 +65,7 @@ mod reduce_sum;
 mod reshape;
 mod rms_norm;
 mod rms_norm_grad;
+mod rotary;
 mod round;
 mod rows;
 mod samples;
@@ -99,6 +103,8 @@ pub static PRIMITIVES: &[Primitive] = &[
     add::PRIMITIVE,
     and::PRIMITIVE,
     argmax::PRIMITIVE,
+    attention::PRIMITIVE,
+    attention_grad::PRIMITIVE,
     broadcast::PRIMITIVE,
     cast::PRIMITIVE,
     ceil::PRIMITIVE,
@@ -142,6 +148,7 @@ pub static PRIMITIVES: &[Primitive] = &[
     reshape::PRIMITIVE,
     rms_norm::PRIMITIVE,
     rms_norm_grad::PRIMITIVE,
+    rotary::PRIMITIVE,
     round::PRIMITIVE,
     scatter_add::PRIMITIVE,
     select::PRIMITIVE,

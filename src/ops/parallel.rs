@@ -1,6 +1,7 @@
 //! Splitting host kernels over cores. Splits depend on sizes only, so results do not depend on timing.
 
 use rayon::prelude::*;
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -69,6 +70,23 @@ impl<'a, T> Shared<'a, T> {
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
         unsafe { self.data.add(i).write(value) }
     }
+}
+
+/// Lends `f` a buffer of this thread of `n` elements, which hold anything; the thread keeps it for the next time. `f` asks for
+/// no other.
+pub fn scratch<T: super::math::Real, R>(n: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
+    thread_local! {
+        static SCRATCH: RefCell<Vec<f64>> = const { RefCell::new(Vec::new()) };
+    }
+    assert!(align_of::<T>() <= align_of::<f64>() && !std::mem::needs_drop::<T>());
+    SCRATCH.with_borrow_mut(|words| {
+        let needed = (n * size_of::<T>()).div_ceil(size_of::<f64>());
+        if words.len() < needed {
+            words.resize(needed, 0.0);
+        }
+        // SAFETY: T is f32 or f64, for which any bits are a value; the words are enough, aligned, and borrowed while f runs.
+        f(unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<T>(), n) })
+    })
 }
 
 /// Runs `f` compiled for the widest vector instructions this processor has.

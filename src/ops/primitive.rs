@@ -280,8 +280,19 @@ pub enum Fill {
     Label(usize),
     /// 0 or 1.
     Flag,
-    /// Standard normal, and never trained.
+    /// Standard normal, and frozen.
     Frozen,
+    /// A frozen bias of scores: standard normal, and for one in three, but for the first of a row, so low that nothing is left.
+    Mask,
+    /// The same, low where a key (the last axis) comes after a query (the axis before) or more than this many before it.
+    Window(usize),
+}
+
+impl Fill {
+    /// Whether a gradient is asked of such an input, floats being.
+    pub fn frozen(self) -> bool {
+        matches!(self, Fill::Frozen | Fill::Mask | Fill::Window(_))
+    }
 }
 
 /// A small problem.

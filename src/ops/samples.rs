@@ -3,6 +3,9 @@
 use super::primitive::Fill;
 use crate::ir::{Tensor, Type};
 
+/// The bias of what is masked.
+const HIDDEN: f64 = -1e30;
+
 /// Deterministic draws for a sample's inputs.
 pub fn draw(ty: &Type, fill: Fill, seed: u64) -> Tensor {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03;
@@ -18,10 +21,24 @@ pub fn draw(ty: &Type, fill: Fill, seed: u64) -> Tensor {
     let n = ty.elements();
     let mut float =
         |f: &mut dyn FnMut(f64, f64) -> f64| -> Vec<f32> { (0..n).map(|_| f(uniform(), uniform()) as f32).collect() };
+    let gauss = |a: f64, b: f64| (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();
     match fill {
-        Fill::Normal | Fill::Frozen => {
-            let gauss = |a: f64, b: f64| (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();
-            Tensor::f32(ty.shape.clone(), float(&mut { gauss }))
+        Fill::Normal | Fill::Frozen => Tensor::f32(ty.shape.clone(), float(&mut { gauss })),
+        Fill::Mask => {
+            let mut values = float(&mut |a, b| if a * 3.0 < 1.0 { HIDDEN } else { gauss(a, b) });
+            values.iter_mut().step_by(ty.shape[ty.rank() - 1]).for_each(|x| *x = x.max(0.0));
+            Tensor::f32(ty.shape.clone(), values)
+        }
+        Fill::Window(before) => {
+            let (rows, n) = (ty.shape[ty.rank() - 2], ty.shape[ty.rank() - 1]);
+            let mut values = float(&mut { gauss });
+            for (i, x) in values.iter_mut().enumerate() {
+                let (query, key) = (i / n % rows, i % n);
+                if key > query || query - key >= before {
+                    *x = HIDDEN as f32;
+                }
+            }
+            Tensor::f32(ty.shape.clone(), values)
         }
         Fill::Positive => Tensor::f32(ty.shape.clone(), float(&mut |a, _| 0.5 + 1.5 * a)),
         Fill::Index(k) => {

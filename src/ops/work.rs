@@ -1,5 +1,6 @@
 //! How much arithmetic and traffic a primitive is, for reports of speed.
 
+use super::heads::Heads;
 use super::{linear_cross_entropy, matmul};
 use crate::ir::{Attrs, Type};
 
@@ -10,8 +11,8 @@ pub struct Work {
     pub bytes: f64,
 }
 
-/// The work of one node. A product counts two operations for each pair it multiplies, wherever it
-/// is; anything else one for each element that
+/// The work of one node. A product counts two operations for each pair it multiplies, wherever it is, and attention
+/// those of its products, masked or not; anything else one for each element that
 /// its largest operand or result has, times the instructions of a fused program.
 pub fn work(op: &str, attrs: &Attrs, types_in: &[Type], types_out: &[Type]) -> Work {
     let elements = |t: &Type| t.elements() as f64;
@@ -22,6 +23,12 @@ pub fn work(op: &str, attrs: &Attrs, types_in: &[Type], types_out: &[Type]) -> W
             2.0 * (d.batch * d.m * d.n * d.k) as f64
         }
         "linear_cross_entropy" => linear_cross_entropy::flops(types_in, attrs),
+        "attention" | "attention_grad" => {
+            let h = Heads::of(types_in, attrs);
+            let pairs = 2.0 * (h.batch * h.heads * h.queries * h.keys) as f64;
+            // Scores and results; or scores, their gradient, and the gradients of q, k and v.
+            pairs * if op == "attention" { h.width + h.value } else { 3 * h.width + 2 * h.value } as f64
+        }
         _ => {
             let instructions = attrs.get_program().map_or(1, |p| p.instrs.len().max(1));
             instructions as f64 * types_in.iter().chain(types_out).map(elements).fold(0.0, f64::max)

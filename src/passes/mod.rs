@@ -10,8 +10,10 @@ pub mod halve_operands;
 pub mod join_low_rank;
 pub mod lay_out_by_rows;
 pub mod recognise_activation;
+pub mod recognise_attention;
 pub mod recognise_linear_cross_entropy;
 pub mod recognise_norm;
+pub mod recognise_rotary;
 pub mod recognise_softmax;
 pub mod rewrite;
 pub mod shard_weights;
@@ -49,6 +51,16 @@ pub static FORWARD: &[Pass] = &[
     Pass { name: "recognise_softmax", run: recognise_softmax::recognise_softmax },
     Pass { name: "recognise_activation", run: recognise_activation::recognise_activation },
     Pass { name: "recognise_norm", run: recognise_norm::recognise_norm },
+    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
+];
+
+/// After those: attention, which as one operation keeps next to nothing for its gradient. Rotations come first, since transposes
+/// move behind them; `fold_layout` ends the transposes that moved to the result. Left out under `--no-fuse`.
+pub static ATTEND: &[Pass] = &[
+    Pass { name: "recognise_rotary", run: recognise_rotary::recognise_rotary },
+    Pass { name: "recognise_attention", run: recognise_attention::recognise_attention },
+    Pass { name: "fold_layout", run: fold_layout::fold_layout },
+    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
 ];
 

@@ -84,6 +84,7 @@ impl Program {
         let graph = self.forward(shapes, purpose)?;
         let mut graph = passes::run(graph, passes::FORWARD)?;
         if self.fuse {
+            graph = passes::run(graph, passes::ATTEND)?;
             graph = passes::run(graph, passes::JOIN)?;
         }
         let mut graph = passes::shard(graph, limits.weight_words)?;

@@ -1,9 +1,13 @@
 //! Passes: text in, text out, and the same numbers before and after.
 
+use crate::oracle;
+use reslora_compile::device::{Cpu, Device};
 use reslora_compile::ir::{Attr, Attrs, Builder, DType, Graph, Leaf, Sink, Tensor, Type, Weight};
 use reslora_compile::ops::host::Buffer;
 use reslora_compile::ops::{self, Fill, RULES, draw};
-use reslora_compile::passes::{self, BACKWARD, BY_ROWS, FORWARD, FUSE, JOIN, MIXED, Pass};
+use reslora_compile::passes::{self, ATTEND, BACKWARD, BY_ROWS, FORWARD, FUSE, JOIN, MIXED, Pass};
+use reslora_compile::pipeline;
+use reslora_compile::train::Purpose;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Pass, what the case shows, program.
@@ -104,6 +108,177 @@ const CASES: &[(&str, &str, &str)] = &[
            return "y" = %4"#,
     ),
     (
+        "recognise_attention",
+        "masked, of heads that stand inside positions; keys and result too",
+        r#"%0: f32[2,5,3,4] = input "q"
+           %1: f32[2,6,3,4] = input "k"
+           %2: f32[2,6,3,4] = input "v"
+           %3: f32[2,1,1,6] = input "mask"
+           %4: f32[2,3,5,4] = transpose(%0) {perm=[0,2,1,3]}
+           %5: f32[2,3,4,6] = transpose(%1) {perm=[0,2,3,1]}
+           %6: f32[2,3,6,4] = transpose(%2) {perm=[0,2,1,3]}
+           %7: f32[2,3,5,6] = matmul(%4, %5) {trans_a=false, trans_b=false}
+           %8: f32[] = constant [2.0]
+           %9: f32[2,3,5,6] = div(%7, %8)
+           %10: f32[2,3,5,6] = add(%9, %3)
+           %11: f32[30,6] = reshape(%10) {shape=[30,6]}
+           %12: f32[30,6] = softmax(%11) {safe=false}
+           %13: f32[2,3,5,6] = reshape(%12) {shape=[2,3,5,6]}
+           %14: f32[2,3,5,4] = matmul(%13, %6) {trans_a=false, trans_b=false}
+           %15: f32[2,5,3,4] = transpose(%14) {perm=[0,2,1,3]}
+           return "y" = %15"#,
+    ),
+    (
+        "recognise_attention",
+        "two heads of keys for six of queries, a scale on both sides, a guarded softmax",
+        r#"%0: f32[2,6,5,4] = input "q"
+           %1: f32[2,2,5,4] = input "k"
+           %2: f32[2,2,5,4] = input "v"
+           %3: f32[] = constant [0.5]
+           %4: f32[2,6,5,4] = mul(%0, %3)
+           %5: f32[2,2,1,5,4] = reshape(%1) {shape=[2,2,1,5,4]}
+           %6: f32[2,2,3,5,4] = broadcast(%5) {shape=[2,2,3,5,4]}
+           %7: f32[12,5,4] = reshape(%6) {shape=[12,5,4]}
+           %8: f32[2,6,5,4] = reshape(%7) {shape=[2,6,5,4]}
+           %9: f32[2,6,5,4] = mul(%8, %3)
+           %10: f32[2,2,1,5,4] = reshape(%2) {shape=[2,2,1,5,4]}
+           %11: f32[2,2,3,5,4] = broadcast(%10) {shape=[2,2,3,5,4]}
+           %12: f32[2,6,5,4] = reshape(%11) {shape=[2,6,5,4]}
+           %13: f32[2,6,5,5] = matmul(%4, %9) {trans_a=false, trans_b=true}
+           %14: f32[60,5] = reshape(%13) {shape=[60,5]}
+           %15: f32[60,5] = softmax(%14) {safe=true}
+           %16: f32[2,6,5,5] = reshape(%15) {shape=[2,6,5,5]}
+           %17: f32[2,6,5,4] = matmul(%16, %12) {trans_a=false, trans_b=false}
+           return "y" = %17"#,
+    ),
+    (
+        "recognise_attention",
+        "a soft cap, then hidden keys, then a bias; heads and examples in one axis",
+        r#"%0: f32[6,5,4] = input "q"
+           %1: f32[6,5,4] = input "k"
+           %2: f32[6,5,4] = input "v"
+           %3: f32[5,5] = input "a"
+           %4: f32[5,5] = input "b"
+           %5: f32[2,1,5,5] = input "bias"
+           %6: f32[6,5,5] = matmul(%0, %1) {trans_a=false, trans_b=true}
+           %7: f32[] = constant [0.25]
+           %8: f32[6,5,5] = mul(%6, %7)
+           %9: f32[6,5,5] = tanh(%8)
+           %10: f32[] = constant [3.0]
+           %11: f32[6,5,5] = mul(%9, %10)
+           %12: bool[5,5] = less(%3, %4)
+           %13: f32[] = constant [-3.4028235e38]
+           %14: f32[6,5,5] = select(%12, %11, %13)
+           %15: f32[2,3,5,5] = reshape(%14) {shape=[2,3,5,5]}
+           %16: f32[2,3,5,5] = add(%5, %15)
+           %17: f32[30,5] = reshape(%16) {shape=[30,5]}
+           %18: f32[30,5] = softmax(%17) {safe=false}
+           %19: f32[6,5,5] = reshape(%18) {shape=[6,5,5]}
+           %20: f32[6,5,4] = matmul(%19, %2) {trans_a=false, trans_b=false}
+           %21: f32[2,3,5,4] = reshape(%20) {shape=[2,3,5,4]}
+           %22: f32[2,5,3,4] = transpose(%21) {perm=[0,2,1,3]}
+           return "y" = %22"#,
+    ),
+    (
+        "recognise_attention",
+        "probabilities that are read elsewhere stay",
+        r#"%0: f32[1,2,3,4] = input "q"
+           %1: f32[1,2,3,4] = input "k"
+           %2: f32[1,2,3,3] = matmul(%0, %1) {trans_a=false, trans_b=true}
+           %3: f32[6,3] = reshape(%2) {shape=[6,3]}
+           %4: f32[6,3] = softmax(%3) {safe=false}
+           %5: f32[1,2,3,3] = reshape(%4) {shape=[1,2,3,3]}
+           %6: f32[1,2,3,4] = matmul(%5, %1) {trans_a=false, trans_b=false}
+           return "y" = %6
+           return "p" = %5"#,
+    ),
+    (
+        "recognise_attention",
+        "a trained bias stays",
+        r#"%0: f32[1,2,3,4] = input "q"
+           %1: f32[1,2,3,4] = input "k"
+           %2: f32[2,3,3] = parameter "bias"
+           %3: f32[1,2,3,3] = matmul(%0, %1) {trans_a=false, trans_b=true}
+           %4: f32[1,2,3,3] = add(%3, %2)
+           %5: f32[6,3] = reshape(%4) {shape=[6,3]}
+           %6: f32[6,3] = softmax(%5) {safe=false}
+           %7: f32[1,2,3,3] = reshape(%6) {shape=[1,2,3,3]}
+           %8: f32[1,2,3,4] = matmul(%7, %1) {trans_a=false, trans_b=false}
+           return "y" = %8"#,
+    ),
+    (
+        "recognise_rotary",
+        "angles for every element, before the transpose of the heads",
+        r#"%0: f32[2,5,3,4] = input "x"
+           %1: f32[2,1,5,4] = input "cos"
+           %2: f32[2,1,5,4] = input "sin"
+           %3: f32[2,3,5,4] = transpose(%0) {perm=[0,2,1,3]}
+           %4: f32[2,3,5,4] = mul(%3, %1)
+           %5: f32[2,3,5,2] = slice(%3) {axis=3, len=2, start=0, step=1}
+           %6: f32[2,3,5,2] = slice(%3) {axis=3, len=2, start=2, step=1}
+           %7: f32[2,3,5,2] = neg(%6)
+           %8: f32[2,3,5,4] = concat(%7, %5) {axis=3}
+           %9: f32[2,3,5,4] = mul(%8, %2)
+           %10: f32[2,3,5,4] = add(%4, %9)
+           return "y" = %10"#,
+    ),
+    (
+        "recognise_rotary",
+        "angles for pairs, of the front of each row",
+        r#"%0: f32[2,3,5,6] = input "x"
+           %1: f32[5,2] = input "cos"
+           %2: f32[5,2] = input "sin"
+           %3: f32[2,3,5,4] = slice(%0) {axis=3, len=4, start=0, step=1}
+           %4: f32[2,3,5,2] = slice(%3) {axis=3, len=2, start=0, step=1}
+           %5: f32[2,3,5,2] = slice(%3) {axis=3, len=2, start=2, step=1}
+           %6: f32[2,3,5,2] = mul(%4, %1)
+           %7: f32[2,3,5,2] = mul(%5, %2)
+           %8: f32[2,3,5,2] = mul(%5, %1)
+           %9: f32[2,3,5,2] = mul(%4, %2)
+           %10: f32[2,3,5,2] = sub(%6, %7)
+           %11: f32[2,3,5,2] = add(%8, %9)
+           %12: f32[2,3,5,4] = concat(%10, %11) {axis=3}
+           return "y" = %12"#,
+    ),
+    (
+        "recognise_rotary",
+        "pairs of neighbours",
+        r#"%0: f32[2,3,5,4] = input "x"
+           %1: f32[1,1,5,2] = input "cos"
+           %2: f32[1,1,5,2] = input "sin"
+           %3: f32[2,3,5,2,2] = reshape(%0) {shape=[2,3,5,2,2]}
+           %4: f32[2,3,5,2,1] = slice(%3) {axis=4, len=1, start=0, step=1}
+           %5: f32[2,3,5,2,1] = slice(%3) {axis=4, len=1, start=1, step=1}
+           %6: f32[2,3,5,2] = reshape(%4) {shape=[2,3,5,2]}
+           %7: f32[2,3,5,2] = reshape(%5) {shape=[2,3,5,2]}
+           %8: f32[2,3,5,2] = mul(%6, %1)
+           %9: f32[2,3,5,2] = mul(%7, %2)
+           %10: f32[2,3,5,2] = mul(%7, %1)
+           %11: f32[2,3,5,2] = mul(%6, %2)
+           %12: f32[2,3,5,2] = sub(%8, %9)
+           %13: f32[2,3,5,2] = add(%10, %11)
+           %14: f32[2,3,5,2,1] = reshape(%12) {shape=[2,3,5,2,1]}
+           %15: f32[2,3,5,2,1] = reshape(%13) {shape=[2,3,5,2,1]}
+           %16: f32[2,3,5,2,2] = concat(%14, %15) {axis=4}
+           %17: f32[2,3,5,4] = reshape(%16) {shape=[2,3,5,4]}
+           return "y" = %17"#,
+    ),
+    (
+        "recognise_rotary",
+        "a rotation the other way stays",
+        r#"%0: f32[2,3,5,4] = input "x"
+           %1: f32[1,1,5,4] = input "cos"
+           %2: f32[1,1,5,4] = input "sin"
+           %3: f32[2,3,5,4] = mul(%0, %1)
+           %4: f32[2,3,5,2] = slice(%0) {axis=3, len=2, start=0, step=1}
+           %5: f32[2,3,5,2] = slice(%0) {axis=3, len=2, start=2, step=1}
+           %6: f32[2,3,5,2] = neg(%4)
+           %7: f32[2,3,5,4] = concat(%5, %6) {axis=3}
+           %8: f32[2,3,5,4] = mul(%7, %2)
+           %9: f32[2,3,5,4] = add(%3, %8)
+           return "y" = %9"#,
+    ),
+    (
         "recognise_activation",
         "x times its sigmoid",
         r#"%0: f32[2,5] = input "x"
@@ -191,7 +366,7 @@ const CASES: &[(&str, &str, &str)] = &[
 ];
 
 fn all() -> impl Iterator<Item = &'static Pass> {
-    FORWARD.iter().chain(JOIN).chain(BACKWARD).chain(BY_ROWS).chain(MIXED).chain(FUSE)
+    FORWARD.iter().chain(ATTEND).chain(JOIN).chain(BACKWARD).chain(BY_ROWS).chain(MIXED).chain(FUSE)
 }
 
 fn find(name: &str) -> &'static Pass {
@@ -265,6 +440,28 @@ fn text_reads_back() {
     {
         let error = Graph::parse(wrong).unwrap_err();
         assert!(error.contains(why), "{wrong}: {error}");
+    }
+}
+
+/// Attention of every fixture is one operation a layer, none of its transposes is left, and `--no-fuse` leaves it apart.
+#[test]
+fn attention_is_found_as_every_exporter_writes_it() {
+    for case in oracle::fixtures() {
+        let model = pipeline::read(&case.dir.join("model.onnx")).unwrap();
+        let shapes = pipeline::sample_shapes(&model.inputs());
+        let limits = Cpu::new(None).limits();
+        let count = |fuse: bool, op: &str| {
+            let all = pipeline::inferring(&model);
+            // Keys and values, which some exporters give as outputs too, are wanted with heads first.
+            let program = pipeline::Program { fuse, outputs: all.outputs[..1].to_vec(), ..all };
+            let graph = program.graph(&shapes, Purpose::Infer, limits).unwrap();
+            graph.nodes.iter().filter(|n| n.op == op).count()
+        };
+        let layers = count(false, "softmax");
+        assert!(layers > 0 && count(false, "attention") == 0, "{}", case.name());
+        assert_eq!(count(true, "attention"), layers, "{}", case.name());
+        assert_eq!(count(true, "softmax"), 0, "{}", case.name());
+        assert_eq!(count(true, "transpose"), 0, "{}", case.name());
     }
 }
 
