@@ -337,6 +337,51 @@ const CASES: &[(&str, &str, &str)] = &[
            return "y" = %3"#,
     ),
     (
+        "sink_bias",
+        "a row on top of a linear node and its adapter's term",
+        r#"%0: f32[6,4] = input "x"
+           %1: f32[4,5] = input "w"
+           %2: f32[6,2] = input "t"
+           %3: f32[2,5] = input "b"
+           %4: f32[5] = input "bias"
+           %5: f32[6,5] = matmul(%0, %1) {trans_a=false, trans_b=false}
+           %6: f32[2,3,5] = reshape(%5) {shape=[2,3,5]}
+           %7: f32[6,5] = matmul(%2, %3) {trans_a=false, trans_b=false}
+           %8: f32[2,3,5] = reshape(%7) {shape=[2,3,5]}
+           %9: f32[2,3,5] = add(%6, %8)
+           %10: f32[2,3,5] = add(%4, %9)
+           return "y" = %10"#,
+    ),
+    (
+        "fuse_addend",
+        "a bias, an adapter's term that goes on from it, and a residual that is read elsewhere too",
+        r#"%0: f32[6,5] = input "x"
+           %1: f32[5,5] = input "w"
+           %2: f32[6,2] = input "t"
+           %3: f32[2,5] = input "b"
+           %4: f32[5] = input "bias"
+           %5: f32[6,5] = matmul(%0, %1) {trans_a=false, trans_b=true}
+           %6: f32[6,5] = add(%5, %4)
+           %7: f32[6,5] = matmul(%2, %3) {trans_a=false, trans_b=false}
+           %8: f32[6,5] = add(%6, %7)
+           %9: f32[6,5] = matmul(%8, %1) {trans_a=false, trans_b=false}
+           %10: f32[6,5] = add(%0, %9)
+           %11: f32[6,5] = tanh(%0)
+           return "y" = %10
+           return "z" = %11"#,
+    ),
+    (
+        "fuse_addend",
+        "a product that something else reads stays as it is",
+        r#"%0: f32[6,5] = input "x"
+           %1: f32[5,5] = input "w"
+           %2: f32[6,5] = matmul(%0, %1) {trans_a=false, trans_b=true}
+           %3: f32[6,5] = add(%2, %0)
+           %4: f32[6,5] = tanh(%2)
+           return "y" = %3
+           return "z" = %4"#,
+    ),
+    (
         "dead_code",
         "what no output needs",
         r#"%0: f32[4] = input "x"

@@ -286,7 +286,8 @@ fn training_on_weights_of_halves() {
 }
 
 /// Operands of every product lose all but eleven bits, so losses agree with those in f32 to about 2^-11 of an activation each,
-/// averaged over many; devices round alike and differ in the order of sums, which a rounding may multiply.
+/// averaged over many. Devices round alike but differ in the order of sums, and an operand that rounds the other way is as far off
+/// as one that was not rounded.
 #[test]
 fn training_in_mixed_precision() {
     for name in ["bert-cls.ts.input", "llama-lm.dynamo.block"] {
@@ -300,7 +301,7 @@ fn training_in_mixed_precision() {
         assert!(off(&cpu, &full) < 5e-3, "{name}: {:.1e}", off(&cpu, &full));
         if available() {
             let (gpu, _) = oracle::train_case(&case, "init.safetensors", &mixed, crate::gpu::gpu);
-            assert!(off(&gpu, &cpu) < 1e-3, "{name}: {:.1e}", off(&gpu, &cpu));
+            assert!(off(&gpu, &cpu) < 5e-3, "{name}: {:.1e}", off(&gpu, &cpu));
         }
     }
 }
