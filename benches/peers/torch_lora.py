@@ -1,11 +1,11 @@
 """What a PyTorch user gets on the same work: one LoRA or ResLoRA training step, timed.
 
-    python torch_lora.py SHAPE [batch=8 seq=128 structure=none rank=8 target='q_proj|v_proj|query|value' steps=10 device=cpu dtype=f32 compile=0 labels=all]
+    python torch_lora.py SHAPE [batch=8 seq=128 structure=none rank=8 target='q_proj|v_proj|query|value' steps=10 device=cpu dtype=f32 compile=0]
 
-Prints one JSON object: median step milliseconds, tokens per second, peak GPU memory. dtype: f32 | tf32 | bf16 (autocast) | bf16w (weights in
+Prints one JSON object: median step milliseconds, tokens per second, peak memory of the GPU and of the process. dtype: f32 | tf32 | bf16 (autocast) | bf16w (weights in
 bf16 too). structure: none | input | block | middle. The step is forward, backward, AdamW on the adapters; one synchronisation a step.
 """
-import json, os, sys, time
+import json, os, resource, sys, time
 import torch, torch.nn.functional as F
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "fixtures", "oracle"))
 import reslora_ref as R, shapes
@@ -52,4 +52,5 @@ for i in range(o["steps"] + 3):
 ts = sorted(ts[3:])
 med = ts[len(ts) // 2]
 mem = torch.cuda.max_memory_allocated() / 2 ** 30 if dev != "cpu" else None
-print(json.dumps(dict(system="pytorch " + torch.__version__, shape=sys.argv[1], **o, targets=len(blocks), step_ms=round(med * 1e3, 2), tokens_per_s=round(B * S / med, 1), peak_gib=mem)))
+print(json.dumps(dict(system="pytorch " + torch.__version__, shape=sys.argv[1], **o, targets=len(blocks), step_ms=round(med * 1e3, 2), tokens_per_s=round(B * S / med, 1), peak_gib=mem,
+                      peak_rss_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1))))
