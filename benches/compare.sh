@@ -77,8 +77,8 @@ rounded() {
 
 # Running one program, bounded, with its peak memory
 
-has_python=$("$python" -c 'import resource; print(1)' 2> /dev/null || true)
-has_torch=$("$python" -c 'import torch, transformers; print(1)' 2> /dev/null || true)
+has_python=$(timeout 60 "$python" -c 'import resource; print(1)' 2> /dev/null || true)
+has_torch=$(timeout 60 "$python" -c 'from importlib.util import find_spec as f; print(1 if f("torch") and f("transformers") else "")' 2> /dev/null || true)
 bounded() { # NAME COMMAND...: output to OUT/NAME.json, complaints to OUT/NAME.log, peak memory to OUT/NAME.peak
     name=$1
     shift
