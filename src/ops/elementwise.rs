@@ -17,6 +17,8 @@ pub type BlockFn<T> = fn(&[Data<T>], &mut DataMut<T>, &Attrs);
 
 /// Elements to a block: small enough that a program's intermediate results stay in the first-level cache.
 const BLOCK: usize = 512;
+/// The most operands of an elementwise primitive.
+const MAX_ARGS: usize = 3;
 
 // ---- building blocks for the primitives' files
 
@@ -174,30 +176,35 @@ pub fn accesses(out: &[usize], ins: &[Type]) -> (Vec<usize>, Vec<Access>) {
     (dims, list)
 }
 
-enum Bank<T> {
-    Float(Vec<T>),
-    Int(Vec<i32>),
+/// Blocks of intermediate elements, side by side in a thread's own memory.
+struct Banks<T> {
+    first: *mut T,
 }
 
-impl<T: Real> Bank<T> {
-    fn new(dtype: DType, n: usize) -> Bank<T> {
-        match dtype {
-            DType::F32 => Bank::Float(vec![T::zero(); n]),
-            _ => Bank::Int(vec![0; n]),
+impl<T: Real> Banks<T> {
+    /// # Safety
+    /// Bank `i` must be there, and what it was given out as before must have been of the same type.
+    unsafe fn read<'a>(&self, i: usize, dtype: DType, n: usize) -> Data<'a, T> {
+        // SAFETY: by the caller; an integer takes no more room than a float.
+        unsafe {
+            let at = self.first.add(i * BLOCK);
+            match dtype {
+                DType::F32 => Data::Float(std::slice::from_raw_parts(at, n)),
+                _ => Data::Int(std::slice::from_raw_parts(at.cast::<i32>(), n)),
+            }
         }
     }
 
-    fn read(&self, n: usize) -> Data<'_, T> {
-        match self {
-            Bank::Float(x) => Data::Float(&x[..n]),
-            Bank::Int(x) => Data::Int(&x[..n]),
-        }
-    }
-
-    fn write(&mut self, n: usize) -> DataMut<'_, T> {
-        match self {
-            Bank::Float(x) => DataMut::Float(&mut x[..n]),
-            Bank::Int(x) => DataMut::Int(&mut x[..n]),
+    /// # Safety
+    /// As [`Banks::read`], and nothing else may use the bank meanwhile.
+    unsafe fn write<'a>(&self, i: usize, dtype: DType, n: usize) -> DataMut<'a, T> {
+        // SAFETY: by the caller.
+        unsafe {
+            let at = self.first.add(i * BLOCK);
+            match dtype {
+                DType::F32 => DataMut::Float(std::slice::from_raw_parts_mut(at, n)),
+                _ => DataMut::Int(std::slice::from_raw_parts_mut(at.cast::<i32>(), n)),
+            }
         }
     }
 }
@@ -208,6 +215,20 @@ enum SharedOut<'a, T> {
 }
 
 impl<T: Copy> SharedOut<'_, T> {
+    /// The elements of a range, to write.
+    ///
+    /// # Safety
+    /// This task alone may use them.
+    unsafe fn write(&self, range: std::ops::Range<usize>) -> DataMut<'_, T> {
+        // SAFETY: by the caller.
+        unsafe {
+            match self {
+                SharedOut::Float(o) => DataMut::Float(o.part(range)),
+                SharedOut::Int(o) => DataMut::Int(o.part(range)),
+            }
+        }
+    }
+
     /// The elements of a range that this task alone works on.
     fn read(&self, range: std::ops::Range<usize>, to: &mut DataMut<T>) {
         // SAFETY: ranges of different tasks do not overlap, and the part is given up before the block is written.
@@ -243,62 +264,73 @@ pub fn run<T: Element>(program: &Program, call: &mut CpuCall<T>) {
         .collect();
     let ins = call.ins;
     let shared = |i: usize| call.in_place.iter().find(|p| p.0 == i).map(|p| p.1);
-    let weight = program.instrs.len().max(1);
-    parallel::ranges(n, (parallel::GRAIN / weight).max(BLOCK), |range| {
-        let width = BLOCK.min(range.len());
-        let mut loaded: Vec<Option<Bank<T>>> = Vec::new();
-        for (i, a) in access.iter().enumerate() {
-            loaded.push(match a {
-                _ if shared(i).is_some() => Some(Bank::new(call.types_in[i].dtype, width)),
-                Access::Full => None,
-                Access::Splat => {
-                    let mut bank = Bank::new(call.types_in[i].dtype, width);
-                    splat(ins[i], &mut bank.write(width));
-                    Some(bank)
-                }
-                Access::Strided(_) => Some(Bank::new(call.types_in[i].dtype, width)),
-            });
-        }
-        let mut temps: Vec<Bank<T>> = program.instrs.iter().map(|i| Bank::new(i.dtype, width)).collect();
-        let mut start = range.start;
-        while start < range.end {
-            let len = width.min(range.end - start);
-            for (i, a) in access.iter().enumerate() {
-                let Some(bank) = &mut loaded[i] else { continue };
-                if let Some(o) = shared(i) {
-                    outs[o].read(start..start + len, &mut bank.write(len));
-                } else if let Access::Strided(strides) = a {
-                    load(ins[i], &mut bank.write(len), start, &dims, strides);
-                }
+    // An output that no later instruction reads is written where it goes.
+    let direct: Vec<Option<usize>> = (0..program.instrs.len())
+        .map(|k| {
+            let read = program.instrs.iter().any(|i| i.args.contains(&Arg::Instr(k)));
+            let mut outs = program.outputs.iter().enumerate().filter(|(_, o)| **o == k).map(|(o, _)| o);
+            let first = outs.next();
+            first.filter(|_| !read && outs.next().is_none())
+        })
+        .collect();
+    let loads = |i: usize| shared(i).is_some() || access[i] != Access::Full;
+    let banks = access.len() + program.instrs.len();
+    parallel::ranges(n, (parallel::GRAIN / program.instrs.len().max(1)).max(8 * BLOCK), |range| {
+        parallel::scratch(banks * BLOCK, |memory: &mut [T]| {
+            let banks = Banks { first: memory.as_mut_ptr() };
+            let types = |i: usize| call.types_in[i].dtype;
+            for (i, _) in access.iter().enumerate().filter(|(i, a)| **a == Access::Splat && shared(*i).is_none()) {
+                // SAFETY: one bank for each input, then one for each instruction; they are written one at a time.
+                splat(ins[i], &mut unsafe { banks.write(i, types(i), BLOCK.min(range.len())) });
             }
-            for (k, instr) in program.instrs.iter().enumerate() {
-                let (done, rest) = temps.split_at_mut(k);
-                let args: Vec<Data<T>> = instr
-                    .args
-                    .iter()
-                    .map(|a| match *a {
-                        Arg::Instr(j) => done[j].read(len),
-                        Arg::Input(i) => match (&loaded[i], ins[i]) {
-                            (Some(bank), _) => bank.read(len),
-                            (None, Data::Float(x)) => Data::Float(&x[start..start + len]),
-                            (None, Data::Int(x)) => Data::Int(&x[start..start + len]),
-                        },
-                    })
-                    .collect();
-                kernels[k](&args, &mut rest[0].write(len), &instr.attrs);
-            }
-            for (o, &k) in outs.iter().zip(&program.outputs) {
-                // SAFETY: ranges of different tasks do not overlap, and neither do the blocks of one.
-                unsafe {
-                    match (o, temps[k].read(len)) {
-                        (SharedOut::Float(o), Data::Float(x)) => o.part(start..start + len).copy_from_slice(x),
-                        (SharedOut::Int(o), Data::Int(x)) => o.part(start..start + len).copy_from_slice(x),
+            let mut start = range.start;
+            while start < range.end {
+                let len = BLOCK.min(range.end - start);
+                for (i, a) in access.iter().enumerate() {
+                    // SAFETY: as above.
+                    let bank = || unsafe { banks.write(i, types(i), len) };
+                    if let Some(o) = shared(i) {
+                        outs[o].read(start..start + len, &mut bank());
+                    } else if let Access::Strided(strides) = a {
+                        load(ins[i], &mut bank(), start, &dims, strides);
+                    }
+                }
+                for (k, instr) in program.instrs.iter().enumerate() {
+                    let mut args = [Data::Int(&[]); MAX_ARGS];
+                    for (to, arg) in args.iter_mut().zip(&instr.args) {
+                        // SAFETY: banks of inputs and earlier instructions were written above, as what they are read.
+                        *to = match *arg {
+                            Arg::Instr(j) => unsafe { banks.read(access.len() + j, program.instrs[j].dtype, len) },
+                            Arg::Input(i) if loads(i) => unsafe { banks.read(i, types(i), len) },
+                            Arg::Input(i) => match ins[i] {
+                                Data::Float(x) => Data::Float(&x[start..start + len]),
+                                Data::Int(x) => Data::Int(&x[start..start + len]),
+                            },
+                        };
+                    }
+                    // SAFETY: ranges of different tasks do not overlap, and neither do the blocks of one; what shares memory
+                    // with an output has been read into its bank.
+                    let mut to = match direct[k] {
+                        Some(o) => unsafe { outs[o].write(start..start + len) },
+                        None => unsafe { banks.write(access.len() + k, instr.dtype, len) },
+                    };
+                    kernels[k](&args[..instr.args.len()], &mut to, &instr.attrs);
+                }
+                for (o, &k) in program.outputs.iter().enumerate().filter(|(_, k)| direct[**k].is_none()) {
+                    // SAFETY: as above.
+                    let (to, from) = unsafe {
+                        let from = banks.read(access.len() + k, program.instrs[k].dtype, len);
+                        (outs[o].write(start..start + len), from)
+                    };
+                    match (to, from) {
+                        (DataMut::Float(o), Data::Float(x)) => o.copy_from_slice(x),
+                        (DataMut::Int(o), Data::Int(x)) => o.copy_from_slice(x),
                         _ => panic!("infer gives outputs the types of their instructions"),
                     }
                 }
+                start += len;
             }
-            start += len;
-        }
+        });
     });
 }
 
