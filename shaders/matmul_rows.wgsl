@@ -42,6 +42,8 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_id) local: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
+    //#builtins
+    //#end
 ) {
     let n4 = params.n / 4u;
     let k4 = params.k / 4u;
@@ -61,13 +63,13 @@ fn main(
             //#multiply
             let v0 = load_a(a0 + k);
             let x0_0 = load_x(at + at0);
-            c0_0 = c0_0 + v0.x * x0_0;
+            c0_0 = fma(vec4<f32>(v0.x), x0_0, c0_0);
             let x1_0 = load_x(at + n4 + at0);
-            c0_0 = c0_0 + v0.y * x1_0;
+            c0_0 = fma(vec4<f32>(v0.y), x1_0, c0_0);
             let x2_0 = load_x(at + 2u * n4 + at0);
-            c0_0 = c0_0 + v0.z * x2_0;
+            c0_0 = fma(vec4<f32>(v0.z), x2_0, c0_0);
             let x3_0 = load_x(at + 3u * n4 + at0);
-            c0_0 = c0_0 + v0.w * x3_0;
+            c0_0 = fma(vec4<f32>(v0.w), x3_0, c0_0);
             //#end
             at = at + 4u * n4;
         }

@@ -394,6 +394,29 @@ struct Rows {
     columns: usize,
 }
 
+/// How an invocation comes by elements of the left operand's rows.
+#[derive(Clone, Copy, PartialEq)]
+enum Left {
+    /// It reads all of them.
+    Alone,
+    /// It reads those of one row in `width`, and has the others' from its subgroup: reads are what costs on software adapters.
+    Shared { width: usize },
+}
+
+impl Rows {
+    /// Reads are what costs on software adapters, since each lane's is one of its own: an invocation multiplies many rows with what it
+    /// has read, and shares the reading of rows in its subgroup where that is known.
+    fn of(traits: GpuTraits) -> (Rows, Left) {
+        match traits.subgroup.map(|width| width as usize) {
+            Some(width @ 4..=32) => {
+                let rows = 16_usize.next_multiple_of(width);
+                (Rows { lanes: [width, 1], rows, columns: 1 }, Left::Shared { width })
+            }
+            _ => (Rows { lanes: [8, 1], rows: 16, columns: 4 }, Left::Alone),
+        }
+    }
+}
+
 /// The kernels for software adapters.
 fn without_tiles(c: &GpuCall, d: &Dims) -> Dispatch {
     let words = |x: usize| x as u32;
@@ -404,8 +427,8 @@ fn without_tiles(c: &GpuCall, d: &Dims) -> Dispatch {
     let by_rows = d.a.1 == 1 && d.b.1 == 1 && a.vectors && x.vectors;
     let added = Added::of(c);
     let (name, source, tile_m, tile_n) = if by_rows {
-        let t = Rows { lanes: [16, 1], rows: 8, columns: 2 };
-        ("matmul_rows", by_rows_source(t, [a, x, y], added), t.rows * t.lanes[1], 4 * t.columns * t.lanes[0])
+        let (t, left) = Rows::of(c.traits);
+        ("matmul_rows", by_rows_source(t, left, [a, x, y], added), t.rows * t.lanes[1], 4 * t.columns * t.lanes[0])
     } else {
         let [a, x, y] = [a, x, y].map(|s| Storage { vectors: false, ..s });
         let bindings = bindings([a, x, y], added);
@@ -423,7 +446,7 @@ fn without_tiles(c: &GpuCall, d: &Dims) -> Dispatch {
     }
 }
 
-fn by_rows_source(t: Rows, [a, x, y]: [Storage; 3], added: Added) -> String {
+fn by_rows_source(t: Rows, left: Left, [a, x, y]: [Storage; 3], added: Added) -> String {
     let [lx, ly] = t.lanes;
     let tile = format!(
         "const LX: u32 = {lx}u;\nconst LY: u32 = {ly}u;\nconst ROWS: u32 = {}u;\nconst COLUMNS: u32 = {}u;\n",
@@ -435,9 +458,26 @@ fn by_rows_source(t: Rows, [a, x, y]: [Storage; 3], added: Added) -> String {
     for j in 0..t.columns {
         accumulators += &format!("        let at{j} = min(col0 + {j}u * LX, n4 - 1u);\n");
     }
+    let mut builtins = "";
+    match left {
+        Left::Alone => {
+            for r in 0..t.rows {
+                accumulators += &format!("        let a{r} = a_base + min(row0 + {r}u, last) * k4;\n");
+                multiply += &format!("            let v{r} = load_a(a{r} + k);\n");
+            }
+        }
+        Left::Shared { width } => {
+            builtins = "    @builtin(subgroup_invocation_id) lane: u32,\n";
+            for s in 0..t.rows / width {
+                accumulators += &format!("        let a{s} = a_base + min(row0 + {}u + lane, last) * k4;\n", s * width);
+                multiply += &format!("            let p{s} = load_a(a{s} + k);\n");
+            }
+            for r in 0..t.rows {
+                multiply += &format!("            let v{r} = subgroupBroadcast(p{}, {}u);\n", r / width, r % width);
+            }
+        }
+    }
     for r in 0..t.rows {
-        accumulators += &format!("        let a{r} = a_base + min(row0 + {r}u, last) * k4;\n");
-        multiply += &format!("            let v{r} = load_a(a{r} + k);\n");
         for j in 0..t.columns {
             accumulators += &format!("        var c{r}_{j} = vec4<f32>(0.0);\n");
             let at = format!("y_base + (row0 + {r}u) * n4 + col0 + {j}u * LX");
@@ -453,11 +493,12 @@ fn by_rows_source(t: Rows, [a, x, y]: [Storage; 3], added: Added) -> String {
         }
         for r in 0..t.rows {
             for j in 0..t.columns {
-                multiply += &format!("            c{r}_{j} = c{r}_{j} + v{r}.{field} * x{step}_{j};\n");
+                multiply += &format!("            c{r}_{j} = fma(vec4<f32>(v{r}.{field}), x{step}_{j}, c{r}_{j});\n");
             }
         }
     }
     let parts = [
+        ("builtins", builtins),
         ("tile", tile.as_str()),
         ("bindings", &bindings),
         ("access", &access),

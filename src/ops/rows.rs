@@ -98,7 +98,10 @@ pub fn dispatch(c: &GpuCall, name: &'static str, source: &'static str, words: &[
 
 /// The kernel with reductions in subgroups where the adapter has them, in place of trees with a barrier a step.
 fn in_subgroups(source: &'static str, size: usize, traits: GpuTraits) -> Cow<'static, str> {
-    match traits.subgroup.filter(|&width| size.is_multiple_of(width as usize) && source.contains("//#reductions")) {
+    match traits
+        .subgroup
+        .filter(|&width| !traits.software && size.is_multiple_of(width as usize) && source.contains("//#reductions"))
+    {
         Some(width) => {
             let reductions = include_str!("../../shaders/subgroup_reductions.wgsl");
             let reductions = format!("const SUBGROUP: u32 = {width}u;\n{reductions}");

@@ -112,8 +112,7 @@ impl Gpu {
         let software = info.software && !tunes;
         let widths = adapter.get_info();
         let one_width = widths.subgroup_min_size == widths.subgroup_max_size;
-        let subgroup =
-            (required_features.contains(F::SUBGROUP) && one_width && !software).then_some(widths.subgroup_min_size);
+        let subgroup = (required_features.contains(F::SUBGROUP) && one_width).then_some(widths.subgroup_min_size);
         let traits = GpuTraits {
             software,
             max_workgroups: limits.max_compute_workgroups_per_dimension,
