@@ -83,10 +83,10 @@ pub fn shard(graph: Graph, limit: usize) -> Result<Graph, PassError> {
 }
 
 /// After it, and before differentiation: only training wants the loss and its gradient at once. It takes the rows that a device
-/// wants at once, so it is no [`Pass`] either.
-pub fn recognise_loss(graph: Graph, rows: usize) -> Result<Graph, PassError> {
+/// wants at once and the words that it binds, so it is no [`Pass`] either.
+pub fn recognise_loss(graph: Graph, rows: usize, words: usize) -> Result<Graph, PassError> {
     let pass = "recognise_linear_cross_entropy";
-    let graph = recognise_linear_cross_entropy::recognise_linear_cross_entropy(&graph, rows)
+    let graph = recognise_linear_cross_entropy::recognise_linear_cross_entropy(&graph, rows, words)
         .map_err(|error| PassError::Build { pass, error })?;
     check(&graph, pass)?;
     Ok(graph)

@@ -317,7 +317,7 @@ fn a_projection_and_its_loss_are_one_operation() {
     let mut shown = String::new();
     for (what, lines) in cases {
         let graph = with_head("input", lines);
-        let fused = passes::recognise_loss(graph.clone(), 4).unwrap();
+        let fused = passes::recognise_loss(graph.clone(), 4, 1000).unwrap();
         let fused = passes::run(fused, std::slice::from_ref(find("dead_code"))).unwrap();
         shown += &format!("# {what}\n{graph}=>\n{fused}\n");
         let gradients = |g: Graph| passes::run(passes::differentiate(g, "loss").unwrap(), BACKWARD).unwrap();
@@ -356,7 +356,7 @@ fn a_projection_that_is_trained_or_read_stays_apart() {
         ("logits that are an output", read),
     ];
     for (what, graph) in cases {
-        let done = passes::recognise_loss(graph, 4).unwrap();
+        let done = passes::recognise_loss(graph, 4, 1000).unwrap();
         assert!(done.nodes.iter().all(|n| n.op != "linear_cross_entropy"), "{what}: {done}");
     }
 }
