@@ -11,6 +11,7 @@ pub mod recognise_activation;
 pub mod recognise_linear_cross_entropy;
 pub mod recognise_norm;
 pub mod recognise_softmax;
+pub mod recompute;
 pub mod rewrite;
 pub mod shard_weights;
 
@@ -72,7 +73,12 @@ pub static BY_ROWS: &[Pass] = &[
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
 ];
 
-pub static FUSE: &[Pass] = &[Pass { name: "fuse_elementwise", run: |g| Ok(fuse_elementwise::fuse_elementwise(g)) }];
+/// Last: `recompute` repeats operations, which `common_subexpressions` would undo, and what it repeats may fuse with its reader.
+pub static FUSE: &[Pass] = &[
+    Pass { name: "recompute", run: recompute::recompute },
+    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
+    Pass { name: "fuse_elementwise", run: |g| Ok(fuse_elementwise::fuse_elementwise(g)) },
+];
 
 /// Between the two, for devices that bind less than the largest weight: it takes their limit, so it is no [`Pass`].
 pub fn shard(graph: Graph, limit: usize) -> Result<Graph, PassError> {

@@ -153,6 +153,27 @@ const CASES: &[(&str, &str, &str)] = &[
            return "y" = %9"#,
     ),
     (
+        "recompute",
+        "a gate's activation beside its argument, but not an exponential whose argument nothing else needs",
+        r#"%0: f32[4] = input "x"
+           %1: f32[4] = parameter "a"
+           %2: f32[4] = mul(%0, %1)
+           %3: f32[4] = silu(%2)
+           %4: f32[4] = exp(%1)
+           %5: f32[4] = sin(%4)
+           %6: f32[4] = exp(%5)
+           %7: f32[4] = mul(%3, %6)
+           %8: f32[1,4,1] = reshape(%7) {shape=[1,4,1]}
+           %9: f32[1,1] = reduce_sum(%8)
+           %10: f32[] = reshape(%9) {shape=[]}
+           %11: f32[2,2] = reshape(%3) {shape=[2,2]}
+           %12: f32[2,2] = tanh(%11)
+           %13: f32[4] = silu_grad(%2, %6)
+           return "reslora.loss" = %10
+           return "gate" = %12
+           return "g" = %13"#,
+    ),
+    (
         "dead_code",
         "what no output needs",
         r#"%0: f32[4] = input "x"
