@@ -15,6 +15,7 @@ pub mod recognise_linear_cross_entropy;
 pub mod recognise_norm;
 pub mod recognise_rotary;
 pub mod recognise_softmax;
+pub mod recompute;
 pub mod rewrite;
 pub mod shard_weights;
 
@@ -90,10 +91,12 @@ pub static BY_ROWS: &[Pass] = &[
 pub static MIXED: &[Pass] = &[Pass { name: "halve_operands", run: halve_operands::halve_operands }];
 
 /// `sink_bias` before `fuse_addend`, so that biases are not left over; elementwise chains take what remains. No pass that
-/// looks into matmuls may come after.
+/// looks into matmuls may come after. `recompute` repeats operations, which `common_subexpressions` would undo, and what it repeats
+/// may fuse with its reader.
 pub static FUSE: &[Pass] = &[
     Pass { name: "sink_bias", run: fuse_addend::sink_bias },
     Pass { name: "fuse_addend", run: fuse_addend::fuse_addend },
+    Pass { name: "recompute", run: recompute::recompute },
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
     Pass { name: "fuse_elementwise", run: |g| Ok(fuse_elementwise::fuse_elementwise(g)) },
 ];
@@ -107,10 +110,10 @@ pub fn shard(graph: Graph, limit: usize) -> Result<Graph, PassError> {
 }
 
 /// After it, and before differentiation: only training wants the loss and its gradient at once. It takes the rows that a device
-/// wants at once, so it is no [`Pass`] either.
-pub fn recognise_loss(graph: Graph, rows: usize) -> Result<Graph, PassError> {
+/// wants at once and the words that it binds, so it is no [`Pass`] either.
+pub fn recognise_loss(graph: Graph, rows: usize, words: usize) -> Result<Graph, PassError> {
     let pass = "recognise_linear_cross_entropy";
-    let graph = recognise_linear_cross_entropy::recognise_linear_cross_entropy(&graph, rows)
+    let graph = recognise_linear_cross_entropy::recognise_linear_cross_entropy(&graph, rows, words)
         .map_err(|error| PassError::Build { pass, error })?;
     check(&graph, pass)?;
     Ok(graph)

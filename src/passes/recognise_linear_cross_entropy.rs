@@ -15,14 +15,14 @@ struct Head {
 }
 
 /// Rewrites cross-entropy over logits that nothing else reads, if they are more than the rows they are computed from and a
-/// gradient is wanted in those rows and in nothing else. Takes `rows` rows at a time.
-pub fn recognise_linear_cross_entropy(graph: &Graph, rows: usize) -> Result<Graph, BuildError> {
+/// gradient is wanted in those rows and in nothing else. Takes `rows` rows at a time, or as many as have `words` logits.
+pub fn recognise_linear_cross_entropy(graph: &Graph, rows: usize, words: usize) -> Result<Graph, BuildError> {
     let (uses, reached) = (graph.uses(), reached(graph));
     each_node(graph, |r, node| {
         let Some(head) = head(r.old, &uses, &reached, node) else { return Ok(false) };
         r.b.set_origin(node.origin.clone());
         let columns = r.old.shape(node.inputs[0])[1];
-        let rows = rows.min(r.old.shape(head.x)[0]);
+        let rows = rows.min(r.old.shape(head.x)[0]).min(words / columns).max(1);
         let mut inputs = vec![r.get(head.x), r.get(node.inputs[1])];
         inputs.extend(head.weights.iter().map(|&w| r.get(w)));
         if let Some(bias) = head.bias {

@@ -90,7 +90,7 @@ impl Program {
         let mut graph = passes::shard(graph, limits.weight_words)?;
         if let Purpose::Train { .. } = purpose {
             if self.fuse {
-                graph = passes::recognise_loss(graph, limits.busy_rows)?;
+                graph = passes::recognise_loss(graph, limits.busy_rows, limits.value_words)?;
             }
             graph = passes::differentiate(graph, outputs::LOSS)?;
             passes::check(&graph, "differentiate")?;

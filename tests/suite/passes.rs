@@ -382,6 +382,27 @@ const CASES: &[(&str, &str, &str)] = &[
            return "z" = %4"#,
     ),
     (
+        "recompute",
+        "a gate's activation beside its argument, but not an exponential whose argument nothing else needs",
+        r#"%0: f32[4] = input "x"
+           %1: f32[4] = parameter "a"
+           %2: f32[4] = mul(%0, %1)
+           %3: f32[4] = silu(%2)
+           %4: f32[4] = exp(%1)
+           %5: f32[4] = sin(%4)
+           %6: f32[4] = exp(%5)
+           %7: f32[4] = mul(%3, %6)
+           %8: f32[1,4,1] = reshape(%7) {shape=[1,4,1]}
+           %9: f32[1,1] = reduce_sum(%8)
+           %10: f32[] = reshape(%9) {shape=[]}
+           %11: f32[2,2] = reshape(%3) {shape=[2,2]}
+           %12: f32[2,2] = tanh(%11)
+           %13: f32[4] = silu_grad(%2, %6)
+           return "reslora.loss" = %10
+           return "gate" = %12
+           return "g" = %13"#,
+    ),
+    (
         "dead_code",
         "what no output needs",
         r#"%0: f32[4] = input "x"
@@ -571,7 +592,7 @@ fn a_projection_and_its_loss_are_one_operation() {
     let mut shown = String::new();
     for (what, lines) in cases {
         let graph = with_head("input", lines);
-        let fused = passes::recognise_loss(graph.clone(), 4).unwrap();
+        let fused = passes::recognise_loss(graph.clone(), 4, 1000).unwrap();
         let fused = passes::run(fused, std::slice::from_ref(find("dead_code"))).unwrap();
         shown += &format!("# {what}\n{graph}=>\n{fused}\n");
         let gradients = |g: Graph| passes::run(passes::differentiate(g, "loss").unwrap(), BACKWARD).unwrap();
@@ -610,7 +631,7 @@ fn a_projection_that_is_trained_or_read_stays_apart() {
         ("logits that are an output", read),
     ];
     for (what, graph) in cases {
-        let done = passes::recognise_loss(graph, 4).unwrap();
+        let done = passes::recognise_loss(graph, 4, 1000).unwrap();
         assert!(done.nodes.iter().all(|n| n.op != "linear_cross_entropy"), "{what}: {done}");
     }
 }
