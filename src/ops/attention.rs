@@ -218,7 +218,7 @@ impl<'b, T: Real, B: Fn(usize) -> Option<(&'b [T], bool)>> pulp::NullaryFnOnce f
             let top = if here > before { here } else { before };
             // A row of nothing but -∞ so far sums to zero.
             let base = if top == T::neg_infinity() { T::zero() } else { top };
-            let sum = fold(s, &[], |x, _| (x - base).exp_(), T::zero(), |a, b| a + b);
+            let sum = fold(s, &[], |x, _| (x - base).exp_fused(), T::zero(), |a, b| a + b);
             let factor = match before == T::neg_infinity() {
                 true => T::zero(),
                 false => (before - top).exp_(),

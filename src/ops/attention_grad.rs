@@ -221,7 +221,7 @@ impl<'b, T: Real, B: Fn(usize) -> Option<(&'b [T], bool)>> pulp::NullaryFnOnce f
                 Some((bias, true)) => (bias, T::zero()),
                 other => (&[][..], other.map_or(T::zero(), |(bias, _)| bias[0])),
             };
-            let weight = |s: T, b: T| (s * inner + b - top).exp_() * over;
+            let weight = |s: T, b: T| (s * inner + b - top).exp_fused() * over;
             if bias.is_empty() {
                 for (p, ds) in p.iter_mut().zip(ds.iter_mut()) {
                     *p = weight(*p, one);

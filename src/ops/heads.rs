@@ -234,35 +234,33 @@ pub fn exponents<T: Real>(s: &mut [T], scale: T, cap: Option<T>, bias: Option<(&
 }
 
 /// Sets each element to `f` of it and its fellow in `by` (zero where that is empty), and folds what they became with `g` in sixteen
-/// lanes, so that compilers make one loop over vectors of it.
+/// lanes. Indices rather than iterators: of these, compilers make one loop over vectors.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)]
 pub fn fold<T: Real>(s: &mut [T], by: &[T], f: impl Fn(T, T) -> T, init: T, g: impl Fn(T, T) -> T) -> T {
     let mut lanes = [init; 16];
-    let (whole, rest) = s.split_at_mut(s.len() / 16 * 16);
-    let mut total = init;
+    let n = s.len() / 16;
     if by.is_empty() {
-        for chunk in whole.chunks_exact_mut(16) {
-            for (l, x) in lanes.iter_mut().zip(chunk) {
-                *x = f(*x, T::zero());
-                *l = g(*l, *x);
+        for c in 0..n {
+            let x = &mut s[c * 16..c * 16 + 16];
+            for i in 0..16 {
+                x[i] = f(x[i], T::zero());
+                lanes[i] = g(lanes[i], x[i]);
             }
-        }
-        for x in rest {
-            *x = f(*x, T::zero());
-            total = g(total, *x);
         }
     } else {
-        let (by, by_rest) = by.split_at(whole.len());
-        for (chunk, by) in whole.chunks_exact_mut(16).zip(by.chunks_exact(16)) {
-            for ((l, x), &b) in lanes.iter_mut().zip(chunk).zip(by) {
-                *x = f(*x, b);
-                *l = g(*l, *x);
+        for c in 0..n {
+            let (x, b) = (&mut s[c * 16..c * 16 + 16], &by[c * 16..c * 16 + 16]);
+            for i in 0..16 {
+                x[i] = f(x[i], b[i]);
+                lanes[i] = g(lanes[i], x[i]);
             }
         }
-        for (x, &b) in rest.iter_mut().zip(by_rest) {
-            *x = f(*x, b);
-            total = g(total, *x);
-        }
     }
-    lanes.iter().fold(total, |t, &l| g(t, l))
+    let mut total = lanes.iter().fold(init, |t, &l| g(t, l));
+    for i in n * 16..s.len() {
+        s[i] = f(s[i], by.get(i).copied().unwrap_or(T::zero()));
+        total = g(total, s[i]);
+    }
+    total
 }
