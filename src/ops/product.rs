@@ -41,19 +41,19 @@ impl Tile {
 
 /// Every tile, larger ones first. Those of sixteen rows or columns are for products of low rank.
 static TILES: &[Tile] = &[
-    Tile::new("128x128x16.8x8", [128, 128, 16, 8, 8]),
-    Tile::new("128x128x8.8x8", [128, 128, 8, 8, 8]),
-    Tile::new("128x64x16.8x4", [128, 64, 16, 8, 4]),
-    Tile::new("64x128x16.4x8", [64, 128, 16, 4, 8]),
-    Tile::new("64x64x16.8x4", [64, 64, 16, 8, 4]),
-    Tile::new("64x64x16.4x4", [64, 64, 16, 4, 4]),
-    Tile::new("64x32x32.4x4", [64, 32, 32, 4, 4]),
-    Tile::new("32x64x32.4x4", [32, 64, 32, 4, 4]),
-    Tile::new("32x32x32.4x4", [32, 32, 32, 4, 4]),
-    Tile::new("128x16x16.4x4", [128, 16, 16, 4, 4]),
-    Tile::new("64x16x32.4x4", [64, 16, 32, 4, 4]),
-    Tile::new("16x128x16.4x4", [16, 128, 16, 4, 4]),
-    Tile::new("16x64x32.4x4", [16, 64, 32, 4, 4]),
+    Tile::new("matmul 128x128x16.8x8", [128, 128, 16, 8, 8]),
+    Tile::new("matmul 128x128x8.8x8", [128, 128, 8, 8, 8]),
+    Tile::new("matmul 128x64x16.8x4", [128, 64, 16, 8, 4]),
+    Tile::new("matmul 64x128x16.4x8", [64, 128, 16, 4, 8]),
+    Tile::new("matmul 64x64x16.8x4", [64, 64, 16, 8, 4]),
+    Tile::new("matmul 64x64x16.4x4", [64, 64, 16, 4, 4]),
+    Tile::new("matmul 64x32x32.4x4", [64, 32, 32, 4, 4]),
+    Tile::new("matmul 32x64x32.4x4", [32, 64, 32, 4, 4]),
+    Tile::new("matmul 32x32x32.4x4", [32, 32, 32, 4, 4]),
+    Tile::new("matmul 128x16x16.4x4", [128, 16, 16, 4, 4]),
+    Tile::new("matmul 64x16x32.4x4", [64, 16, 32, 4, 4]),
+    Tile::new("matmul 16x128x16.4x4", [16, 128, 16, 4, 4]),
+    Tile::new("matmul 16x64x32.4x4", [16, 64, 32, 4, 4]),
 ];
 
 /// The tiles worth trying: none of which much would lie beyond the edge.
@@ -120,12 +120,12 @@ pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
             let named = in_matrices.iter().find(|t| c.variant == Some(t.name));
             let busy = || in_matrices.iter().find(|t| groups(&d, t.extents(matrices)) >= BUSY);
             let tile = named.or_else(busy).unwrap_or(least);
-            ("matmul_cooperative", cooperative::source(tile, c, &d, matrices), tile.extents(matrices))
+            (tile.name, cooperative::source(tile, c, &d, matrices), tile.extents(matrices))
         }
         _ => {
             let named = c.variant.and_then(|name| suitable(&d, c.traits).find(|t| t.name == name));
             let tile = named.unwrap_or_else(|| usual(&d, c.traits));
-            ("matmul", tiled(tile, c, &d), [tile.bm, tile.bn])
+            (tile.name, tiled(tile, c, &d), [tile.bm, tile.bn])
         }
     };
     let results = d.batch * d.m * d.n;
