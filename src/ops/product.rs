@@ -302,6 +302,16 @@ struct Rows {
     columns: usize,
 }
 
+impl Rows {
+    /// Eight rows of one vec4 fill the registers of the software adapters there are. Where there are fewer columns than a
+    /// workgroup has lanes for, the others take rows.
+    fn of(d: &Dims) -> Rows {
+        const LANES: usize = 8;
+        let along = (d.n / 4).next_power_of_two().clamp(1, LANES);
+        Rows { lanes: [along, LANES / along], rows: 8, columns: 1 }
+    }
+}
+
 /// The kernels for software adapters.
 fn without_tiles(c: &GpuCall, d: &Dims) -> Dispatch {
     let words = |x: usize| x as u32;
@@ -311,7 +321,7 @@ fn without_tiles(c: &GpuCall, d: &Dims) -> Dispatch {
     let [a, x, y] = storage(c, d);
     let by_rows = d.a.1 == 1 && d.b.1 == 1 && a.vectors && x.vectors;
     let (name, source, tile_m, tile_n) = if by_rows {
-        let t = Rows { lanes: [16, 1], rows: 8, columns: 2 };
+        let t = Rows::of(d);
         ("matmul_rows", by_rows_source(t, [a, x, y]), t.rows * t.lanes[1], 4 * t.columns * t.lanes[0])
     } else {
         let [a, x, y] = [a, x, y].map(|s| Storage { vectors: false, ..s });
