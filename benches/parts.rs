@@ -2,7 +2,7 @@
 //! `reslora-compile bench`, and beside other programs by `benches/compare.sh`.
 
 use divan::{Bencher, black_box};
-use reslora_compile::device::{Cpu, Device, Run};
+use reslora_compile::device::{Cpu, Device, Gpu, GpuOptions, Run};
 use reslora_compile::inject::{Options, Selector};
 use reslora_compile::ir::{Attr, Attrs, Builder, Sink, Type};
 use reslora_compile::ops::{Fill, RULES, draw};
@@ -35,6 +35,28 @@ fn primitive(bencher: Bencher, op: &str, shapes: &[&[usize]], attrs: Attrs) {
     b.output("y", corner, Sink::Fetch);
     let plan = plan::plan(b.graph, &Layout::default(), device.limits()).expect("a plan");
     let id = device.load(plan).expect("loaded");
+    let run = Run { plan: id, inputs };
+    bencher.bench_local(|| {
+        device.submit(vec![run.clone()]).expect("submitted");
+        black_box(device.collect(true).expect("collected"))
+    });
+}
+
+/// Tiles of the product kernel for hardware, each on the best adapter there is (a software one runs them slowly): 1,024 rows of a
+/// transformer's width by its square weight, as the file stores it.
+#[divan::bench(args = ["matmul 128x128x16.8x8", "matmul 128x64x16.8x4", "matmul 64x64x16.8x4", "matmul 64x64x16.4x4"])]
+fn gpu_matmul(bencher: Bencher, kernel: &str) {
+    const N: usize = 1024;
+    let options = GpuOptions { tune: Some(true), kernel: Some(kernel.to_string()), ..GpuOptions::default() };
+    let Ok(mut device) = Gpu::open_with(None, &options) else { return };
+    let mut b = Builder::new(RULES);
+    let ty = Type::f32([N, N]);
+    let (x, w) = (b.input("x", ty.clone()), b.input("w", ty.clone()));
+    let y = b.matmul(x, w, false, true).expect("the shapes fit");
+    let corner = b.slice(y, 0, 0, 1, 1).expect("there is one");
+    b.output("y", corner, Sink::Fetch);
+    let id = device.load(plan::plan(b.graph, &Layout::default(), device.limits()).expect("a plan")).expect("loaded");
+    let inputs = vec![("x".to_string(), draw(&ty, Fill::Normal, 1)), ("w".to_string(), draw(&ty, Fill::Normal, 2))];
     let run = Run { plan: id, inputs };
     bencher.bench_local(|| {
         device.submit(vec![run.clone()]).expect("submitted");

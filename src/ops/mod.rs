@@ -58,6 +58,7 @@ mod pow;
 mod prelude;
 pub mod primitive;
 mod product;
+mod product_software;
 mod reciprocal;
 mod reduce;
 mod reduce_max;

@@ -5,6 +5,7 @@
 use super::cooperative;
 use super::matmul::{Dims, dims};
 use super::prelude::*;
+use super::product_software;
 use super::template;
 
 /// How a workgroup of `shaders/matmul.wgsl` divides its work: `bm` x `bn` results, `bk` steps of k at a time, and `tm` x `tn`
@@ -41,19 +42,19 @@ impl Tile {
 
 /// Every tile, larger ones first. Those of sixteen rows or columns are for products of low rank.
 static TILES: &[Tile] = &[
-    Tile::new("128x128x16.8x8", [128, 128, 16, 8, 8]),
-    Tile::new("128x128x8.8x8", [128, 128, 8, 8, 8]),
-    Tile::new("128x64x16.8x4", [128, 64, 16, 8, 4]),
-    Tile::new("64x128x16.4x8", [64, 128, 16, 4, 8]),
-    Tile::new("64x64x16.8x4", [64, 64, 16, 8, 4]),
-    Tile::new("64x64x16.4x4", [64, 64, 16, 4, 4]),
-    Tile::new("64x32x32.4x4", [64, 32, 32, 4, 4]),
-    Tile::new("32x64x32.4x4", [32, 64, 32, 4, 4]),
-    Tile::new("32x32x32.4x4", [32, 32, 32, 4, 4]),
-    Tile::new("128x16x16.4x4", [128, 16, 16, 4, 4]),
-    Tile::new("64x16x32.4x4", [64, 16, 32, 4, 4]),
-    Tile::new("16x128x16.4x4", [16, 128, 16, 4, 4]),
-    Tile::new("16x64x32.4x4", [16, 64, 32, 4, 4]),
+    Tile::new("matmul 128x128x16.8x8", [128, 128, 16, 8, 8]),
+    Tile::new("matmul 128x128x8.8x8", [128, 128, 8, 8, 8]),
+    Tile::new("matmul 128x64x16.8x4", [128, 64, 16, 8, 4]),
+    Tile::new("matmul 64x128x16.4x8", [64, 128, 16, 4, 8]),
+    Tile::new("matmul 64x64x16.8x4", [64, 64, 16, 8, 4]),
+    Tile::new("matmul 64x64x16.4x4", [64, 64, 16, 4, 4]),
+    Tile::new("matmul 64x32x32.4x4", [64, 32, 32, 4, 4]),
+    Tile::new("matmul 32x64x32.4x4", [32, 64, 32, 4, 4]),
+    Tile::new("matmul 32x32x32.4x4", [32, 32, 32, 4, 4]),
+    Tile::new("matmul 128x16x16.4x4", [128, 16, 16, 4, 4]),
+    Tile::new("matmul 64x16x32.4x4", [64, 16, 32, 4, 4]),
+    Tile::new("matmul 16x128x16.4x4", [16, 128, 16, 4, 4]),
+    Tile::new("matmul 16x64x32.4x4", [16, 64, 32, 4, 4]),
 ];
 
 /// The tiles worth trying: none of which much would lie beyond the edge.
@@ -110,7 +111,7 @@ pub fn candidates(c: &GpuCall) -> Vec<&'static str> {
 pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
     let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
     if c.traits.software {
-        return vec![without_tiles(c, &d)];
+        return vec![product_software::dispatch(c, &d)];
     }
     let (parts, depth) = split(&d);
     let last = Added::of(c);
@@ -123,12 +124,12 @@ pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
             let named = in_matrices.iter().find(|t| c.variant == Some(t.name));
             let busy = || in_matrices.iter().find(|t| groups(&d, t.extents(matrices)) >= BUSY);
             let tile = named.or_else(busy).unwrap_or(least);
-            ("matmul_cooperative", cooperative::source(tile, c, &d, matrices, added), tile.extents(matrices))
+            (tile.name, cooperative::source(tile, c, &d, matrices, added), tile.extents(matrices))
         }
         _ => {
             let named = c.variant.and_then(|name| suitable(&d, c.traits).find(|t| t.name == name));
             let tile = named.unwrap_or_else(|| usual(&d, c.traits));
-            ("matmul", tiled(tile, c, &d, added), [tile.bm, tile.bn])
+            (tile.name, tiled(tile, c, &d, added), [tile.bm, tile.bn])
         }
     };
     let results = d.batch * d.m * d.n;
@@ -184,7 +185,7 @@ impl Storage {
     }
 
     /// A function that reads the vec4 or element of this number.
-    fn load_one(self, name: &str) -> String {
+    pub fn load_one(self, name: &str) -> String {
         let ty = if self.vectors { "vec4<f32>" } else { "f32" };
         let read = match (self.vectors, self.halves) {
             (_, false) => format!("{name}[i]"),
@@ -261,7 +262,7 @@ impl Added {
     }
 
     /// Operands of a kernel that ends in the call's result.
-    fn bindings(self, mut operands: Vec<Binding>) -> Vec<Binding> {
+    pub fn bindings(self, mut operands: Vec<Binding>) -> Vec<Binding> {
         if self != Added::Nothing {
             operands.push(Binding::Input(2));
         }
@@ -378,133 +379,9 @@ pub fn bindings([a, x, y]: [Storage; 3], added: Added) -> String {
 }
 
 /// A kernel together with the function that rounds, if it calls it.
-fn with_rounding(source: String) -> String {
+pub fn with_rounding(source: String) -> String {
     match source.contains("nearest_halves(") {
         true => source + include_str!("../../shaders/nearest_halves.wgsl"),
         false => source,
     }
-}
-
-/// How `shaders/matmul_rows.wgsl` divides its work: `lanes` invocations along the columns and the rows, `rows` rows and
-/// `columns` vec4s each.
-#[derive(Clone, Copy)]
-struct Rows {
-    lanes: [usize; 2],
-    rows: usize,
-    columns: usize,
-}
-
-/// How an invocation comes by elements of the left operand's rows.
-#[derive(Clone, Copy, PartialEq)]
-enum Left {
-    /// It reads all of them.
-    Alone,
-    /// It reads those of one row in `width`, and has the others' from its subgroup: reads are what costs on software adapters.
-    Shared { width: usize },
-}
-
-impl Rows {
-    /// Reads are what costs on software adapters, since each lane's is one of its own: an invocation multiplies many rows with what it
-    /// has read, and shares the reading of rows in its subgroup where that is known.
-    fn of(traits: GpuTraits) -> (Rows, Left) {
-        match traits.subgroup.map(|width| width as usize) {
-            Some(width @ 4..=32) => {
-                let rows = 16_usize.next_multiple_of(width);
-                (Rows { lanes: [width, 1], rows, columns: 1 }, Left::Shared { width })
-            }
-            _ => (Rows { lanes: [8, 1], rows: 16, columns: 4 }, Left::Alone),
-        }
-    }
-}
-
-/// The kernels for software adapters.
-fn without_tiles(c: &GpuCall, d: &Dims) -> Dispatch {
-    let words = |x: usize| x as u32;
-    let mut params = vec![words(d.m), words(d.n), words(d.k), words(d.batch)];
-    params.extend([d.a.0, d.a.1, d.b.0, d.b.1].map(words));
-    let depth = d.batch.min(c.traits.max_workgroups as usize);
-    let [a, x, y] = storage(c, d);
-    let by_rows = d.a.1 == 1 && d.b.1 == 1 && a.vectors && x.vectors;
-    let added = Added::of(c);
-    let (name, source, tile_m, tile_n) = if by_rows {
-        let (t, left) = Rows::of(c.traits);
-        ("matmul_rows", by_rows_source(t, left, [a, x, y], added), t.rows * t.lanes[1], 4 * t.columns * t.lanes[0])
-    } else {
-        let [a, x, y] = [a, x, y].map(|s| Storage { vectors: false, ..s });
-        let bindings = bindings([a, x, y], added);
-        let put = format!("fn put(i: u32, value: f32) {{\n    y[i] = value{};\n}}\n", added.plus("i", "params.n"));
-        let access = [a.load_one("a"), x.load_one("x"), put].concat();
-        let parts = [("bindings", bindings.as_str()), ("access", &access)];
-        ("matmul_direct", template::fill(include_str!("../../shaders/matmul_direct.wgsl"), &parts), 8, 512)
-    };
-    Dispatch {
-        shader: Shader { name, source: with_rounding(source).into() },
-        constants: vec![],
-        bindings: added.bindings(vec![Binding::Input(0), Binding::Input(1), Binding::Output(0)]),
-        params,
-        workgroups: [words(d.n.div_ceil(tile_n)), words(d.m.div_ceil(tile_m)), words(depth)],
-    }
-}
-
-fn by_rows_source(t: Rows, left: Left, [a, x, y]: [Storage; 3], added: Added) -> String {
-    let [lx, ly] = t.lanes;
-    let tile = format!(
-        "const LX: u32 = {lx}u;\nconst LY: u32 = {ly}u;\nconst ROWS: u32 = {}u;\nconst COLUMNS: u32 = {}u;\n",
-        t.rows, t.columns
-    );
-    let bindings = bindings([a, x, y], added);
-    let access = [a.load_one("a"), x.load_one("x")].concat();
-    let (mut accumulators, mut multiply, mut stores) = (String::new(), String::new(), String::new());
-    for j in 0..t.columns {
-        accumulators += &format!("        let at{j} = min(col0 + {j}u * LX, n4 - 1u);\n");
-    }
-    let mut builtins = "";
-    match left {
-        Left::Alone => {
-            for r in 0..t.rows {
-                accumulators += &format!("        let a{r} = a_base + min(row0 + {r}u, last) * k4;\n");
-                multiply += &format!("            let v{r} = load_a(a{r} + k);\n");
-            }
-        }
-        Left::Shared { width } => {
-            builtins = "    @builtin(subgroup_invocation_id) lane: u32,\n";
-            for s in 0..t.rows / width {
-                accumulators += &format!("        let a{s} = a_base + min(row0 + {}u + lane, last) * k4;\n", s * width);
-                multiply += &format!("            let p{s} = load_a(a{s} + k);\n");
-            }
-            for r in 0..t.rows {
-                multiply += &format!("            let v{r} = subgroupBroadcast(p{}, {}u);\n", r / width, r % width);
-            }
-        }
-    }
-    for r in 0..t.rows {
-        for j in 0..t.columns {
-            accumulators += &format!("        var c{r}_{j} = vec4<f32>(0.0);\n");
-            let at = format!("y_base + (row0 + {r}u) * n4 + col0 + {j}u * LX");
-            let plus = added.plus(&at, "n4");
-            stores += &format!(
-                "        if (row0 + {r}u < params.m && col0 + {j}u * LX < n4) {{\n            y[{at}] = c{r}_{j}{plus};\n        }}\n"
-            );
-        }
-    }
-    for (step, field) in ["x", "y", "z", "w"].iter().enumerate() {
-        for j in 0..t.columns {
-            multiply += &format!("            let x{step}_{j} = load_x(at + {step}u * n4 + at{j});\n");
-        }
-        for r in 0..t.rows {
-            for j in 0..t.columns {
-                multiply += &format!("            c{r}_{j} = fma(vec4<f32>(v{r}.{field}), x{step}_{j}, c{r}_{j});\n");
-            }
-        }
-    }
-    let parts = [
-        ("builtins", builtins),
-        ("tile", tile.as_str()),
-        ("bindings", &bindings),
-        ("access", &access),
-        ("accumulators", &accumulators),
-        ("multiply", &multiply),
-        ("stores", &stores),
-    ];
-    template::fill(include_str!("../../shaders/matmul_rows.wgsl"), &parts)
 }

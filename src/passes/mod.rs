@@ -65,6 +65,16 @@ pub static ATTEND: &[Pass] = &[
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
 ];
 
+/// In their place for devices whose kernels of products are much faster than those of attention: only where its scores would be too
+/// much to keep.
+pub static ATTEND_BY_PRODUCTS: &[Pass] = &[
+    Pass { name: "recognise_rotary", run: recognise_rotary::recognise_rotary },
+    Pass { name: "recognise_large_attention", run: recognise_attention::recognise_large_attention },
+    Pass { name: "fold_layout", run: fold_layout::fold_layout },
+    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
+    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
+];
+
 /// Before differentiation too, so that the gradients of what adapters compute are cheaper as well. Left out under `--no-fuse`.
 pub static JOIN: &[Pass] = &[
     Pass { name: "join_low_rank", run: join_low_rank::join_low_rank },

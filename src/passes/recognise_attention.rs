@@ -10,8 +10,22 @@ use crate::ir::{Attr, Attrs, BuildError, Graph, Node, Shape, Tensor, Type, Value
 use crate::ops;
 
 pub fn recognise_attention(graph: &Graph) -> Result<Graph, BuildError> {
+    recognise(graph, 0)
+}
+
+/// Scores of this many words and more are too much to keep, whatever the kernels' speed.
+const MANY_SCORES: usize = 1 << 24;
+
+/// As [`recognise_attention`], but leaves attention of few scores in its parts.
+pub fn recognise_large_attention(graph: &Graph) -> Result<Graph, BuildError> {
+    recognise(graph, MANY_SCORES)
+}
+
+fn recognise(graph: &Graph, least: usize) -> Result<Graph, BuildError> {
     let known = Known::of(graph);
-    each_node(graph, |r, node| match attention(graph, &known, node) {
+    // What the product with the values has on its left.
+    let large = |node: &Node| graph.shape(node.inputs[0]).elements() >= least;
+    each_node(graph, |r, node| match attention(graph, &known, node).filter(|_| large(node)) {
         Some(found) => rewrite(r, node, &found),
         None => Ok(false),
     })

@@ -84,7 +84,8 @@ impl Program {
         let graph = self.forward(shapes, purpose)?;
         let mut graph = passes::run(graph, passes::FORWARD)?;
         if self.fuse {
-            graph = passes::run(graph, passes::ATTEND)?;
+            let by_products = limits.by_rows;
+            graph = passes::run(graph, if by_products { passes::ATTEND_BY_PRODUCTS } else { passes::ATTEND })?;
             graph = passes::run(graph, passes::JOIN)?;
         }
         let mut graph = passes::shard(graph, limits.weight_words)?;

@@ -647,6 +647,9 @@ fn other_subcommands_answer() {
     assert!((shares.sum::<f64>() - 1.0).abs() < 1e-6);
     let trace: Value = serde_json::from_str(&std::fs::read_to_string(d.join("bench.trace.json")).unwrap()).unwrap();
     assert_eq!(trace["traceEvents"][0]["ph"], "X");
+    let types = ["--precision", "mixed", "--weights", "f16", "--steps", "2"];
+    let b = json(d, &[&["bench", "bench.onnx", "--batch", "4", "--device", "cpu"], &types[..]].concat());
+    assert_eq!((b["precision"].as_str(), b["weights"].as_str()), (Some("mixed"), Some("f16")));
     let missing = cli(d, &["bench", "mlp.onnx", "--device", "cpu"]);
     assert!(missing.err.contains("has no adapters") && missing.code == 1, "{}", missing.err);
 }

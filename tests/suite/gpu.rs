@@ -1,7 +1,7 @@
 //! The device kernels on whatever adapter is there, a software one included.
 
 use crate::oracle;
-use reslora_compile::device::{Device, Gpu, Run};
+use reslora_compile::device::{Device, Gpu, GpuOptions, Run};
 use reslora_compile::ir::{Builder, DType, Sink, Tensor, Value};
 use reslora_compile::ops::{self, Gpu as GpuKernel, PRIMITIVES, RULES, draw};
 use reslora_compile::plan::{self, Layout};
@@ -27,7 +27,14 @@ fn every_primitive_computes_what_the_host_computes() {
     if !available() {
         return;
     }
-    let mut gpu = Gpu::open(None, None).expect("an adapter");
+    // As the adapter is, and with the kernels for hardware, whatever it is.
+    for tune in [None, Some(true)] {
+        let options = GpuOptions { tune, ..GpuOptions::default() };
+        compare_primitives(&mut Gpu::open_with(None, &options).expect("an adapter"));
+    }
+}
+
+fn compare_primitives(gpu: &mut Gpu) {
     for p in PRIMITIVES.iter().filter(|p| !matches!(p.gpu, GpuKernel::Alias)) {
         for (s, sample) in (p.samples)().iter().enumerate() {
             let tensors: Vec<Tensor> =

@@ -6,6 +6,7 @@ use crate::device::cache::Cache;
 use crate::ir::Type;
 use crate::ops::{self, Binding, Dispatch, GpuCall};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Instant;
 
 /// Who won.
@@ -170,14 +171,14 @@ impl Gpu {
                 Binding::Output(o) => ((1, o), call.types_out[o].elements()),
                 Binding::Scratch(words) => ((2, words), words),
             };
-            if !operands.0.contains_key(&place) {
+            if let Entry::Vacant(free) = operands.0.entry(place) {
                 let buffer = self.storage(words, "race")?;
                 // Around one, with digits below those of a half: zeros would be multiplied at less power than a real step
                 // takes. Read as pairs of halves, they are ordinary numbers too.
                 let number = |i: usize| 0x3f80_3c00u32 | (i as u32).wrapping_mul(2_654_435_761) >> 12 & 0x3f_03ff;
                 let content: Vec<u32> = (0..words).map(number).collect();
                 self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&content));
-                operands.0.insert(place, Range { size: buffer.size(), buffer, offset: 0 });
+                free.insert(Range { size: buffer.size(), buffer, offset: 0 });
             }
         }
         Ok(operands)
