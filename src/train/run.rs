@@ -190,10 +190,14 @@ impl<'a, 'b> RunState<'a, 'b> {
 
     /// Takes in the results that are back.
     pub(super) fn drain(&mut self, observer: &mut dyn Observer, wait: bool) -> Result<(), TrainError> {
-        for fetched in self.session.device.collect(wait || self.scale.is_some())? {
-            let (step, lr, tokens) = self.pending.pop_front().expect("one submission a step");
-            let seconds = self.clock.elapsed().as_secs_f64();
+        let all = self.session.device.collect(wait || self.scale.is_some())?;
+        // Results that come back together share the time since the last ones.
+        let seconds = self.clock.elapsed().as_secs_f64() / all.len().max(1) as f64;
+        if !all.is_empty() {
             self.clock = Instant::now();
+        }
+        for fetched in all {
+            let (step, lr, tokens) = self.pending.pop_front().expect("one submission a step");
             let (scaled, grad_norm) = self.take(fetched);
             let loss_scale = self.scale.map(|s| s.scale);
             let loss = scaled / loss_scale.unwrap_or(1.0);
