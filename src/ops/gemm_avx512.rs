@@ -95,7 +95,7 @@ pub unsafe fn gemm(
         start_row,
     };
     let parts = if threads { rayon::current_num_threads() } else { 1 };
-    let (tall, wide) = split([m, n, k], parts);
+    let (tall, wide) = if threads { split([m, n, k], parts) } else { (m, TASK_PANELS * PANEL) };
     let (rows, columns) = (m.div_ceil(tall), n.div_ceil(wide));
     let part = |t: usize| {
         let (i, j) = (t / columns * tall, t % columns * wide);
