@@ -134,7 +134,7 @@ run_system() { # SYSTEM SHAPE BATCH SEQ RANK TARGETS PRECISION STRUCTURE
             "steps=$steps" "target=$(targets "$where")" "device=$torch_device" "dtype=$dtype"
         ;;
     burn-*)
-        [ -x "$burn" ] || refuse "$system" "not built: cargo build --release --manifest-path benches/peers/burn/Cargo.toml" || return
+        [ -x "$burn" ] || refuse "$system" "not built: cargo build --release --manifest-path benches/peers/burn/Cargo.toml (--no-default-features for software adapters)" || return
         case $shape,$where,$precision in
         minilm,qv,f32 | smollm2-135m,qv,f32) ;;
         *) refuse "$system" "the program has no such work" || return ;;
