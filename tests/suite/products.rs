@@ -287,8 +287,8 @@ fn training_on_weights_of_halves() {
 }
 
 /// Operands of every product lose all but eleven bits, so losses agree with those in f32 to about 2^-11 of an activation each,
-/// averaged over many. Devices round alike but differ in the order of sums, and an operand that rounds the other way is as far off
-/// as one that was not rounded.
+/// averaged over many. Devices round alike but differ in the order of sums, and single operands that round the other way leave losses
+/// a few times 2^-11 apart.
 #[test]
 fn training_in_mixed_precision() {
     for name in ["bert-cls.ts.input", "llama-lm.dynamo.block"] {
@@ -302,7 +302,7 @@ fn training_in_mixed_precision() {
         assert!(off(&cpu, &full) < 5e-3, "{name}: {:.1e}", off(&cpu, &full));
         if available() {
             let (gpu, _) = oracle::train_case(&case, "init.safetensors", &mixed, crate::gpu::gpu);
-            assert!(off(&gpu, &cpu) < 5e-3, "{name}: {:.1e}", off(&gpu, &cpu));
+            assert!(off(&gpu, &cpu) < 2e-3, "{name}: {:.1e}", off(&gpu, &cpu));
         }
     }
 }
