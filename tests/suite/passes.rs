@@ -667,3 +667,16 @@ fn large_weights_are_read_in_parts() {
     assert_same(&b.graph, &done, "shards");
     assert_eq!(done.ty(done.output("y").unwrap()).dtype, DType::F32);
 }
+
+#[test]
+fn attention_of_few_scores_stays_apart_where_products_are_faster() {
+    let mut found = 0;
+    for (_, what, text) in CASES.iter().filter(|c| c.0 == "recognise_attention") {
+        let fused = |run: fn(&Graph) -> Result<Graph, reslora_compile::ir::BuildError>| {
+            run(&parsed(text)).unwrap_or_else(|e| panic!("{what}: {e}")).nodes.iter().any(|n| n.op == "attention")
+        };
+        found += fused(passes::recognise_attention::recognise_attention) as usize;
+        assert!(!fused(passes::recognise_attention::recognise_large_attention), "{what}");
+    }
+    assert!(found > 0, "no case has attention");
+}
