@@ -42,10 +42,10 @@ software)
     device=${DEVICE:-gpu} adapter=software
     works=${WORKS:-minilm,32,64,8,qv,f32 smollm2-135m,2,128,8,qv,f32 smollm2-135m,1,128,8,qv,f32}
     systems=${SYSTEMS:-burn-wgpu meganeura-all meganeura-lora ours}
-    # burn tunes its kernels in a shape's first run and remembers them; on such adapters its usual zeal takes hours.
+    # burn tunes its kernels in a shape's first run, which takes minutes here even so, and remembers them.
     export CUBECL_AUTOTUNE_LEVEL="${CUBECL_AUTOTUNE_LEVEL:-minimal}"
     structures=${STRUCTURES-}
-    rounds=${ROUNDS:-1} steps=${STEPS:-3} warmup=${WARMUP:-1} limit=${LIMIT:-900}
+    rounds=${ROUNDS:-1} steps=${STEPS:-3} warmup=${WARMUP:-1} limit=${LIMIT:-1800}
     ;;
 hardware)
     device=${DEVICE:-gpu} torch_device=${TORCH_DEVICE:-cuda}

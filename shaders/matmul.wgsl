@@ -1,6 +1,7 @@
 // y[b] = a[b] x[b]: (m, k) (k, n) to (m, n), either operand stored as it is or transposed. A workgroup computes a tile of
 // BM x BN through workgroup memory, BK steps of k at a time; an invocation TM x TN of it in registers. With `parts` above one,
-// y is scratch: part p of each product, over steps p depth .. (p + 1) depth of k, stands batch products behind part p - 1.
+// y is scratch: part p of each product, over steps p depth .. (p + 1) depth of k, stands batch products behind part p - 1. A second
+// term of `more` steps goes with the first part, by the lines in `terms` once more.
 // The marked parts are replaced for each tile and each way of storing. As it stands: 64 x 64 x 16, 4 x 4, a by rows and x
 // transposed, all extents divisible by four.
 
@@ -11,8 +12,8 @@ struct Params {
     batch: u32,
     parts: u32,
     depth: u32,
-    unused0: u32,
-    unused1: u32,
+    more: u32,
+    unused: u32,
 }
 
 //#tile
@@ -40,6 +41,11 @@ const X_STEP: u32 = BN / 4u + 1u;
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
+
+// The end of a sum: the vec4 that stands at i.
+fn keep(i: u32, sum: vec4<f32>) {
+    y[i] = sum;
+}
 //#end
 
 // Four neighbouring elements from element `i` on, of which the first `count` are there; the rest are zero.
@@ -60,7 +66,7 @@ fn load_x(i: u32, count: u32) -> vec4<f32> {
 
 fn store(i: u32, count: u32, value: vec4<f32>) {
     if (count > 0u) {
-        y[i / 4u] = value;
+        keep(i / 4u, value);
     }
 }
 //#end
@@ -88,7 +94,8 @@ fn main(
     let n = params.n;
     for (var z = group.z; z < params.batch * params.parts; z = z + groups.z) {
         let batch = z % params.batch;
-        let begin = z / params.batch * params.depth;
+        let part = z / params.batch;
+        let begin = part * params.depth;
         let end = min(begin + params.depth, params.k);
         let a_base = batch * m * params.k;
         let x_base = batch * params.k * n;
@@ -98,6 +105,7 @@ fn main(
         var c2_0 = vec4<f32>(0.0);
         var c3_0 = vec4<f32>(0.0);
         //#end
+        //@terms
         for (var k0 = begin; k0 < end; k0 = k0 + BK) {
             // Neighbouring invocations read neighbouring vec4s. Workgroup memory holds, for each step of k, vec4s along m
             // or n: what is stored along k is turned in blocks of 4 x 4.
@@ -160,6 +168,7 @@ fn main(
             }
             workgroupBarrier();
         }
+        //@end
         let y_base = z * m * n;
         //#stores
         put(y_base, row0 + ty * 4u, col0 + tx * 4u, c0_0);

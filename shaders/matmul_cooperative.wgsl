@@ -13,8 +13,8 @@ struct Params {
     batch: u32,
     parts: u32,
     depth: u32,
-    unused0: u32,
-    unused1: u32,
+    more: u32,
+    unused: u32,
 }
 
 //#tile
@@ -27,6 +27,7 @@ const BK: u32 = 16u;
 const WIDTH: u32 = 32u;
 const A_TRANSPOSED: bool = false;
 const X_TRANSPOSED: bool = true;
+const X2_TRANSPOSED: bool = true;
 // Whether rows of y are aligned as stores of whole matrices need them.
 const ALIGNED: bool = true;
 var<workgroup> a_tile: array<f16, 384>;
@@ -41,15 +42,23 @@ const A_ROWS: u32 = select(BM, BK, A_TRANSPOSED);
 const A_COLS: u32 = select(BK, BM, A_TRANSPOSED);
 const X_ROWS: u32 = select(BK, BN, X_TRANSPOSED);
 const X_COLS: u32 = select(BN, BK, X_TRANSPOSED);
+const X2_ROWS: u32 = select(BK, BN, X2_TRANSPOSED);
+const X2_COLS: u32 = select(BN, BK, X2_TRANSPOSED);
 // Elements from row to row: 16 bytes more than a row has, which keeps rows aligned and in different banks.
 const A_STEP: u32 = A_COLS + 8u;
 const X_STEP: u32 = X_COLS + 8u;
+const X2_STEP: u32 = X2_COLS + 8u;
 
 @group(0) @binding(0) var<uniform> params: Params;
 //#bindings
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
+
+// The end of a sum: the element that stands at i.
+fn keep(i: u32, sum: f32) {
+    y[i] = sum;
+}
 //#end
 
 // Four neighbouring elements from element `i` on, of which the first `count` are there; the rest are zero.
@@ -66,10 +75,6 @@ fn load_x(i: u32, count: u32) -> vec4<f32> {
         return vec4<f32>(0.0);
     }
     return x[i / 4u];
-}
-
-fn keep(i: u32, value: f32) {
-    y[i] = value;
 }
 //#end
 
@@ -99,13 +104,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let down = subgroup / GN * SM * T;
     let along = subgroup % GN * SN * T;
     let batch = group.z % params.batch;
-    let begin = group.z / params.batch * params.depth;
+    let part = group.z / params.batch;
+    let begin = part * params.depth;
     let end = min(begin + params.depth, params.k);
     let a_base = batch * m * params.k;
     let x_base = batch * params.k * n;
     //#accumulators
     var c0_0: coop_mat16x16<f32, C>;
     //#end
+    //@terms
     for (var k0 = begin; k0 < end; k0 = k0 + BK) {
         let a_row = select(row0, k0, A_TRANSPOSED);
         let a_col = select(k0, row0, A_TRANSPOSED);
@@ -149,6 +156,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
     }
+    //@end
     let y_base = group.z * m * n;
     let corner = subgroup * T * T;
     if (ALIGNED && row0 + BM <= m && col0 + BN <= n) {

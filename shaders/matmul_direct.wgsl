@@ -11,6 +11,14 @@ struct Params {
     a_col: u32,
     x_row: u32,
     x_col: u32,
+    more: u32,
+    more_a_row: u32,
+    more_a_col: u32,
+    more_x_row: u32,
+    more_x_col: u32,
+    unused0: u32,
+    unused1: u32,
+    unused2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -18,6 +26,11 @@ struct Params {
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 @group(0) @binding(2) var<storage, read> x: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
+
+// The end of a sum: the element that stands at i.
+fn keep(i: u32, sum: f32) {
+    y[i] = sum;
+}
 //#end
 
 //#access
@@ -27,10 +40,6 @@ fn load_a(i: u32) -> f32 {
 
 fn load_x(i: u32) -> f32 {
     return x[i];
-}
-
-fn put(i: u32, value: f32) {
-    y[i] = value;
 }
 //#end
 
@@ -57,6 +66,7 @@ fn main(
             let col = col0 + j * 64u;
             var sum0 = vec4<f32>(0.0);
             var sum1 = vec4<f32>(0.0);
+            //@terms
             var x_at = x_base + min(col, last_col) * params.x_col;
             var a0 = a_base + min(row0, last_row) * params.a_row;
             var a1 = a_base + min(row0 + 1u, last_row) * params.a_row;
@@ -76,12 +86,13 @@ fn main(
                 x_at = x_at + params.x_row;
                 step = step + params.a_col;
             }
+            //@end
             for (var i = 0u; i < 4u; i = i + 1u) {
                 if (row0 + i < params.m) {
-                    put(y_base + (row0 + i) * params.n + col, sum0[i]);
+                    keep(y_base + (row0 + i) * params.n + col, sum0[i]);
                 }
                 if (row0 + 4u + i < params.m) {
-                    put(y_base + (row0 + 4u + i) * params.n + col, sum1[i]);
+                    keep(y_base + (row0 + 4u + i) * params.n + col, sum1[i]);
                 }
             }
         }

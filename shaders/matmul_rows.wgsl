@@ -11,6 +11,14 @@ struct Params {
     a_col: u32,
     x_row: u32,
     x_col: u32,
+    more: u32,
+    more_a_row: u32,
+    more_a_col: u32,
+    more_x_row: u32,
+    more_x_col: u32,
+    unused0: u32,
+    unused1: u32,
+    unused2: u32,
 }
 
 //#tile
@@ -25,6 +33,11 @@ const COLUMNS: u32 = 1u;
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
+
+// The end of a sum: the vec4 that stands at i.
+fn keep(i: u32, sum: vec4<f32>) {
+    y[i] = sum;
+}
 //#end
 
 //#access
@@ -58,6 +71,7 @@ fn main(
         let a0 = a_base + min(row0, last) * k4;
         var c0_0 = vec4<f32>(0.0);
         //#end
+        //@terms
         var at = batch * params.k * n4;
         for (var k = 0u; k < k4; k = k + 1u) {
             //#multiply
@@ -73,10 +87,11 @@ fn main(
             //#end
             at = at + 4u * n4;
         }
+        //@end
         let y_base = batch * params.m * n4;
         //#stores
         if (row0 < params.m && col0 < n4) {
-            y[y_base + row0 * n4 + col0] = c0_0;
+            keep(y_base + row0 * n4 + col0, c0_0);
         }
         //#end
     }

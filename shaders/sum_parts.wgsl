@@ -1,5 +1,5 @@
-// y[i] = sum over p of parts[p * n + i], p in order: what a product whose k was cut into parts ends with. The marked parts are
-// replaced where something is added to it.
+// y[i] = sum over p of parts[p * n + i], p in order: what a product whose k was cut into parts ends with. The marked part is
+// replaced where more is done with it.
 
 struct Params {
     n: u32,
@@ -10,8 +10,13 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> parts: array<f32>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
 //#bindings
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+
+// The end of a sum: the element that stands at i.
+fn keep(i: u32, sum: f32) {
+    y[i] = sum;
+}
 //#end
 
 @compute @workgroup_size(64)
@@ -24,7 +29,5 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     for (var p = 1u; p < params.count; p = p + 1u) {
         sum = sum + parts[p * params.n + i];
     }
-    //#store
-    y[i] = sum;
-    //#end
+    keep(i, sum);
 }

@@ -1,10 +1,11 @@
 //! The kernel of matmul in cooperative matrices: operands rounded to f16, sums in f32. For products of `halves` on adapters that
 //! have such matrices.
 
+use super::ending::KernelEnding;
 use super::matmul::Dims;
 use super::prelude::*;
 use super::primitive::Cooperative;
-use super::product::{Added, Storage, bindings, storage};
+use super::product::{FIRST_PART, SECOND, Stored};
 use super::template;
 
 /// How a workgroup divides its work: `groups` subgroups down and along, `each` matrices down and along for each of them, `bk`
@@ -37,16 +38,16 @@ impl Tile {
         self.groups[0] * self.groups[1] * c.width as usize
     }
 
-    /// Elements of workgroup memory for each operand, and for results at an edge.
-    fn staged(&self, c: Cooperative, [turned_a, turned_x]: [bool; 2]) -> [usize; 3] {
+    /// Elements of workgroup memory for each operand, and for results at an edge; the right operands of both terms share theirs.
+    fn staged(&self, c: Cooperative, [turned_a, turned_x, turned_x2]: [bool; 3]) -> [usize; 3] {
         let [bm, bn] = self.extents(c);
         let size = |rows: usize, cols: usize| rows * (cols + 8);
         let a = if turned_a { size(self.bk, bm) } else { size(bm, self.bk) };
-        let x = if turned_x { size(bn, self.bk) } else { size(self.bk, bn) };
-        [a, x, self.groups[0] * self.groups[1] * (c.size * c.size) as usize]
+        let x = |turned: bool| if turned { size(bn, self.bk) } else { size(self.bk, bn) };
+        [a, x(turned_x).max(x(turned_x2)), self.groups[0] * self.groups[1] * (c.size * c.size) as usize]
     }
 
-    fn fits(&self, c: Cooperative, turned: [bool; 2], traits: GpuTraits) -> bool {
+    fn fits(&self, c: Cooperative, turned: [bool; 3], traits: GpuTraits) -> bool {
         let [a, x, y] = self.staged(c, turned);
         self.invocations(c) <= traits.max_invocations as usize
             && 2 * (a + x) + 4 * y <= traits.workgroup_bytes as usize
@@ -55,8 +56,8 @@ impl Tile {
     }
 }
 
-fn turned(c: &GpuCall) -> [bool; 2] {
-    [c.attrs.flag("trans_a"), c.attrs.flag("trans_b")]
+fn turned(c: &GpuCall) -> [bool; 3] {
+    ["trans_a", "trans_b", "trans_b2"].map(|name| c.attrs.flag(name))
 }
 
 /// The tiles worth trying; none where the call is not for cooperative matrices.
@@ -71,30 +72,31 @@ pub fn suitable(c: &GpuCall, d: &Dims) -> Vec<&'static Tile> {
     TILES.iter().filter(worth).collect()
 }
 
-pub fn source(t: &Tile, c: &GpuCall, d: &Dims, matrices: Cooperative, added: Added) -> String {
+pub fn source(t: &Tile, c: &GpuCall, matrices: Cooperative, ending: &KernelEnding) -> String {
     let turned = turned(c);
-    let [a, x, y] = storage(c, d);
+    let stored = Stored::of(c);
     let [a_staged, x_staged, y_staged] = t.staged(matrices, turned);
     let ([gm, gn], [sm, sn], size) = (t.groups, t.each, matrices.size);
     let tile = format!(
         "const T: u32 = {size}u;\nconst SM: u32 = {sm}u;\nconst SN: u32 = {sn}u;\nconst GM: u32 = {gm}u;\n\
          const GN: u32 = {gn}u;\nconst BK: u32 = {}u;\nconst WIDTH: u32 = {}u;\nconst A_TRANSPOSED: bool = {};\n\
-         const X_TRANSPOSED: bool = {};\nconst ALIGNED: bool = {};\nvar<workgroup> a_tile: array<f16, {a_staged}>;\n\
-         var<workgroup> x_tile: array<f16, {x_staged}>;\nvar<workgroup> y_tile: array<f32, {y_staged}>;\n",
+         const X_TRANSPOSED: bool = {};\nconst X2_TRANSPOSED: bool = {};\nconst ALIGNED: bool = {};\n\
+         var<workgroup> a_tile: array<f16, {a_staged}>;\nvar<workgroup> x_tile: array<f16, {x_staged}>;\n\
+         var<workgroup> y_tile: array<f32, {y_staged}>;\n",
         t.bk,
         matrices.width,
         turned[0],
         turned[1],
-        y.vectors && added == Added::Nothing
+        turned[2],
+        stored.y.vectors && ending.is_none()
     );
-    let y = Storage { vectors: false, ..y };
-    let bindings = bindings([a, x, y], added);
-    let keep = format!("fn keep(i: u32, value: f32) {{\n    y[i] = value{};\n}}\n", added.plus("i", "params.n"));
-    let access = [a.load("a"), x.load("x"), keep].concat();
+    // Results are stored one by one, or as whole matrices.
+    let bindings = Stored { y: stored.scalar().y, ..stored }.bindings(ending, "params.n");
+    let access = stored.loads(|s, name| s.load(name));
     let matrix = |ty: &str, role: &str| format!("coop_mat{size}x{size}<{ty}, {role}>");
     // Operands stored as they are multiplied are read row by row, others column by column.
-    let load = |name: &str, role: &str, turned: bool, i: usize, offset: &str| {
-        let (step, ty) = (format!("{}_STEP", name[..1].to_uppercase()), matrix("f16", role));
+    let load = |name: &str, step: &str, role: &str, turned: bool, i: usize, offset: &str| {
+        let ty = matrix("f16", role);
         let across = (role == "A") != turned;
         let at = match across {
             true => format!("({offset} + {i}u * T) * {step} + d"),
@@ -102,18 +104,24 @@ pub fn source(t: &Tile, c: &GpuCall, d: &Dims, matrices: Cooperative, added: Add
         };
         format!("coopLoad{}<{ty}>(&{name}[{at}], {step})", if turned { "" } else { "T" })
     };
-    let mut parts = [const { String::new() }; 4];
-    let [accumulators, multiply, whole, edge] = &mut parts;
-    for i in 0..sm {
-        *multiply += &format!("            let p{i} = {};\n", load("a_tile", "A", turned[0], i, "down"));
-    }
-    for j in 0..sn {
-        *multiply += &format!("            let q{j} = {};\n", load("x_tile", "B", turned[1], j, "along"));
-    }
+    let multiply = |x_step: &str, turned_x: bool| {
+        let mut text = String::new();
+        for i in 0..sm {
+            text += &format!("            let p{i} = {};\n", load("a_tile", "A_STEP", "A", turned[0], i, "down"));
+        }
+        for j in 0..sn {
+            text += &format!("            let q{j} = {};\n", load("x_tile", x_step, "B", turned_x, j, "along"));
+        }
+        for (i, j) in (0..sm).flat_map(|i| (0..sn).map(move |j| (i, j))) {
+            text += &format!("            c{i}_{j} = coopMultiplyAdd(p{i}, q{j}, c{i}_{j});\n");
+        }
+        text
+    };
+    let mut parts = [const { String::new() }; 3];
+    let [accumulators, whole, edge] = &mut parts;
     for (i, j) in (0..sm).flat_map(|i| (0..sn).map(move |j| (i, j))) {
         let (row, col) = (format!("row0 + down + {i}u * T"), format!("col0 + along + {j}u * T"));
         *accumulators += &format!("    var c{i}_{j}: {};\n", matrix("f32", "C"));
-        *multiply += &format!("            c{i}_{j} = coopMultiplyAdd(p{i}, q{j}, c{i}_{j});\n");
         *whole += &format!(
             "        let i{i}_{j} = y_base + ({row}) * n + {col};\n        coopStoreT(c{i}_{j}, &y[i{i}_{j}], n);\n"
         );
@@ -122,14 +130,22 @@ pub fn source(t: &Tile, c: &GpuCall, d: &Dims, matrices: Cooperative, added: Add
              put(y_base, {row}, {col}, subgroup, lane % WIDTH);\n        workgroupBarrier();\n"
         );
     }
+    let first = multiply("X_STEP", turned[1]);
     let parts = [
         ("tile", tile.as_str()),
         ("bindings", &bindings),
         ("access", &access),
         ("accumulators", accumulators),
-        ("multiply", multiply),
+        ("multiply", &first),
         ("whole", whole),
         ("edge", edge),
     ];
-    template::fill(include_str!("../../shaders/matmul_cooperative.wgsl"), &parts)
+    let text = include_str!("../../shaders/matmul_cooperative.wgsl");
+    if stored.more.is_none() {
+        return template::fill(text, &parts);
+    }
+    let words = ["X_ROWS", "X_COLS", "X_STEP"].map(|word| (word, word.replace('X', "X2")));
+    let words: Vec<(&str, &str)> = words.iter().map(|(word, with)| (*word, with.as_str())).chain(SECOND).collect();
+    let text = template::twice(text, "terms", FIRST_PART, &words);
+    template::fill(&template::fill(&text, &parts), &[("multiply_more", &multiply("X2_STEP", turned[2]))])
 }

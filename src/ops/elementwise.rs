@@ -1,22 +1,21 @@
-//! The engine for elementwise primitives: broadcasting, fusing, looping on the host, and the WGSL kernel.
+//! The engine for elementwise primitives on the host: broadcasting, fusing and looping; `elementwise_kernel` has the device's.
 //!
 //! A [`Program`] runs over every index of the output shape; inputs broadcast to it. One primitive alone is a program of
 //! one instruction.
 
-use super::layout::{collapse, grid, padded};
+use super::layout::collapse;
 use super::math::Real;
 use super::parallel::{self, Shared};
-use super::primitive::{Binding, CpuCall, Data, DataMut, Dispatch, Element, Gpu, GpuTraits, Shader};
-use super::template;
+use super::primitive::{CpuCall, Data, DataMut, Element, Gpu};
 use crate::ir::{Arg, Attr, Attrs, DType, Instr, Program, Shape, Type};
-use std::borrow::Cow;
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// Computes one block of an elementwise primitive: operands and result have equally many elements.
 pub type BlockFn<T> = fn(&[Data<T>], &mut DataMut<T>, &Attrs);
 
 /// Elements to a block: small enough that a program's intermediate results stay in the first-level cache.
-const BLOCK: usize = 512;
+pub(super) const BLOCK: usize = 512;
 /// The most operands of an elementwise primitive.
 const MAX_ARGS: usize = 3;
 
@@ -177,14 +176,14 @@ pub fn accesses(out: &[usize], ins: &[Type]) -> (Vec<usize>, Vec<Access>) {
 }
 
 /// Blocks of intermediate elements, side by side in a thread's own memory.
-struct Banks<T> {
-    first: *mut T,
+pub(super) struct Banks<T> {
+    pub first: *mut T,
 }
 
 impl<T: Real> Banks<T> {
     /// # Safety
     /// Bank `i` must be there, and what it was given out as before must have been of the same type.
-    unsafe fn read<'a>(&self, i: usize, dtype: DType, n: usize) -> Data<'a, T> {
+    pub unsafe fn read<'a>(&self, i: usize, dtype: DType, n: usize) -> Data<'a, T> {
         // SAFETY: by the caller; an integer takes no more room than a float.
         unsafe {
             let at = self.first.add(i * BLOCK);
@@ -197,7 +196,7 @@ impl<T: Real> Banks<T> {
 
     /// # Safety
     /// As [`Banks::read`], and nothing else may use the bank meanwhile.
-    unsafe fn write<'a>(&self, i: usize, dtype: DType, n: usize) -> DataMut<'a, T> {
+    pub unsafe fn write<'a>(&self, i: usize, dtype: DType, n: usize) -> DataMut<'a, T> {
         // SAFETY: by the caller.
         unsafe {
             let at = self.first.add(i * BLOCK);
@@ -209,17 +208,24 @@ impl<T: Real> Banks<T> {
     }
 }
 
-enum SharedOut<'a, T> {
+pub(super) enum SharedOut<'a, T> {
     Float(Shared<'a, T>),
     Int(Shared<'a, i32>),
 }
 
-impl<T: Copy> SharedOut<'_, T> {
+impl<'a, T: Copy> SharedOut<'a, T> {
+    pub fn new(out: &'a mut DataMut<T>) -> SharedOut<'a, T> {
+        match out {
+            DataMut::Float(x) => SharedOut::Float(Shared::new(x)),
+            DataMut::Int(x) => SharedOut::Int(Shared::new(x)),
+        }
+    }
+
     /// The elements of a range, to write.
     ///
     /// # Safety
     /// This task alone may use them.
-    unsafe fn write(&self, range: std::ops::Range<usize>) -> DataMut<'_, T> {
+    pub unsafe fn write(&self, range: std::ops::Range<usize>) -> DataMut<'_, T> {
         // SAFETY: by the caller.
         unsafe {
             match self {
@@ -248,24 +254,50 @@ fn kernel<T: Element>(op: &str) -> BlockFn<T> {
     block.unwrap_or_else(|| panic!("programs hold elementwise primitives only, not '{op}'"))
 }
 
+/// Runs the instructions on `len` elements. Results go to banks from `first` on, but for those that `result` has another place for.
+///
+/// # Safety
+/// There are banks enough; what `input` and `result` give is there, and what is written is nobody else's.
+pub(super) unsafe fn block<'a, T: Real>(
+    program: &Program,
+    kernels: &[BlockFn<T>],
+    banks: &Banks<T>,
+    first: usize,
+    len: usize,
+    input: impl Fn(usize) -> Data<'a, T>,
+    result: impl Fn(usize) -> Option<DataMut<'a, T>>,
+) {
+    for (k, instr) in program.instrs.iter().enumerate() {
+        let mut args = [Data::Int(&[]); MAX_ARGS];
+        for (to, arg) in args.iter_mut().zip(&instr.args) {
+            *to = match *arg {
+                // SAFETY: earlier instructions have written their banks, as what they are read.
+                Arg::Instr(j) => unsafe { banks.read(first + j, program.instrs[j].dtype, len) },
+                Arg::Input(i) => input(i),
+            };
+        }
+        // SAFETY: one bank for each instruction.
+        let mut to = result(k).unwrap_or_else(|| unsafe { banks.write(first + k, instr.dtype, len) });
+        kernels[k](&args[..instr.args.len()], &mut to, &instr.attrs);
+    }
+}
+
+/// The block kernels of a program's instructions.
+pub(super) fn kernels<T: Element>(program: &Program) -> SmallVec<[BlockFn<T>; 8]> {
+    program.instrs.iter().map(|i| kernel(&i.op)).collect()
+}
+
 /// Runs `program` over the output shape on all cores. Inputs that `call.in_place` names are read from the outputs they
 /// share memory with, each block before it is written.
 pub fn run<T: Element>(program: &Program, call: &mut CpuCall<T>) {
     let n = call.types_out[0].elements();
     let (dims, access) = accesses(&call.types_out[0].shape, call.types_in);
-    let kernels: Vec<BlockFn<T>> = program.instrs.iter().map(|i| kernel(&i.op)).collect();
-    let outs: Vec<SharedOut<T>> = call
-        .outs
-        .iter_mut()
-        .map(|o| match o {
-            DataMut::Float(x) => SharedOut::Float(Shared::new(x)),
-            DataMut::Int(x) => SharedOut::Int(Shared::new(x)),
-        })
-        .collect();
+    let kernels = kernels(program);
+    let outs: SmallVec<[SharedOut<T>; 4]> = call.outs.iter_mut().map(SharedOut::new).collect();
     let ins = call.ins;
     let shared = |i: usize| call.in_place.iter().find(|p| p.0 == i).map(|p| p.1);
     // An output that no later instruction reads is written where it goes.
-    let direct: Vec<Option<usize>> = (0..program.instrs.len())
+    let direct: SmallVec<[Option<usize>; 8]> = (0..program.instrs.len())
         .map(|k| {
             let read = program.instrs.iter().any(|i| i.args.contains(&Arg::Instr(k)));
             let mut outs = program.outputs.iter().enumerate().filter(|(_, o)| **o == k).map(|(o, _)| o);
@@ -295,26 +327,16 @@ pub fn run<T: Element>(program: &Program, call: &mut CpuCall<T>) {
                         load(ins[i], &mut bank(), start, &dims, strides);
                     }
                 }
-                for (k, instr) in program.instrs.iter().enumerate() {
-                    let mut args = [Data::Int(&[]); MAX_ARGS];
-                    for (to, arg) in args.iter_mut().zip(&instr.args) {
-                        // SAFETY: banks of inputs and earlier instructions were written above, as what they are read.
-                        *to = match *arg {
-                            Arg::Instr(j) => unsafe { banks.read(access.len() + j, program.instrs[j].dtype, len) },
-                            Arg::Input(i) if loads(i) => unsafe { banks.read(i, types(i), len) },
-                            Arg::Input(i) => match ins[i] {
-                                Data::Float(x) => Data::Float(&x[start..start + len]),
-                                Data::Int(x) => Data::Int(&x[start..start + len]),
-                            },
-                        };
-                    }
-                    // SAFETY: ranges of different tasks do not overlap, and neither do the blocks of one; what shares memory
-                    // with an output has been read into its bank.
-                    let mut to = match direct[k] {
-                        Some(o) => unsafe { outs[o].write(start..start + len) },
-                        None => unsafe { banks.write(access.len() + k, instr.dtype, len) },
+                // SAFETY: banks of inputs were written above. Ranges of different tasks do not overlap, and neither do the blocks
+                // of one; what shares memory with an output has been read into its bank.
+                unsafe {
+                    let input = |i: usize| match (loads(i), ins[i]) {
+                        (true, _) => banks.read(i, types(i), len),
+                        (false, Data::Float(x)) => Data::Float(&x[start..start + len]),
+                        (false, Data::Int(x)) => Data::Int(&x[start..start + len]),
                     };
-                    kernels[k](&args[..instr.args.len()], &mut to, &instr.attrs);
+                    let result = |k: usize| direct[k].map(|o| outs[o].write(start..start + len));
+                    block(program, &kernels, &banks, access.len(), len, input, result);
                 }
                 for (o, &k) in program.outputs.iter().enumerate().filter(|(_, k)| direct[**k].is_none()) {
                     // SAFETY: as above.
@@ -371,102 +393,6 @@ fn load_slices<T: Copy>(from: &[T], to: &mut [T], start: usize, dims: &[usize], 
         at += run;
         done += run;
     }
-}
-
-// ---- the device kernel
-
-const TEMPLATE: &str = include_str!("../../shaders/elementwise.wgsl");
-const WORKGROUP: usize = 256;
-
-/// The dispatch that runs `program` on a device.
-pub fn dispatch(program: &Program, types_in: &[Type], types_out: &[Type], traits: GpuTraits) -> Dispatch {
-    let n = types_out[0].elements();
-    let (dims, access) = accesses(&types_out[0].shape, types_in);
-    let (workgroups, width) = grid(n, WORKGROUP, traits);
-    let mut params = vec![n as u32, width, 0, 0];
-    params.extend(padded(dims.iter().map(|&d| d as u32), 1));
-    for a in &access {
-        if let Access::Strided(s) = a {
-            params.extend(padded(s.iter().map(|&s| s as u32), 0));
-        }
-    }
-    let bindings = (0..types_in.len()).map(Binding::Input).chain((0..types_out.len()).map(Binding::Output)).collect();
-    let source = source(program, types_in, types_out, &access, dims.len());
-    let shader = Shader { name: "elementwise", source: Cow::Owned(source) };
-    Dispatch { shader, constants: vec![], bindings, params, workgroups }
-}
-
-/// Fills the template's three marked parts: strides in the parameters, bindings, and the body.
-fn source(program: &Program, types_in: &[Type], types_out: &[Type], access: &[Access], axes: usize) -> String {
-    let strided: Vec<usize> = (0..access.len()).filter(|&i| matches!(access[i], Access::Strided(_))).collect();
-    let fields: String = strided.iter().map(|i| format!("    s{i}: array<vec4<u32>, 2>,\n")).collect();
-
-    let mut bindings = String::new();
-    for (i, t) in types_in.iter().enumerate() {
-        let at = i + 1;
-        bindings += &format!("@group(0) @binding({at}) var<storage, read> i{i}: array<{}>;\n", t.dtype.wgsl());
-    }
-    for (o, t) in types_out.iter().enumerate() {
-        let at = types_in.len() + o + 1;
-        bindings += &format!("@group(0) @binding({at}) var<storage, read_write> o{o}: array<{}>;\n", t.dtype.wgsl());
-    }
-
-    let mut body = String::new();
-    if !strided.is_empty() {
-        body += "    var rest = i;\n";
-        for i in &strided {
-            body += &format!("    var at{i} = 0u;\n");
-        }
-        for d in (8 - axes..8).rev() {
-            let (v, c) = (d / 4, d % 4);
-            let step = if d == 8 - axes { "rest".to_string() } else { format!("rest % params.dims[{v}][{c}]") };
-            body += &format!("    let c{d} = {step};\n");
-            if d > 8 - axes {
-                body += &format!("    rest = rest / params.dims[{v}][{c}];\n");
-            }
-            for i in &strided {
-                body += &format!("    at{i} = at{i} + c{d} * params.s{i}[{v}][{c}];\n");
-            }
-        }
-    }
-    for (i, a) in access.iter().enumerate() {
-        let index = match a {
-            Access::Full => "i".to_string(),
-            Access::Splat => "0u".to_string(),
-            Access::Strided(_) => format!("at{i}"),
-        };
-        body += &format!("    let x{i} = i{i}[{index}];\n");
-    }
-    for (k, instr) in program.instrs.iter().enumerate() {
-        body += &format!("    let t{k} = {};\n", expression(program, types_in, instr));
-    }
-    for (o, k) in program.outputs.iter().enumerate() {
-        body += &format!("    o{o}[i] = t{k};\n");
-    }
-    template::fill(TEMPLATE, &[("strides", &fields), ("bindings", &bindings), ("body", &body)])
-}
-
-fn expression(program: &Program, types_in: &[Type], instr: &Instr) -> String {
-    let Some(Gpu::Elementwise(write)) = super::find(&instr.op).map(|p| &p.gpu) else {
-        panic!("programs hold elementwise primitives only, not '{}'", instr.op)
-    };
-    let dtypes: Vec<DType> = instr
-        .args
-        .iter()
-        .map(|a| match *a {
-            Arg::Input(i) => types_in[i].dtype,
-            Arg::Instr(k) => program.instrs[k].dtype,
-        })
-        .collect();
-    let mut text = write(&instr.attrs, &dtypes).into_owned();
-    for (n, a) in instr.args.iter().enumerate() {
-        let name = match a {
-            Arg::Input(i) => format!("x{i}"),
-            Arg::Instr(k) => format!("t{k}"),
-        };
-        text = text.replace(&format!("${n}"), &name);
-    }
-    text
 }
 
 /// Checks that `program` is sound over inputs of these types: it refers to what is there, holds elementwise primitives

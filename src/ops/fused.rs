@@ -2,7 +2,7 @@
 
 use super::prelude::*;
 
-use super::elementwise;
+use super::{elementwise, elementwise_kernel};
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "fused",
@@ -19,7 +19,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     vjp: Vjp::Never,
     gpu: Gpu::Kernel(|c| {
         let program = c.attrs.get_program().expect("checked by infer");
-        vec![elementwise::dispatch(program, c.types_in, c.types_out, c.traits)]
+        vec![elementwise_kernel::dispatch(program, c.types_in, c.types_out, c.traits)]
     }),
     samples: || {
         let text = "t0:f32=mul(i0,i1); t1:f32=add(t0,i2); t2:f32=tanh(t1); t3:bool=less(t1,i1); \

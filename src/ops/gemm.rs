@@ -1,7 +1,8 @@
 //! Products of matrices on the host: the one place where the host multiplies.
 
 use super::math::Real;
-use super::parallel::Shared;
+use super::parallel::{self, Shared};
+use std::ops::Range;
 
 /// A read-only matrix in memory: the element at `(i, j)` stands at `i * row + j * col`.
 #[derive(Clone, Copy)]
@@ -45,32 +46,45 @@ pub enum Start<'a, T> {
     },
 }
 
+/// One product of a sum of them: `(m, k)` by `(k, n)`.
+#[derive(Clone, Copy)]
+pub struct Term<'a, T> {
+    pub k: usize,
+    pub a: Matrix<'a, T>,
+    pub b: Matrix<'a, T>,
+}
+
+/// What is done with results: it is given rectangles, their rows and columns, each when its elements are final, and none twice.
+pub type Then<'f> = &'f (dyn Fn(Range<usize>, Range<usize>) + Sync);
+
 /// `y = a b`, or `y += a b` with `add`: `(m, k)` by `(k, n)`. With `threads` on all cores, else on the calling one.
 ///
 /// # Safety
 /// No other task may use the target's elements meanwhile.
-pub unsafe fn gemm<T: Real>(dims: [usize; 3], a: Matrix<T>, b: Matrix<T>, y: Target<T>, add: bool, threads: bool) {
+pub unsafe fn gemm<T: Real>([m, n, k]: [usize; 3], a: Matrix<T>, b: Matrix<T>, y: Target<T>, add: bool, threads: bool) {
     let start = if add { Start::Target } else { Start::Zero };
     // SAFETY: by the caller.
-    unsafe { gemm_from(start, dims, a, b, y, threads) };
+    unsafe { gemm_terms(start, [m, n], [Some(Term { k, a, b }), None], y, None, threads) };
 }
 
-/// `y = start + a b`, otherwise as [`gemm`].
+/// `y = start + the sum of the terms`, the first of which is there; then `then`. Otherwise as [`gemm`].
 ///
 /// # Safety
-/// As there.
-pub unsafe fn gemm_from<T: Real>(
+/// As there, but for `then`, which may use the elements of its rectangle.
+pub unsafe fn gemm_terms<T: Real>(
     start: Start<T>,
-    [m, n, k]: [usize; 3],
-    a: Matrix<T>,
-    b: Matrix<T>,
+    [m, n]: [usize; 2],
+    terms: [Option<Term<T>>; 2],
     y: Target<T>,
+    then: Option<Then>,
     threads: bool,
 ) {
     if m * n == 0 {
         return;
     }
-    assert!(a.holds(m, k) && b.holds(k, n), "operands of a product are within their data");
+    for t in terms.iter().flatten() {
+        assert!(t.a.holds(m, t.k) && t.b.holds(t.k, n), "operands of a product are within their data");
+    }
     match start {
         Start::Row(row) => assert!(row.len() >= n, "a row to start from is as long as the result's"),
         Start::Rows { data, row } => {
@@ -81,10 +95,10 @@ pub unsafe fn gemm_from<T: Real>(
     let results = y.data.pointer(y.at..y.at + (m - 1) * y.row + n);
     #[cfg(target_arch = "x86_64")]
     if super::gemm_avx512::available()
-        && let (Some(a), Some(b), Some(y), Some(start)) = (a.as_f32(), b.as_f32(), y.as_f32(), start.as_f32())
+        && let (Some(terms), Some(y), Some(start)) = (single::terms(terms), y.as_f32(), start.as_f32())
     {
         // SAFETY: by the caller and the assertions above.
-        unsafe { super::gemm_avx512::gemm(start, [m, n, k], a, b, y, threads) };
+        unsafe { super::gemm_avx512::gemm(start, [m, n], terms, y, then, threads) };
         return;
     }
     // SAFETY: rows of the target, which the caller lends.
@@ -95,31 +109,38 @@ pub unsafe fn gemm_from<T: Real>(
         Start::Rows { data, row } => (0..m).for_each(|i| fill(i, &data[i * row..i * row + n])),
         _ => {}
     }
-    let add = !matches!(start, Start::Zero);
-    let threads = if threads { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
-    // SAFETY: in bounds by the assertions above; the caller lends the target.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            results,
-            1,
-            y.row as isize,
-            add,
-            a.data.as_ptr(),
-            a.col as isize,
-            a.row as isize,
-            b.data.as_ptr(),
-            b.col as isize,
-            b.row as isize,
-            if add { T::one() } else { T::zero() },
-            T::one(),
-            false,
-            false,
-            false,
-            threads,
-        );
+    let mut add = !matches!(start, Start::Zero);
+    for t in terms.iter().flatten() {
+        let parallelism = if threads { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+        // SAFETY: in bounds by the assertions above; the caller lends the target.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                t.k,
+                results,
+                1,
+                y.row as isize,
+                add,
+                t.a.data.as_ptr(),
+                t.a.col as isize,
+                t.a.row as isize,
+                t.b.data.as_ptr(),
+                t.b.col as isize,
+                t.b.row as isize,
+                if add { T::one() } else { T::zero() },
+                T::one(),
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
+        add = true;
+    }
+    if let Some(then) = then {
+        let grain = if threads { parallel::rows_grain(n) } else { m };
+        parallel::ranges(m, grain, |rows| then(rows, 0..n));
     }
 }
 
@@ -127,7 +148,7 @@ pub unsafe fn gemm_from<T: Real>(
 mod single {
     //! Operands known to be f32, when their generic type is that.
 
-    use super::{Matrix, Real, Shared, Start, Target};
+    use super::{Matrix, Real, Shared, Start, Target, Term};
     use std::any::TypeId;
 
     fn is_f32<T: Real>() -> bool {
@@ -139,10 +160,11 @@ mod single {
         is_f32::<T>().then(|| unsafe { &*(std::ptr::from_ref(data) as *const [f32]) })
     }
 
-    impl<'a, T: Real> Matrix<'a, T> {
-        pub(super) fn as_f32(self) -> Option<Matrix<'a, f32>> {
-            Some(Matrix { data: slice(self.data)?, row: self.row, col: self.col })
+    pub(super) fn terms<T: Real>(terms: [Option<Term<T>>; 2]) -> Option<[Option<Term<f32>>; 2]> {
+        fn one<T: Real>(m: Matrix<'_, T>) -> Option<Matrix<'_, f32>> {
+            slice(m.data).map(|data| Matrix { data, row: m.row, col: m.col })
         }
+        is_f32::<T>().then(|| terms.map(|t| t.and_then(|t| Some(Term { k: t.k, a: one(t.a)?, b: one(t.b)? }))))
     }
 
     impl<'a, T: Real> Start<'a, T> {
@@ -183,10 +205,14 @@ mod tests {
         for &[m, n, k] in &[[1, 1, 1], [7, 5, 3], [8, 48, 16], [9, 49, 17], [70, 33, 800], [130, 250, 40], [3, 500, 1]]
         {
             let (a, b) = (matrix(m * k, 1), matrix(k * n, 2));
+            // A second term of five.
+            let (c, d) = (matrix(m * 5, 4), matrix(5 * n, 5));
             for (a_row, a_col) in [(k, 1), (1, m)] {
                 for (b_row, b_col) in [(n, 1), (1, k)] {
                     for (s, threads) in [(0, true), (1, false), (2, true), (3, false)] {
                         let (a, b) = (Matrix::new(&a, a_row, a_col), Matrix::new(&b, b_row, b_col));
+                        let (c, d) = (Matrix::new(&c, 5, 1), Matrix::new(&d, 1, 5));
+                        let second = (s % 2 == 1).then_some(Term { k: 5, a: c, b: d });
                         // Rows with a gap of two after each, which must stay as they are.
                         let mut y = vec![1.0f32; m * (n + 2)];
                         let shared = Shared::new(&mut y);
@@ -194,15 +220,29 @@ mod tests {
                         let other = matrix(m * n, 3);
                         let all =
                             [Start::Zero, Start::Target, Start::Row(&other), Start::Rows { data: &other, row: n }];
+                        // Final results, each negated once.
+                        let negate = |rows: Range<usize>, columns: Range<usize>| {
+                            for i in rows {
+                                // SAFETY: rectangles do not overlap.
+                                let row =
+                                    unsafe { shared.part(i * (n + 2) + columns.start..i * (n + 2) + columns.end) };
+                                row.iter_mut().for_each(|y| *y = -*y);
+                            }
+                        };
+                        let then: Option<Then> = if s < 2 { Some(&negate) } else { None };
                         // SAFETY: nothing else uses y.
-                        unsafe { gemm_from(all[s], [m, n, k], a, b, target, threads) };
+                        unsafe { gemm_terms(all[s], [m, n], [Some(Term { k, a, b }), second], target, then, threads) };
                         for i in 0..m {
                             for j in 0..n + 2 {
-                                let sum = |j| (0..k).map(|p| at(&a, i, p) * at(&b, p, j)).sum::<f64>();
+                                let sum = |j| {
+                                    let first = (0..k).map(|p| at(&a, i, p) * at(&b, p, j)).sum::<f64>();
+                                    let more = || (0..5).map(|p| at(&c, i, p) * at(&d, p, j)).sum::<f64>();
+                                    first + if second.is_some() { more() } else { 0.0 }
+                                };
                                 let want = match s {
                                     _ if j >= n => 1.0,
-                                    0 => sum(j),
-                                    1 => sum(j) + 1.0,
+                                    0 => -sum(j),
+                                    1 => -(sum(j) + 1.0),
                                     2 => sum(j) + other[j] as f64,
                                     _ => sum(j) + other[i * n + j] as f64,
                                 };

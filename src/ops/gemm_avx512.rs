@@ -3,7 +3,7 @@
 //!
 //! The order in which terms are summed depends on the extents alone, so results do not depend on how tasks are shared out.
 
-use super::gemm::{Matrix, Start, Target};
+use super::gemm::{Start, Target, Term, Then};
 use super::parallel::Shared;
 use rayon::prelude::*;
 use std::arch::x86_64::*;
@@ -33,9 +33,9 @@ pub fn available() -> bool {
     *HERE.get_or_init(|| is_x86_feature_detected!("avx512f"))
 }
 
-/// Operands as pointers that tasks share.
+/// The operands of one term as pointers; none where `k` is zero.
 #[derive(Clone, Copy)]
-struct Product {
+struct Side {
     k: usize,
     a: *const f32,
     a_row: usize,
@@ -43,34 +43,60 @@ struct Product {
     b: *const f32,
     b_row: usize,
     b_col: usize,
+}
+
+impl Side {
+    fn of(term: Option<Term<f32>>) -> Side {
+        let none = std::ptr::null();
+        match term {
+            None => Side { k: 0, a: none, a_row: 0, a_col: 0, b: none, b_row: 0, b_col: 0 },
+            Some(Term { k, a, b }) => Side {
+                k,
+                a: a.data.as_ptr(),
+                a_row: a.row,
+                a_col: a.col,
+                b: b.data.as_ptr(),
+                b_row: b.row,
+                b_col: b.col,
+            },
+        }
+    }
+}
+
+/// Operands as pointers that tasks share.
+#[derive(Clone, Copy)]
+struct Product<'f> {
+    /// The second goes with the last steps of the first: it is for few terms.
+    sides: [Side; 2],
     y: *mut f32,
     y_row: usize,
     /// What the results are added to: null for nothing; else rows `start_row` apart.
     start: *const f32,
     start_row: usize,
+    then: Option<Then<'f>>,
 }
 
 // SAFETY: tasks read the operands and write rectangles of the result that do not overlap.
-unsafe impl Send for Product {}
-unsafe impl Sync for Product {}
+unsafe impl Send for Product<'_> {}
+unsafe impl Sync for Product<'_> {}
 
-impl Product {
+impl Product<'_> {
     fn run(self, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>) {
         // SAFETY: `gemm` has checked the processor and that every element is within its slice.
         unsafe { task(self, rows, columns) }
     }
 }
 
-/// As [`super::gemm::gemm_from`], on a processor for which [`available`] holds.
+/// As [`super::gemm::gemm_terms`], on a processor for which [`available`] holds.
 ///
 /// # Safety
 /// As there; operands and target are within their data.
 pub unsafe fn gemm(
     start: Start<f32>,
-    [m, n, k]: [usize; 3],
-    a: Matrix<f32>,
-    b: Matrix<f32>,
+    [m, n]: [usize; 2],
+    terms: [Option<Term<f32>>; 2],
     y: Target<f32>,
+    then: Option<Then>,
     threads: bool,
 ) {
     let shared: &Shared<f32> = y.data;
@@ -81,19 +107,9 @@ pub unsafe fn gemm(
         Start::Row(data) => (data.as_ptr(), 0),
         Start::Rows { data, row } => (data.as_ptr(), row),
     };
-    let product = Product {
-        k,
-        a: a.data.as_ptr(),
-        a_row: a.row,
-        a_col: a.col,
-        b: b.data.as_ptr(),
-        b_row: b.row,
-        b_col: b.col,
-        y: results,
-        y_row: y.row,
-        start,
-        start_row,
-    };
+    let sides = terms.map(Side::of);
+    let product = Product { sides, y: results, y_row: y.row, start, start_row, then };
+    let k = sides[0].k + sides[1].k;
     let parts = if threads { rayon::current_num_threads() } else { 1 };
     let (tall, wide) = if threads { split([m, n, k], parts) } else { (m, TASK_PANELS * PANEL) };
     let (rows, columns) = (m.div_ceil(tall), n.div_ceil(wide));
@@ -135,11 +151,14 @@ fn split([m, n, k]: [usize; 3], threads: usize) -> (usize, usize) {
 #[target_feature(enable = "avx512f")]
 unsafe fn task(p: Product, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>) {
     let (m, n) = (rows.len(), columns.len());
-    let blocks = p.k.div_ceil(DEPTH).max(1);
-    let depth = p.k.div_ceil(blocks);
+    let [first, second] = p.sides;
+    let blocks = first.k.div_ceil(DEPTH).max(1);
+    let depth = first.k.div_ceil(blocks);
     let panels = n.div_ceil(PANEL);
+    // Elements of a packed panel.
+    let each = PANEL * (depth + second.k);
     PACKED.with_borrow_mut(|buffer| {
-        let need = panels * PANEL * depth + LANES;
+        let need = panels * each + LANES;
         if buffer.len() < need {
             buffer.resize(need, 0.0);
         }
@@ -147,33 +166,45 @@ unsafe fn task(p: Product, rows: std::ops::Range<usize>, columns: std::ops::Rang
         let packed = buffer[start..].as_mut_ptr();
         let mut from = 0;
         loop {
-            let deep = depth.min(p.k - from);
+            let deep = depth.min(first.k - from);
+            let last = from + deep >= first.k;
+            // Of the second term, all at the end.
+            let more = if last { second.k } else { 0 };
             let width = |j: usize| PANEL.min(n - j * PANEL);
             for j in 0..panels {
                 let room = width(j).next_multiple_of(LANES);
+                let column = columns.start + j * PANEL;
                 // SAFETY: the panel is within b, its packed form within the buffer.
                 unsafe {
-                    let b = p.b.add(from * p.b_row + (columns.start + j * PANEL) * p.b_col);
-                    pack(deep, width(j), b, p.b_row, p.b_col, packed.add(j * PANEL * depth), room);
+                    let b = first.b.add(from * first.b_row + column * first.b_col);
+                    let to = packed.add(j * each);
+                    pack(deep, width(j), b, first.b_row, first.b_col, to, room);
+                    if more > 0 {
+                        let b = second.b.add(column * second.b_col);
+                        pack(more, width(j), b, second.b_row, second.b_col, to.add(deep * room), room);
+                    }
                 }
             }
             for top in (0..m).step_by(BLOCK) {
                 let tall = BLOCK.min(m - top);
+                let row = rows.start + top;
                 for j in 0..panels {
                     // SAFETY: the rows are within a and y.
                     unsafe {
-                        let a = p.a.add((rows.start + top) * p.a_row + from * p.a_col);
-                        let y = p.y.add((rows.start + top) * p.y_row + columns.start + j * PANEL);
+                        let column = columns.start + j * PANEL;
+                        let a = first.a.add(row * first.a_row + from * first.a_col);
+                        let y = p.y.add(row * p.y_row + column);
                         let (start, start_row) = match from {
                             0 if p.start.is_null() => (p.start, 0),
-                            0 => {
-                                (p.start.add((rows.start + top) * p.start_row + columns.start + j * PANEL), p.start_row)
-                            }
+                            0 => (p.start.add(row * p.start_row + column), p.start_row),
                             _ => (y.cast_const(), p.y_row),
                         };
-                        let panel = packed.add(j * PANEL * depth);
-                        let (a_row, a_col, y_row) = (p.a_row, p.a_col, p.y_row);
-                        let strip = Strip { depth: deep, a, a_row, a_col, panel, y, y_row, start, start_row };
+                        let after = if more > 0 { second.a.add(row * second.a_row) } else { second.a };
+                        let lefts = [
+                            Left { depth: deep, a, row: first.a_row, col: first.a_col },
+                            Left { depth: more, a: after, row: second.a_row, col: second.a_col },
+                        ];
+                        let strip = Strip { lefts, panel: packed.add(j * each), y, y_row: p.y_row, start, start_row };
                         match width(j).div_ceil(LANES) {
                             1 => strip.run::<1>(tall, width(j)),
                             2 => strip.run::<2>(tall, width(j)),
@@ -181,22 +212,31 @@ unsafe fn task(p: Product, rows: std::ops::Range<usize>, columns: std::ops::Rang
                         }
                     }
                 }
+                if last && let Some(then) = p.then {
+                    then(row..row + tall, columns.clone());
+                }
             }
             from += deep;
-            if from >= p.k {
+            if last {
                 break;
             }
         }
     });
 }
 
+/// Rows of a left operand, and how many of their elements are multiplied.
+#[derive(Clone, Copy)]
+struct Left {
+    depth: usize,
+    a: *const f32,
+    row: usize,
+    col: usize,
+}
+
 /// One packed panel, the rows it multiplies, and where the results go.
 #[derive(Clone, Copy)]
 struct Strip {
-    depth: usize,
-    a: *const f32,
-    a_row: usize,
-    a_col: usize,
+    lefts: [Left; 2],
     panel: *const f32,
     y: *mut f32,
     y_row: usize,
@@ -235,20 +275,23 @@ impl Strip {
         // SAFETY: as the caller.
         unsafe {
             let mut sum = [[_mm512_setzero_ps(); V]; R];
-            let (mut a, mut b) = (self.a.add(i * self.a_row), self.panel);
-            for _ in 0..self.depth {
-                let mut right = [_mm512_setzero_ps(); V];
-                for (v, right) in right.iter_mut().enumerate() {
-                    *right = _mm512_loadu_ps(b.add(v * LANES));
-                }
-                for (r, sum) in sum.iter_mut().enumerate() {
-                    let left = _mm512_set1_ps(*a.add(r * self.a_row));
-                    for v in 0..V {
-                        sum[v] = _mm512_fmadd_ps(left, right[v], sum[v]);
+            let mut b = self.panel;
+            for left in self.lefts {
+                let mut a = left.a.wrapping_add(i * left.row);
+                for _ in 0..left.depth {
+                    let mut right = [_mm512_setzero_ps(); V];
+                    for (v, right) in right.iter_mut().enumerate() {
+                        *right = _mm512_loadu_ps(b.add(v * LANES));
                     }
+                    for (r, sum) in sum.iter_mut().enumerate() {
+                        let x = _mm512_set1_ps(*a.add(r * left.row));
+                        for v in 0..V {
+                            sum[v] = _mm512_fmadd_ps(x, right[v], sum[v]);
+                        }
+                    }
+                    a = a.wrapping_add(left.col);
+                    b = b.add(V * LANES);
                 }
-                a = a.add(self.a_col);
-                b = b.add(V * LANES);
             }
             for (r, sum) in sum.iter().enumerate() {
                 let y = self.y.add((i + r) * self.y_row);

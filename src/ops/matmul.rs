@@ -1,33 +1,20 @@
 //! `(.., M, K) · (.., K, N)` to `(.., M, N)` with equal batch axes; `trans_a` stores the first as `(.., K, M)`, `trans_b` the
 //! second as `(.., N, K)`. A third operand is added to the product: of the result's shape (its memory may become the result's), or
 //! one row `(N)`. With `halves`, the first two are rounded to the nearest half (ties to even; infinite beyond its range) before they
-//! are multiplied, and products added up in the element type.
+//! are multiplied, and products added up in the element type. `matmul_fused` is this with more in it.
 
-use super::gemm::{Matrix, Start, Target, gemm_from};
+use super::elementwise::SharedOut;
+use super::ending::{self, Ending};
+use super::gemm::{Matrix, Start, Target, Term, Then, gemm_terms};
 use super::prelude::*;
 use super::product;
+use smallvec::SmallVec;
 use std::borrow::Cow;
+use std::ops::Range;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "matmul",
-    infer: |ins, attrs| {
-        let ([a, b] | [a, b, _]) = ins else { return Err("takes two operands, and one to add".into()) };
-        let rank = a.rank();
-        if rank < 2 || b.rank() != rank || a.shape[..rank - 2] != b.shape[..rank - 2] || !a.is_float() || !b.is_float()
-        {
-            return Err("takes two float operands of two or more axes with equal batch axes".into());
-        }
-        let d = dims(a, b, attrs);
-        let inner = b.shape[if attrs.flag("trans_b") { rank - 1 } else { rank - 2 }];
-        if inner != d.k {
-            return Err(format!("inner extents differ: {} and {inner}", d.k));
-        }
-        let y = Type::f32([&a.shape[..rank - 2], &[d.m, d.n]].concat());
-        match ins.get(2) {
-            Some(c) if **c != y && **c != Type::f32([d.n]) => Err(format!("{c} cannot be added to {y}")),
-            _ => Ok(vec![y]),
-        }
-    },
+    infer,
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Tuned { kernel: product::dispatches, candidates: product::candidates },
@@ -55,8 +42,69 @@ pub const PRIMITIVE: Primitive = Primitive {
     },
 };
 
-fn flags(trans_a: bool, trans_b: bool) -> Attrs {
+pub fn flags(trans_a: bool, trans_b: bool) -> Attrs {
     Attrs::new().with("trans_a", Attr::Bool(trans_a)).with("trans_b", Attr::Bool(trans_b))
+}
+
+/// What each input of a call is; the first two are the operands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Operands {
+    /// Operands of the second term.
+    pub second: Option<[usize; 2]>,
+    /// What is added.
+    pub added: Option<usize>,
+    /// What the program reads.
+    pub extras: Range<usize>,
+}
+
+impl Operands {
+    /// Those of a call with this many inputs.
+    pub fn of(inputs: usize, attrs: &Attrs) -> Operands {
+        let own = inputs.saturating_sub(attrs.get_int("extras").unwrap_or(0) as usize);
+        Operands { second: (own >= 4).then_some([2, 3]), added: (own % 2 == 1).then(|| own - 1), extras: own..inputs }
+    }
+}
+
+fn infer(ins: &[&Type], attrs: &Attrs) -> Result<Vec<Type>, String> {
+    match ins.len() {
+        2 | 3 => infer_any(ins, attrs),
+        _ => Err("takes two operands, and one to add".into()),
+    }
+}
+
+/// The types of every form.
+pub fn infer_any(ins: &[&Type], attrs: &Attrs) -> Result<Vec<Type>, String> {
+    let operands = Operands::of(ins.len(), attrs);
+    if !(2..=5).contains(&operands.extras.start) {
+        return Err("takes two operands, or four, and one to add".into());
+    }
+    let (a, b) = (ins[0], ins[1]);
+    let d = extents(a, b, attrs.flag("trans_a"), attrs.flag("trans_b"))?;
+    let y = Type::f32([&a.shape[..a.rank() - 2], &[d.m, d.n]].concat());
+    if let Some([a, b]) = operands.second {
+        let more = extents(ins[a], ins[b], attrs.flag("trans_a"), attrs.flag("trans_b2"))?;
+        if (more.batch, more.m, more.n) != (d.batch, d.m, d.n) || ins[a].rank() != ins[0].rank() {
+            return Err("takes terms of one shape".into());
+        }
+    }
+    if let Some(c) = operands.added.map(|i| ins[i])
+        && *c != y
+        && *c != Type::f32([d.n])
+    {
+        return Err(format!("{c} cannot be added to {y}"));
+    }
+    ending::infer(&y, &ins[operands.extras], attrs)
+}
+
+/// The extents of a term, if its operands have one.
+fn extents(a: &Type, b: &Type, trans_a: bool, trans_b: bool) -> Result<Dims, String> {
+    let rank = a.rank();
+    if rank < 2 || b.rank() != rank || a.shape[..rank - 2] != b.shape[..rank - 2] || !a.is_float() || !b.is_float() {
+        return Err("takes two float operands of two or more axes with equal batch axes".into());
+    }
+    let d = Dims::of(a, b, trans_a, trans_b);
+    let inner = b.shape[if trans_b { rank - 1 } else { rank - 2 }];
+    if inner == d.k { Ok(d) } else { Err(format!("inner extents differ: {} and {inner}", d.k)) }
 }
 
 /// Extents of a product, and the strides of its operands' rows and columns.
@@ -70,34 +118,58 @@ pub struct Dims {
     pub b: (usize, usize),
 }
 
-pub fn dims(a: &Type, b: &Type, attrs: &Attrs) -> Dims {
-    let rank = a.rank();
-    let (ar, ac) = (a.shape[rank - 2], a.shape[rank - 1]);
-    let (br, bc) = (b.shape[rank - 2], b.shape[rank - 1]);
-    let (m, k, a_strides) = if attrs.flag("trans_a") { (ac, ar, (1, ac)) } else { (ar, ac, (ac, 1)) };
-    let (n, b_strides) = if attrs.flag("trans_b") { (br, (1, bc)) } else { (bc, (bc, 1)) };
-    Dims { batch: a.shape[..rank - 2].iter().product(), m, n, k, a: a_strides, b: b_strides }
+impl Dims {
+    fn of(a: &Type, b: &Type, trans_a: bool, trans_b: bool) -> Dims {
+        let rank = a.rank();
+        let (ar, ac) = (a.shape[rank - 2], a.shape[rank - 1]);
+        let (br, bc) = (b.shape[rank - 2], b.shape[rank - 1]);
+        let (m, k, a_strides) = if trans_a { (ac, ar, (1, ac)) } else { (ar, ac, (ac, 1)) };
+        let (n, b_strides) = if trans_b { (br, (1, bc)) } else { (bc, (bc, 1)) };
+        Dims { batch: a.shape[..rank - 2].iter().product(), m, n, k, a: a_strides, b: b_strides }
+    }
 }
 
-fn cpu<T: Real>(c: &mut CpuCall<T>) {
-    let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
-    let halves = c.attrs.flag("halves");
-    let (a, b) = (operand(c.ins[0].float(), halves), operand(c.ins[1].float(), halves));
-    let y = Shared::new(c.outs[0].float());
-    let added = c.ins.get(2).map(|x| x.float());
-    let in_place = c.in_place.iter().any(|p| p.0 == 2);
-    let start = |i: usize| match added {
+/// Those of a call's first term.
+pub fn dims(types_in: &[Type], attrs: &Attrs) -> Dims {
+    Dims::of(&types_in[0], &types_in[1], attrs.flag("trans_a"), attrs.flag("trans_b"))
+}
+
+/// Those of its second.
+pub fn more(types_in: &[Type], attrs: &Attrs) -> Option<Dims> {
+    let [a, b] = Operands::of(types_in.len(), attrs).second?;
+    Some(Dims::of(&types_in[a], &types_in[b], attrs.flag("trans_a"), attrs.flag("trans_b2")))
+}
+
+/// Every form on the host.
+pub fn cpu<T: Element>(c: &mut CpuCall<T>) {
+    let (ins, attrs) = (c.ins, c.attrs);
+    let (d, more) = (dims(c.types_in, attrs), more(c.types_in, attrs));
+    let operands = Operands::of(ins.len(), attrs);
+    let y_type = &c.types_out[0];
+    let outs: SmallVec<[SharedOut<T>; 4]> = c.outs.iter_mut().map(SharedOut::new).collect();
+    let SharedOut::Float(y) = &outs[0] else { unreachable!("infer gives floats") };
+    let read = |i: usize| operand(ins[i].float(), attrs.flag("halves"));
+    let first = [read(0), read(1)];
+    let second = operands.second.map(|pair| pair.map(read));
+    let in_place = c.in_place.iter().any(|p| Some(p.0) == operands.added);
+    let start = |i: usize| match operands.added {
         None => Start::Zero,
         Some(_) if in_place => Start::Target,
-        Some(row) if c.types_in[2].rank() == 1 => Start::Row(row),
-        Some(rows) => Start::Rows { data: &rows[i * d.m * d.n..][..d.m * d.n], row: d.n },
+        Some(row) if c.types_in[row].rank() == 1 => Start::Row(ins[row].float()),
+        Some(rows) => Start::Rows { data: &ins[rows].float()[i * d.m * d.n..][..d.m * d.n], row: d.n },
     };
+    let ending = Ending::of(attrs, c.types_in, ins, y_type, &outs);
     let product = |i: usize, threads: bool| {
-        let a = Matrix::new(&a[i * d.m * d.k..][..d.m * d.k], d.a.0, d.a.1);
-        let b = Matrix::new(&b[i * d.k * d.n..][..d.k * d.n], d.b.0, d.b.1);
-        let y = Target { data: &y, at: i * d.m * d.n, row: d.n };
-        // SAFETY: one task a batch entry.
-        unsafe { gemm_from(start(i), [d.m, d.n, d.k], a, b, y, threads) };
+        let y = Target { data: y, at: i * d.m * d.n, row: d.n };
+        let second = second.as_ref().zip(more).map(|(pair, d)| term(pair, d, i));
+        // SAFETY: one task a batch entry, and rectangles within it that are done.
+        let then = |rows: Range<usize>, columns: Range<usize>| unsafe {
+            let ending = ending.as_ref().expect("given only where there is one");
+            ending.run(y.data, i * d.m + rows.start..i * d.m + rows.end, columns);
+        };
+        let then: Option<Then> = if ending.is_some() { Some(&then) } else { None };
+        // SAFETY: as above.
+        unsafe { gemm_terms(start(i), [d.m, d.n], [Some(term(&first, d, i)), second], y, then, threads) };
     };
     if d.batch >= rayon::current_num_threads() && d.batch > 1 {
         let grain = parallel::GRAIN * 8 / (d.m * d.n * d.k).max(1);
@@ -105,6 +177,15 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
     } else {
         let threads = d.m * d.n * d.k >= 64 * 64 * 64;
         (0..d.batch).for_each(|i| product(i, threads));
+    }
+}
+
+/// The operands of batch entry `i`.
+fn term<'a, T: Real>([a, b]: &'a [Cow<'_, [T]>; 2], d: Dims, i: usize) -> Term<'a, T> {
+    Term {
+        k: d.k,
+        a: Matrix::new(&a[i * d.m * d.k..][..d.m * d.k], d.a.0, d.a.1),
+        b: Matrix::new(&b[i * d.k * d.n..][..d.k * d.n], d.b.0, d.b.1),
     }
 }
 

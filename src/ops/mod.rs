@@ -20,6 +20,8 @@ mod cumsum;
 mod div;
 mod dropout_mask;
 pub mod elementwise;
+pub mod elementwise_kernel;
+pub mod ending;
 mod equal;
 mod erf;
 mod exp;
@@ -46,6 +48,7 @@ mod linear_cross_entropy;
 mod log;
 pub mod math;
 mod matmul;
+mod matmul_fused;
 mod max;
 mod min;
 mod modulo;
@@ -135,6 +138,7 @@ pub static PRIMITIVES: &[Primitive] = &[
     linear_cross_entropy::PRIMITIVE,
     log::PRIMITIVE,
     matmul::PRIMITIVE,
+    matmul_fused::PRIMITIVE,
     max::PRIMITIVE,
     min::PRIMITIVE,
     modulo::PRIMITIVE,
@@ -191,7 +195,7 @@ pub fn dispatches(op: &str, call: &GpuCall) -> Vec<Dispatch> {
     match &primitive.gpu {
         Gpu::Elementwise(_) => {
             let program = elementwise::program_of(op, call.attrs, call.types_in.len(), &call.types_out[0]);
-            vec![elementwise::dispatch(&program, call.types_in, call.types_out, call.traits)]
+            vec![elementwise_kernel::dispatch(&program, call.types_in, call.types_out, call.traits)]
         }
         Gpu::Kernel(kernel) | Gpu::Tuned { kernel, .. } => kernel(call),
         Gpu::Alias => vec![],
@@ -207,9 +211,17 @@ pub fn candidates(op: &str, call: &GpuCall) -> Vec<&'static str> {
     }
 }
 
+/// The input that a primitive reads only where it writes its first result, if it has such a one.
+pub fn added_in_place(op: &str, inputs: usize, attrs: &crate::ir::Attrs) -> Option<usize> {
+    match op {
+        "matmul" | "matmul_fused" => matmul::Operands::of(inputs, attrs).added,
+        _ => None,
+    }
+}
+
 /// Whether a device kernel can read this input as packed halves (see [`GpuCall::packed`]).
 pub fn unpacks(op: &str, input: usize) -> bool {
-    matches!((op, input), ("matmul", 0 | 1) | ("gather", 0))
+    matches!((op, input), ("matmul" | "matmul_fused", 0 | 1) | ("gather", 0))
 }
 
 #[cfg(test)]

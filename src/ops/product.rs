@@ -3,7 +3,8 @@
 //! Every candidate of one product adds up the same terms in the same order, so that a race between them decides on time alone.
 
 use super::cooperative;
-use super::matmul::{Dims, dims};
+use super::ending::KernelEnding;
+use super::matmul::{Dims, dims, more};
 use super::prelude::*;
 use super::product_software;
 use super::template;
@@ -100,7 +101,7 @@ pub fn candidates(c: &GpuCall) -> Vec<&'static str> {
     if c.traits.software {
         return vec![];
     }
-    let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
+    let d = dims(c.types_in, c.attrs);
     match cooperative::suitable(c, &d) {
         tiles if tiles.is_empty() => suitable(&d, c.traits).map(|t| t.name).collect(),
         tiles => tiles.into_iter().map(|t| t.name).collect(),
@@ -109,14 +110,15 @@ pub fn candidates(c: &GpuCall) -> Vec<&'static str> {
 
 /// The dispatches of a product.
 pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
-    let d = dims(&c.types_in[0], &c.types_in[1], c.attrs);
+    let d = dims(c.types_in, c.attrs);
     if c.traits.software {
         return vec![product_software::dispatch(c, &d)];
     }
     let (parts, depth) = split(&d);
-    let last = Added::of(c);
-    // Parts of a product are added to it when they are summed.
-    let added = if parts > 1 { Added::Nothing } else { last };
+    let last = KernelEnding::of(c);
+    // Parts of a product end when they are summed.
+    let none = KernelEnding::none();
+    let ending = if parts > 1 { &none } else { &last };
     let in_matrices = cooperative::suitable(c, &d);
     let (name, source, [bm, bn]) = match (c.traits.cooperative, in_matrices.last()) {
         // All of them, since this kernel has no loop over what lies beyond the grid.
@@ -124,26 +126,23 @@ pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
             let named = in_matrices.iter().find(|t| c.variant == Some(t.name));
             let busy = || in_matrices.iter().find(|t| groups(&d, t.extents(matrices)) >= BUSY);
             let tile = named.or_else(busy).unwrap_or(least);
-            (tile.name, cooperative::source(tile, c, &d, matrices, added), tile.extents(matrices))
+            (tile.name, cooperative::source(tile, c, matrices, ending), tile.extents(matrices))
         }
         _ => {
             let named = c.variant.and_then(|name| suitable(&d, c.traits).find(|t| t.name == name));
             let tile = named.unwrap_or_else(|| usual(&d, c.traits));
-            (tile.name, tiled(tile, c, &d, added), [tile.bm, tile.bn])
+            (tile.name, tiled(tile, c, ending), [tile.bm, tile.bn])
         }
     };
     let results = d.batch * d.m * d.n;
     let scratch = Binding::Scratch(parts * results);
     let words = |x: usize| x as u32;
+    let k2 = more(c.types_in, c.attrs).map_or(0, |d| d.k);
     let product = Dispatch {
-        shader: Shader { name, source: with_rounding(source).into() },
+        shader: Shader { name, source: complete(source, ending).into() },
         constants: vec![],
-        bindings: added.bindings(vec![
-            Binding::Input(0),
-            Binding::Input(1),
-            if parts > 1 { scratch } else { Binding::Output(0) },
-        ]),
-        params: [d.m, d.n, d.k, d.batch, parts, depth, 0, 0].map(words).to_vec(),
+        bindings: ending.bindings(operands(c), if parts > 1 { scratch } else { Binding::Output(0) }),
+        params: [d.m, d.n, d.k, d.batch, parts, depth, k2, 0].map(words).to_vec(),
         workgroups: [d.n.div_ceil(bn), d.m.div_ceil(bm), (d.batch * parts).min(c.traits.max_workgroups as usize)]
             .map(words),
     };
@@ -152,13 +151,19 @@ pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
     }
     let (workgroups, width) = grid(results, 64, c.traits);
     let sum = Dispatch {
-        shader: Shader { name: "sum_parts", source: sum_source(last).into() },
+        shader: Shader { name: "sum_parts", source: sum_source(&last).into() },
         constants: vec![],
-        bindings: last.bindings(vec![scratch, Binding::Output(0)]),
+        bindings: last.bindings(vec![scratch], Binding::Output(0)),
         params: vec![results as u32, width, parts as u32, words(d.n)],
         workgroups,
     };
     vec![product, sum]
+}
+
+/// The operands of a call's terms.
+pub fn operands(c: &GpuCall) -> Vec<Binding> {
+    let terms = if more(c.types_in, c.attrs).is_some() { 4 } else { 2 };
+    (0..terms).map(Binding::Input).collect()
 }
 
 /// How an operand is stored: in vec4s (its innermost extent is divisible by four) or elements, of f32 or packed halves.
@@ -228,60 +233,86 @@ impl Storage {
     }
 }
 
-/// What a call adds to its product.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Added {
-    Nothing,
-    /// One row for all.
-    Row,
-    /// A matrix of the result's extents.
-    Rows,
+/// How a call's operands are stored, and its result; the operands of a second term come last.
+#[derive(Clone, Copy)]
+pub struct Stored {
+    pub a: Storage,
+    pub x: Storage,
+    pub y: Storage,
+    pub more: Option<[Storage; 2]>,
 }
 
-impl Added {
-    pub fn of(c: &GpuCall) -> Added {
-        match c.types_in.get(2) {
-            None => Added::Nothing,
-            Some(t) if t.rank() == 1 => Added::Row,
-            Some(_) => Added::Rows,
+impl Stored {
+    pub fn of(c: &GpuCall) -> Stored {
+        let by_four = |x: usize| x.is_multiple_of(4);
+        let storage = |d: &Dims, i: usize| {
+            let inner = match i % 2 {
+                0 => {
+                    if d.a.1 == 1 {
+                        d.k
+                    } else {
+                        d.m
+                    }
+                }
+                _ => {
+                    if d.b.1 == 1 {
+                        d.n
+                    } else {
+                        d.k
+                    }
+                }
+            };
+            let halves = c.packs(i);
+            Storage { vectors: by_four(inner), halves, rounds: c.attrs.flag("halves") && !halves }
+        };
+        let d = dims(c.types_in, c.attrs);
+        Stored {
+            a: storage(&d, 0),
+            x: storage(&d, 1),
+            y: Storage { vectors: by_four(d.n), halves: false, rounds: false },
+            more: more(c.types_in, c.attrs).map(|d| [storage(&d, 2), storage(&d, 3)]),
         }
     }
 
-    /// The binding of what is added, stored as the result is.
-    pub fn binding(self, y: Storage, at: usize) -> String {
-        if self == Added::Nothing { String::new() } else { y.binding(at, "c", "read") }
+    /// The same, read element by element.
+    pub fn scalar(self) -> Stored {
+        let scalar = |s: Storage| Storage { vectors: false, ..s };
+        Stored { a: scalar(self.a), x: scalar(self.x), y: scalar(self.y), more: self.more.map(|m| m.map(scalar)) }
     }
 
-    /// What is added to the element (or vec4) of the result that stands at `i`, as the end of an expression.
-    pub fn plus(self, i: &str, n: &str) -> String {
-        match self {
-            Added::Nothing => String::new(),
-            Added::Row => format!(" + c[({i}) % {n}]"),
-            Added::Rows => format!(" + c[{i}]"),
-        }
+    /// Whether every operand is read in vec4s.
+    pub fn reads_vectors(&self) -> bool {
+        self.operands().all(|(s, _)| s.vectors)
     }
 
-    /// Operands of a kernel that ends in the call's result.
-    pub fn bindings(self, mut operands: Vec<Binding>) -> Vec<Binding> {
-        if self != Added::Nothing {
-            operands.push(Binding::Input(2));
-        }
-        operands
+    /// The operands and what they are called in kernels.
+    fn operands(&self) -> impl Iterator<Item = (Storage, &'static str)> {
+        let [a2, x2] = [0, 1].map(|i| self.more.map(|m| m[i]));
+        [(Some(self.a), "a"), (Some(self.x), "x"), (a2, "a2"), (x2, "x2")]
+            .into_iter()
+            .filter_map(|(s, n)| Some((s?, n)))
+    }
+
+    /// Declarations of the operands, and of what the ending has.
+    pub fn bindings(&self, ending: &KernelEnding, row: &str) -> String {
+        let own: String = self.operands().enumerate().map(|(i, (s, name))| s.binding(i + 1, name, "read")).collect();
+        own + &ending.source(self.y, self.operands().count() + 1, row)
+    }
+
+    /// Functions that read the operands.
+    pub fn loads(&self, load: impl Fn(Storage, &str) -> String) -> String {
+        self.operands().map(|(s, name)| load(s, name)).collect()
     }
 }
 
-/// The operands' storage, and the result's.
-pub fn storage(c: &GpuCall, d: &Dims) -> [Storage; 3] {
-    let by_four = |x: usize| x.is_multiple_of(4);
-    let a = if d.a.1 == 1 { d.k } else { d.m };
-    let x = if d.b.1 == 1 { d.n } else { d.k };
-    let rounds = |i: usize| c.attrs.flag("halves") && !c.packs(i);
-    [
-        Storage { vectors: by_four(a), halves: c.packs(0), rounds: rounds(0) },
-        Storage { vectors: by_four(x), halves: c.packs(1), rounds: rounds(1) },
-        Storage { vectors: by_four(d.n), halves: false, rounds: false },
-    ]
-}
+/// Words that are others where a kernel's lines stand for a second term.
+pub const SECOND: [(&str, &str); 5] = [
+    ("load_a", "load_a2"),
+    ("load_x", "load_x2"),
+    ("X_TRANSPOSED", "X2_TRANSPOSED"),
+    ("params.k", "params.more"),
+    ("multiply", "multiply_more"),
+];
 
 /// The dispatches of a product inside another node: `bindings` are its two operands and its result. Operands are rounded to halves
 /// if `halves` says so.
@@ -305,40 +336,36 @@ pub fn within(d: &Dims, bindings: [Binding; 3], halves: bool, traits: GpuTraits)
     all
 }
 
-fn sum_source(added: Added) -> String {
+fn sum_source(ending: &KernelEnding) -> String {
     let y = Storage { vectors: false, halves: false, rounds: false };
-    let store = format!("    y[i] = sum{};\n", added.plus("i", "params.row"));
-    let parts = [("bindings", added.binding(y, 3)), ("store", store)];
-    let parts = parts.each_ref().map(|(name, text)| (*name, text.as_str()));
-    template::fill(include_str!("../../shaders/sum_parts.wgsl"), &parts)
+    let bindings = ending.source(y, 2, "params.row");
+    complete(template::fill(include_str!("../../shaders/sum_parts.wgsl"), &[("bindings", &bindings)]), ending)
 }
 
-fn tiled(t: &Tile, c: &GpuCall, d: &Dims, added: Added) -> String {
-    let [a, x, y] = storage(c, d);
+/// What stands before the lines of a second term: it goes with the first part.
+pub const FIRST_PART: &str = "        let begin = 0u;\n        let end = select(0u, params.more, part == 0u);\n        \
+                              let a_base = batch * m * params.more;\n        let x_base = batch * params.more * n;\n";
+
+fn tiled(t: &Tile, c: &GpuCall, ending: &KernelEnding) -> String {
+    let stored = Stored::of(c);
     let [a_staged, x_staged] = t.staged();
-    let (turned_a, turned_x) = (c.attrs.flag("trans_a"), c.attrs.flag("trans_b"));
+    let [turned_a, turned_x, turned_x2] = ["trans_a", "trans_b", "trans_b2"].map(|name| c.attrs.flag(name));
     let tile = format!(
         "const BM: u32 = {}u;\nconst BN: u32 = {}u;\nconst BK: u32 = {}u;\nconst TM: u32 = {}u;\nconst TN: u32 = {}u;\n\
          const A_TRANSPOSED: bool = {turned_a};\nconst X_TRANSPOSED: bool = {turned_x};\n\
+         const X2_TRANSPOSED: bool = {turned_x2};\n\
          var<workgroup> a_tile: array<vec4<f32>, {a_staged}>;\nvar<workgroup> x_tile: array<vec4<f32>, {x_staged}>;\n",
         t.bm, t.bn, t.bk, t.tm, t.tn
     );
-    let bindings = bindings([a, x, y], added);
-    let store = match y.vectors {
-        true => {
-            let plus = added.plus("i / 4u", "(params.n / 4u)");
-            format!("    if (count > 0u) {{\n        y[i / 4u] = value{plus};\n    }}\n")
-        }
+    let bindings = stored.bindings(ending, if stored.y.vectors { "(params.n / 4u)" } else { "params.n" });
+    let store = match stored.y.vectors {
+        true => "    if (count > 0u) {\n        keep(i / 4u, value);\n    }\n".to_string(),
         false => {
-            let one = |o: usize| {
-                let plus = added.plus(&format!("i + {o}u"), "params.n");
-                format!("    if (count > {o}u) {{\n        y[i + {o}u] = value[{o}]{plus};\n    }}\n")
-            };
-            (0..4).map(one).collect()
+            (0..4).map(|o| format!("    if (count > {o}u) {{\n        keep(i + {o}u, value[{o}]);\n    }}\n")).collect()
         }
     };
     let store = format!("fn store(i: u32, count: u32, value: vec4<f32>) {{\n{store}}}\n");
-    let access = [a.load("a"), x.load("x"), store].concat();
+    let access = stored.loads(|s, name| s.load(name)) + &store;
 
     let (columns, strips) = (t.tn / 4, t.tm / 4);
     let each = |f: &mut dyn FnMut(usize, usize)| (0..t.tm).for_each(|r| (0..columns).for_each(|j| f(r, j)));
@@ -369,19 +396,18 @@ fn tiled(t: &Tile, c: &GpuCall, d: &Dims, added: Added) -> String {
         ("multiply", &multiply),
         ("stores", &stores),
     ];
-    template::fill(include_str!("../../shaders/matmul.wgsl"), &parts)
-}
-
-/// Declarations of the operands, the result, and what is added.
-pub fn bindings([a, x, y]: [Storage; 3], added: Added) -> String {
-    let own = [a.binding(1, "a", "read"), x.binding(2, "x", "read"), y.binding(3, "y", "read_write")].concat();
-    own + &added.binding(y, 4)
-}
-
-/// A kernel together with the function that rounds, if it calls it.
-pub fn with_rounding(source: String) -> String {
-    match source.contains("nearest_halves(") {
-        true => source + include_str!("../../shaders/nearest_halves.wgsl"),
-        false => source,
+    let text = include_str!("../../shaders/matmul.wgsl");
+    match stored.more {
+        None => template::fill(text, &parts),
+        Some(_) => {
+            let text = template::twice(text, "terms", FIRST_PART, &SECOND);
+            template::fill(&template::fill(&text, &parts), &[("multiply_more", &multiply)])
+        }
     }
+}
+
+/// A kernel together with the functions that it calls.
+pub fn complete(source: String, ending: &KernelEnding) -> String {
+    let rounding = source.contains("nearest_halves(").then_some(include_str!("../../shaders/nearest_halves.wgsl"));
+    source + ending.functions() + rounding.unwrap_or_default()
 }

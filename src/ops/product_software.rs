@@ -1,8 +1,9 @@
 //! Kernels of matmul for software adapters, without workgroup memory or barriers.
 
-use super::matmul::Dims;
+use super::ending::KernelEnding;
+use super::matmul::{Dims, more};
 use super::prelude::*;
-use super::product::{Added, Storage, bindings, storage, with_rounding};
+use super::product::{SECOND, Stored, complete, operands};
 use super::template;
 
 /// How `shaders/matmul_rows.wgsl` divides its work: `lanes` invocations along the columns and the rows, `rows` rows and
@@ -44,40 +45,59 @@ impl Rows {
 /// The kernel of a product.
 pub fn dispatch(c: &GpuCall, d: &Dims) -> Dispatch {
     let words = |x: usize| x as u32;
+    let second = more(c.types_in, c.attrs);
     let mut params = vec![words(d.m), words(d.n), words(d.k), words(d.batch)];
     params.extend([d.a.0, d.a.1, d.b.0, d.b.1].map(words));
+    params.extend(second.map_or([0; 5], |d| [d.k, d.a.0, d.a.1, d.b.0, d.b.1]).map(words));
+    params.extend([0; 3]);
     let depth = d.batch.min(c.traits.max_workgroups as usize);
-    let [a, x, y] = storage(c, d);
-    let by_rows = d.a.1 == 1 && d.b.1 == 1 && a.vectors && x.vectors;
-    let added = Added::of(c);
+    let (stored, ending) = (Stored::of(c), KernelEnding::of(c));
+    let rows_alone = |d: &Dims| d.a.1 == 1 && d.b.1 == 1;
+    let by_rows = rows_alone(d) && second.as_ref().is_none_or(rows_alone) && stored.reads_vectors();
     let (name, source, tile_m, tile_n) = if by_rows {
         let (t, left) = Rows::of(d, c.traits);
-        ("matmul_rows", by_rows_source(t, left, [a, x, y], added), t.rows * t.lanes[1], 4 * t.columns * t.lanes[0])
+        ("matmul_rows", by_rows_source(t, left, stored, &ending), t.rows * t.lanes[1], 4 * t.columns * t.lanes[0])
     } else {
-        let [a, x, y] = [a, x, y].map(|s| Storage { vectors: false, ..s });
-        let bindings = bindings([a, x, y], added);
-        let put = format!("fn put(i: u32, value: f32) {{\n    y[i] = value{};\n}}\n", added.plus("i", "params.n"));
-        let access = [a.load_one("a"), x.load_one("x"), put].concat();
-        let parts = [("bindings", bindings.as_str()), ("access", &access)];
-        ("matmul_direct", template::fill(include_str!("../../shaders/matmul_direct.wgsl"), &parts), 8, 512)
+        let stored = stored.scalar();
+        let parts =
+            [("bindings", stored.bindings(&ending, "params.n")), ("access", stored.loads(|s, name| s.load_one(name)))];
+        let parts = parts.each_ref().map(|(name, text)| (*name, text.as_str()));
+        let text = include_str!("../../shaders/matmul_direct.wgsl");
+        let text = match second {
+            Some(_) => template::twice(text, "terms", DIRECT_SECOND, &[&SECOND[..], &DIRECT_WORDS].concat()),
+            None => text.to_string(),
+        };
+        ("matmul_direct", template::fill(&text, &parts), 8, 512)
     };
     Dispatch {
-        shader: Shader { name, source: with_rounding(source).into() },
+        shader: Shader { name, source: complete(source, &ending).into() },
         constants: vec![],
-        bindings: added.bindings(vec![Binding::Input(0), Binding::Input(1), Binding::Output(0)]),
+        bindings: ending.bindings(operands(c), Binding::Output(0)),
         params,
         workgroups: [words(d.n.div_ceil(tile_n)), words(d.m.div_ceil(tile_m)), words(depth)],
     }
 }
 
-fn by_rows_source(t: Rows, left: Left, [a, x, y]: [Storage; 3], added: Added) -> String {
+/// What stands before the lines of a second term where operands are read by strides, and the names that are others in them.
+const DIRECT_SECOND: &str = "            let a_base = batch * params.m * params.more;\n            \
+                             let x_base = batch * params.more * params.n;\n";
+const DIRECT_WORDS: [(&str, &str); 4] = [
+    ("params.a_row", "params.more_a_row"),
+    ("params.a_col", "params.more_a_col"),
+    ("params.x_row", "params.more_x_row"),
+    ("params.x_col", "params.more_x_col"),
+];
+
+fn by_rows_source(t: Rows, left: Left, stored: Stored, ending: &KernelEnding) -> String {
     let [lx, ly] = t.lanes;
     let tile = format!(
         "const LX: u32 = {lx}u;\nconst LY: u32 = {ly}u;\nconst ROWS: u32 = {}u;\nconst COLUMNS: u32 = {}u;\n",
         t.rows, t.columns
     );
-    let bindings = bindings([a, x, y], added);
-    let access = [a.load_one("a"), x.load_one("x")].concat();
+    let bindings = stored.bindings(ending, "(params.n / 4u)");
+    let access = stored.loads(|s, name| s.load_one(name));
+    // Where rows of the left operand begin.
+    let mut begins = String::new();
     let (mut accumulators, mut multiply, mut stores) = (String::new(), String::new(), String::new());
     for j in 0..t.columns {
         accumulators += &format!("        let at{j} = min(col0 + {j}u * LX, n4 - 1u);\n");
@@ -86,14 +106,14 @@ fn by_rows_source(t: Rows, left: Left, [a, x, y]: [Storage; 3], added: Added) ->
     match left {
         Left::Alone => {
             for r in 0..t.rows {
-                accumulators += &format!("        let a{r} = a_base + min(row0 + {r}u, last) * k4;\n");
+                begins += &format!("        let a{r} = a_base + min(row0 + {r}u, last) * k4;\n");
                 multiply += &format!("            let v{r} = load_a(a{r} + k);\n");
             }
         }
         Left::Shared { width } => {
             builtins = "    @builtin(subgroup_invocation_id) lane: u32,\n";
             for s in 0..t.rows / width {
-                accumulators += &format!("        let a{s} = a_base + min(row0 + {}u + lane, last) * k4;\n", s * width);
+                begins += &format!("        let a{s} = a_base + min(row0 + {}u + lane, last) * k4;\n", s * width);
                 multiply += &format!("            let p{s} = load_a(a{s} + k);\n");
             }
             for r in 0..t.rows {
@@ -105,9 +125,8 @@ fn by_rows_source(t: Rows, left: Left, [a, x, y]: [Storage; 3], added: Added) ->
         for j in 0..t.columns {
             accumulators += &format!("        var c{r}_{j} = vec4<f32>(0.0);\n");
             let at = format!("y_base + (row0 + {r}u) * n4 + col0 + {j}u * LX");
-            let plus = added.plus(&at, "n4");
             stores += &format!(
-                "        if (row0 + {r}u < params.m && col0 + {j}u * LX < n4) {{\n            y[{at}] = c{r}_{j}{plus};\n        }}\n"
+                "        if (row0 + {r}u < params.m && col0 + {j}u * LX < n4) {{\n            keep({at}, c{r}_{j});\n        }}\n"
             );
         }
     }
@@ -121,6 +140,7 @@ fn by_rows_source(t: Rows, left: Left, [a, x, y]: [Storage; 3], added: Added) ->
             }
         }
     }
+    let accumulators = begins.clone() + &accumulators;
     let parts = [
         ("builtins", builtins),
         ("tile", tile.as_str()),
@@ -130,5 +150,12 @@ fn by_rows_source(t: Rows, left: Left, [a, x, y]: [Storage; 3], added: Added) ->
         ("multiply", &multiply),
         ("stores", &stores),
     ];
-    template::fill(include_str!("../../shaders/matmul_rows.wgsl"), &parts)
+    let exchanged = template::exchange(&template::exchange(&multiply, "load_a", "load_a2"), "load_x", "load_x2");
+    let text = include_str!("../../shaders/matmul_rows.wgsl");
+    if stored.more.is_none() {
+        return template::fill(text, &parts);
+    }
+    let first = "        let k4 = params.more / 4u;\n        let a_base = batch * params.m * k4;\n";
+    let text = template::twice(text, "terms", &format!("{first}{begins}"), &SECOND);
+    template::fill(&template::fill(&text, &parts), &[("multiply_more", &exchanged)])
 }

@@ -1,8 +1,9 @@
 //! Sums with a product become the product's own third operand, which it starts from: biases, residuals, an adapter's term on
-//! top of its base, and gradients that several products add up to. Where that operand ends there, the sum is in place.
+//! top of its base, and gradients that several products add up to. Where that operand ends there, the sum is in place. An adapter's term
+//! on a base that nothing else reads becomes further columns of that product's K.
 
 use super::rewrite::{Rewriter, each_node};
-use crate::ir::{BuildError, Graph, Node, Shape, Value};
+use crate::ir::{Attr, BuildError, Graph, Node, Shape, Value};
 
 /// Moves a row that is added to a sum with a product, and to nothing else, to that product: `(x w + t) + b` is `(x w + b) + t`.
 pub fn sink_bias(graph: &Graph) -> Result<Graph, BuildError> {
@@ -61,6 +62,38 @@ pub fn fuse_addend(graph: &Graph) -> Result<Graph, BuildError> {
     })
 }
 
+/// The most terms of a product that goes along with another.
+const FEW: usize = 64;
+
+/// Joins a product of few terms with the one it goes on from, so that both are summed in registers.
+pub fn fuse_terms(graph: &Graph) -> Result<Graph, BuildError> {
+    let uses = graph.uses();
+    each_node(graph, |r, node| {
+        let g = r.old;
+        let (true, &[a2, b2, c]) = (node.op == "matmul", &node.inputs[..]) else { return Ok(false) };
+        let base = alone(g, &uses, c).filter(|&v| g.shape(v) == g.shape(node.outputs[0])).and_then(|v| g.producer(v));
+        let Some(base) = base.filter(|n| n.op == "matmul") else { return Ok(false) };
+        let same = |flag: &str| base.attrs.flag(flag) == node.attrs.flag(flag);
+        let (k, k2) = (steps(g, base), steps(g, node));
+        // Kernels read vec4s of it, and a term is worth joining to one that is long.
+        if !same("trans_a") || !same("halves") || k2 > FEW || k2 % 4 != 0 || k < 4 * k2 {
+            return Ok(false);
+        }
+        let mut inputs = vec![base.inputs[0], base.inputs[1], a2, b2];
+        inputs.extend(base.inputs.get(2));
+        let inputs: Vec<Value> = inputs.into_iter().map(|v| r.get(v)).collect();
+        let attrs = base.attrs.clone().with("trans_b2", Attr::Bool(node.attrs.flag("trans_b")));
+        r.replace(node, "matmul_fused", &inputs, attrs)?;
+        Ok(true)
+    })
+}
+
+/// The number of terms that a product sums.
+fn steps(g: &Graph, node: &Node) -> usize {
+    let a = g.shape(node.inputs[0]);
+    a[a.len() - if node.attrs.flag("trans_a") { 2 } else { 1 }]
+}
+
 /// `v` before the reshapes it went through, if nothing else reads it on the way.
 fn alone(g: &Graph, uses: &[usize], mut v: Value) -> Option<Value> {
     loop {
@@ -78,9 +111,7 @@ fn alone(g: &Graph, uses: &[usize], mut v: Value) -> Option<Value> {
 fn depth(g: &Graph, uses: &[usize], v: Value) -> Option<usize> {
     let root = alone(g, uses, v)?;
     let node: &Node = g.producer(root).filter(|n| n.op == "matmul" && n.inputs.len() == 2)?;
-    let a = g.shape(node.inputs[0]);
-    let k = a[a.len() - if node.attrs.flag("trans_a") { 2 } else { 1 }];
-    (g.shape(root).last() == g.shape(v).last()).then_some(k)
+    (g.shape(root).last() == g.shape(v).last()).then(|| steps(g, node))
 }
 
 /// The extent of the last axis, if `v` has that one alone, and gives every row of `shape` the same.

@@ -6,6 +6,7 @@ pub mod differentiate;
 pub mod fold_layout;
 pub mod fuse_addend;
 pub mod fuse_elementwise;
+pub mod fuse_endings;
 pub mod halve_operands;
 pub mod join_low_rank;
 pub mod lay_out_by_rows;
@@ -100,15 +101,21 @@ pub static BY_ROWS: &[Pass] = &[
 /// Under mixed precision, after every pass that makes products.
 pub static MIXED: &[Pass] = &[Pass { name: "halve_operands", run: halve_operands::halve_operands }];
 
-/// `sink_bias` before `fuse_addend`, so that biases are not left over; elementwise chains take what remains. No pass that
-/// looks into matmuls may come after. `recompute` repeats operations, which `common_subexpressions` would undo, and what it repeats
+/// `sink_bias` before `fuse_addend`, so that biases are not left over; elementwise chains take what remains. No pass that looks into matmuls may come after, but for `END`. `recompute` repeats operations, which `common_subexpressions` would undo, and what it repeats
 /// may fuse with its reader.
 pub static FUSE: &[Pass] = &[
     Pass { name: "sink_bias", run: fuse_addend::sink_bias },
     Pass { name: "fuse_addend", run: fuse_addend::fuse_addend },
+    Pass { name: "fuse_terms", run: fuse_addend::fuse_terms },
     Pass { name: "recompute", run: recompute::recompute },
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
     Pass { name: "fuse_elementwise", run: |g| Ok(fuse_elementwise::fuse_elementwise(g)) },
+];
+
+/// After that, for devices that gain by it.
+pub static END: &[Pass] = &[
+    Pass { name: "fuse_endings", run: fuse_endings::fuse_endings },
+    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
 ];
 
 /// Between the two, for devices that bind less than the largest weight: it takes their limit, so it is no [`Pass`].

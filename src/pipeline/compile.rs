@@ -104,7 +104,10 @@ impl Program {
         if self.mixed {
             graph = passes::run(graph, passes::MIXED)?;
         }
-        Ok(if self.fuse { passes::run(graph, passes::FUSE)? } else { graph })
+        if self.fuse {
+            graph = passes::run(graph, passes::FUSE)?;
+        }
+        Ok(if self.fuse && limits.endings { passes::run(graph, passes::END)? } else { graph })
     }
 
     /// Lowered, with the outputs that a purpose wants.

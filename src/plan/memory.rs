@@ -266,14 +266,16 @@ fn reusable(
     y: Value,
     taken: &[(usize, usize)],
 ) -> Option<usize> {
-    // A matmul reads what it adds where it writes; nothing else of what it reads.
-    let adds = node.op == "matmul" && node.inputs.len() == 3 && graph.ty(node.inputs[2]) == graph.ty(y);
-    let candidates = match elementwise(node) {
-        true => 0..node.inputs.len(),
-        false if adds && node.inputs[..2].iter().all(|v| uses.root[v.index()] != uses.root[node.inputs[2].index()]) => {
-            2..3
-        }
-        false => return None,
+    // A matmul reads what it adds where it writes its first result; nothing else of what it reads.
+    let adds = ops::added_in_place(&node.op, node.inputs.len(), &node.attrs).filter(|&c| {
+        let alone = (0..node.inputs.len())
+            .all(|j| j == c || uses.root[node.inputs[j].index()] != uses.root[node.inputs[c].index()]);
+        alone && y == node.outputs[0] && graph.ty(node.inputs[c]) == graph.ty(y)
+    });
+    let candidates = match (elementwise(node), adds) {
+        (true, _) => 0..node.inputs.len(),
+        (false, Some(c)) => c..c + 1,
+        (false, None) => return None,
     };
     candidates.into_iter().find(|&k| {
         let x = node.inputs[k];

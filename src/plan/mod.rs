@@ -66,6 +66,8 @@ pub struct Limits {
     pub by_rows: bool,
     /// As many rows of a product's left side as keep the device busy: what is computed in parts has parts of so many.
     pub busy_rows: usize,
+    /// Elementwise operations on a product cost less at its end than in passes of their own.
+    pub endings: bool,
 }
 
 /// Why a program has no plan.

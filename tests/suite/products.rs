@@ -76,7 +76,7 @@ impl Problem {
 }
 
 /// Kernels sum in orders of their own; relative to the largest element.
-fn close(have: &Tensor, want: &Tensor, what: &str) {
+pub fn close(have: &Tensor, want: &Tensor, what: &str) {
     assert_eq!(have.ty(), want.ty(), "{what}");
     let (have, want) = (have.as_f32().unwrap(), want.as_f32().unwrap());
     let size = want.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
@@ -85,11 +85,11 @@ fn close(have: &Tensor, want: &Tensor, what: &str) {
     }
 }
 
-fn hardware_traits() -> GpuTraits {
+pub fn hardware_traits() -> GpuTraits {
     GpuTraits { max_invocations: 1024, workgroup_bytes: 32768, ..GpuTraits::least(false) }
 }
 
-fn open(kernel: Option<&str>, half_weights: bool) -> Gpu {
+pub fn open(kernel: Option<&str>, half_weights: bool) -> Gpu {
     let kernel = kernel.map(String::from);
     Gpu::open_with(None, &GpuOptions { tune: Some(kernel.is_some()), kernel, half_weights, ..GpuOptions::default() })
         .expect("an adapter")
@@ -218,10 +218,26 @@ fn races_have_winners_that_are_remembered_and_change_nothing() {
     assert_eq!(p.on(&mut Gpu::open_with(None, &options).expect("an adapter")), result);
 }
 
+/// The first kernel of a call is the one it names, multiplies in cooperative matrices, and is valid.
+pub fn assert_valid_cooperative(op: &str, call: &GpuCall) {
+    use naga::valid::{Capabilities, ValidationFlags, Validator};
+    let name = call.variant.expect("a named kernel");
+    let shader = ops::dispatches(op, call).remove(0).shader;
+    assert_eq!(shader.name, name);
+    assert!(shader.source.contains("coopMultiplyAdd"));
+    let source = &shader.source;
+    let module =
+        naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
+    let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
+    let options = naga::back::spv::Options { lang_version: (1, 6), ..Default::default() };
+    naga::back::spv::write_vec(&module, &info, &options, None).expect("SPIR-V");
+}
+
 /// No adapter of ours has cooperative matrices: their kernel is validated, and translated as Vulkan takes it.
 #[test]
 fn kernels_in_cooperative_matrices_are_valid() {
-    use naga::valid::{Capabilities, ValidationFlags, Validator};
     let mut kernels = BTreeSet::new();
     for (size, width, one_width) in [(16, 32, true), (8, 32, true), (16, 64, false)] {
         let cooperative = Some(Cooperative { size, width, one_width });
@@ -230,17 +246,7 @@ fn kernels_in_cooperative_matrices_are_valid() {
             for packed in [[false, false], [false, true]] {
                 p.call_with(traits, &packed, |call| {
                     for name in ops::candidates("matmul", call) {
-                        let all = ops::dispatches("matmul", &GpuCall { variant: Some(name), ..*call });
-                        assert_eq!(all[0].shader.name, name);
-                        assert!(all[0].shader.source.contains("coopMultiplyAdd"));
-                        let source = &all[0].shader.source;
-                        let module = naga::front::wgsl::parse_str(source)
-                            .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
-                        let info = Validator::new(ValidationFlags::all(), Capabilities::all())
-                            .validate(&module)
-                            .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
-                        let options = naga::back::spv::Options { lang_version: (1, 6), ..Default::default() };
-                        naga::back::spv::write_vec(&module, &info, &options, None).expect("SPIR-V");
+                        assert_valid_cooperative("matmul", &GpuCall { variant: Some(name), ..*call });
                         kernels.insert(name);
                     }
                 });

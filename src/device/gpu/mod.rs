@@ -170,6 +170,7 @@ impl Device for Gpu {
             arena_words: arena as usize,
             by_rows: self.info.software,
             busy_rows: if self.info.software { 256 } else { 1024 },
+            endings: true,
         }
     }
 
@@ -216,7 +217,7 @@ impl Device for Gpu {
         }
         self.constants(&plan, &mut own)?;
 
-        if plan.graph.nodes.iter().any(|n| n.op == "matmul" && n.attrs.flag("halves")) {
+        if plan.graph.nodes.iter().any(|n| n.op.starts_with("matmul") && n.attrs.flag("halves")) {
             self.settle_cooperative()?;
         }
 
