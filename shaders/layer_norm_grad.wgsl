@@ -1,4 +1,5 @@
-// With n = (x - mean) rstd and h = g gain: rstd (h - mean(h) - n mean(h n)); one workgroup a row.
+// With n = (x - mean) rstd and h = g gain: rstd (h - mean(h) - n mean(h n)); one workgroup a row. The
+// part `result` is replaced where something is added.
 
 override SIZE: u32 = 64;
 
@@ -19,7 +20,13 @@ struct Params {
 @group(0) @binding(3) var<storage, read> mean: array<f32>;
 @group(0) @binding(4) var<storage, read> rstd: array<f32>;
 @group(0) @binding(5) var<storage, read> g: array<f32>;
+//#result
 @group(0) @binding(6) var<storage, read_write> dx: array<f32>;
+
+fn keep(i: u32, value: f32) {
+    dx[i] = value;
+}
+//#end
 
 var<workgroup> part: array<f32, SIZE>;
 
@@ -60,6 +67,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let hn_mean = total(lane, dot) * scale / count;
     for (var i = lane; i < params.n; i = i + SIZE) {
         let h = g[base + i] * gain[i];
-        dx[base + i] = scale * (h - h_mean - (x[base + i] - centre) * scale * hn_mean);
+        keep(base + i, scale * (h - h_mean - (x[base + i] - centre) * scale * hn_mean));
     }
 }

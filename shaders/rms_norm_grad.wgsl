@@ -1,4 +1,5 @@
-// With h = g gain: rstd h - x rstd^3 mean(h x); one workgroup a row.
+// With h = g gain: rstd h - x rstd^3 mean(h x); one workgroup a row. The
+// part `result` is replaced where something is added.
 
 override SIZE: u32 = 64;
 
@@ -18,7 +19,13 @@ struct Params {
 @group(0) @binding(2) var<storage, read> gain: array<f32>;
 @group(0) @binding(3) var<storage, read> rstd: array<f32>;
 @group(0) @binding(4) var<storage, read> g: array<f32>;
+//#result
 @group(0) @binding(5) var<storage, read_write> dx: array<f32>;
+
+fn keep(i: u32, value: f32) {
+    dx[i] = value;
+}
+//#end
 
 var<workgroup> part: array<f32, SIZE>;
 
@@ -52,6 +59,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let pull = scale * scale * scale * total(lane, dot) / f32(params.n);
     for (var i = lane; i < params.n; i = i + SIZE) {
-        dx[base + i] = scale * g[base + i] * gain[i] - x[base + i] * pull;
+        keep(base + i, scale * g[base + i] * gain[i] - x[base + i] * pull);
     }
 }

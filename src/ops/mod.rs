@@ -215,6 +215,8 @@ pub fn candidates(op: &str, call: &GpuCall) -> Vec<&'static str> {
 pub fn added_in_place(op: &str, inputs: usize, attrs: &crate::ir::Attrs) -> Option<usize> {
     match op {
         "matmul" | "matmul_fused" => matmul::Operands::of(inputs, attrs).added,
+        "rms_norm_grad" => (inputs > 4).then_some(4),
+        "layer_norm_grad" => (inputs > 5).then_some(5),
         _ => None,
     }
 }

@@ -1,39 +1,47 @@
-//! The gradient of `rms_norm` in its operand. With `h = g · gain`: `rstd h - x rstd³ mean(h x)`.
+//! The gradient of `rms_norm` in its operand. With `h = g · gain`: `rstd h - x rstd³ mean(h x)`. A fifth operand is added to it: what
+//! comes by the residual around the norm. Its memory may become the result's.
 
 use super::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "rms_norm_grad",
     infer: |ins, _| match ins {
-        [x, gain, rstd, g]
+        [x, gain, rstd, g, added @ ..]
             if x.is_float()
                 && x.rank() == 2
                 && g == x
+                && super::rows::may_be_added(added, x)
                 && gain.shape[..] == x.shape[1..]
                 && rstd.shape[..] == x.shape[..1] =>
         {
             Ok(vec![(*x).clone()])
         }
-        _ => Err("takes operand, gain, rstd and gradient".into()),
+        _ => Err("takes operand, gain, rstd and gradient, and one to add".into()),
     },
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Never,
     gpu: Gpu::Kernel(|c| {
-        super::rows::dispatch(c, "rms_norm_grad", include_str!("../../shaders/rms_norm_grad.wgsl"), &[])
+        super::rows::dispatch_adding(c, 4, "rms_norm_grad", include_str!("../../shaders/rms_norm_grad.wgsl"))
     }),
-    samples: || vec![Sample::normal(&[&[4, 37], &[37], &[4], &[4, 37]])],
+    samples: || {
+        let plain: [&[usize]; 4] = [&[4, 37], &[37], &[4], &[4, 37]];
+        vec![Sample::normal(&plain), Sample::normal(&[&plain[..], &[&[4, 37]]].concat())]
+    },
 };
 
 fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let n = c.shape_in(0)[1];
     let (x, gain, rstd, g) = (c.ins[0].float(), c.ins[1].float(), c.ins[2].float(), c.ins[3].float());
+    let added = super::rows::Added::of(c, 4);
     super::rows::each(c.outs[0].float(), n, |r, out| {
         let (x, g, rstd) = (&x[r * n..(r + 1) * n], &g[r * n..(r + 1) * n], rstd[r]);
         parallel::simd(|| {
-            out.iter_mut().zip(g).zip(gain).for_each(|((o, &g), &w)| *o = g * w);
-            let mean = super::rows::dot(out, x) / T::of(n as f64);
+            let mean = super::rows::dot_of_three(g, gain, x, |g, w, x| g * w * x) / T::of(n as f64);
             let pull = rstd * rstd * rstd * mean;
-            out.iter_mut().zip(x).for_each(|(o, &x)| *o = rstd * *o - x * pull);
+            added.fill(r, out);
+            for (((o, &g), &w), &x) in out.iter_mut().zip(g).zip(gain).zip(x) {
+                *o += rstd * (g * w) - x * pull;
+            }
         });
     });
 }

@@ -70,6 +70,56 @@ pub fn dot_by<T: Real>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
     lanes.iter().fold(tail, |s, &l| s + l)
 }
 
+/// `Σ f(x, y, z)`, as [`sum`].
+#[inline(always)]
+pub fn dot_of_three<T: Real>(x: &[T], y: &[T], z: &[T], f: impl Fn(T, T, T) -> T) -> T {
+    let mut lanes = [T::zero(); 16];
+    let (xs, ys, zs) = (x.chunks_exact(16), y.chunks_exact(16), z.chunks_exact(16));
+    let tail = xs.remainder().iter().zip(ys.remainder()).zip(zs.remainder());
+    let tail = tail.fold(T::zero(), |s, ((&a, &b), &c)| s + f(a, b, c));
+    for ((a, b), c) in xs.zip(ys).zip(zs) {
+        for (((l, &a), &b), &c) in lanes.iter_mut().zip(a).zip(b).zip(c) {
+            *l += f(a, b, c);
+        }
+    }
+    lanes.iter().fold(tail, |s, &l| s + l)
+}
+
+/// Whether what follows the operands of a gradient is nothing, or one that can be added to results of `x`'s type.
+pub fn may_be_added(rest: &[&Type], x: &Type) -> bool {
+    rest.is_empty() || rest.len() == 1 && rest[0] == x
+}
+
+/// What is added to the rows of a gradient.
+#[derive(Clone, Copy)]
+pub enum Added<'a, T> {
+    Nothing,
+    /// What the results' memory holds.
+    Target,
+    Rows(&'a [T]),
+}
+
+impl<'a, T: Real> Added<'a, T> {
+    /// Input `i` of a call, if it has so many.
+    pub fn of(c: &CpuCall<'a, T>, i: usize) -> Added<'a, T> {
+        match c.ins.get(i) {
+            None => Added::Nothing,
+            Some(_) if c.in_place.iter().any(|p| p.0 == i) => Added::Target,
+            Some(x) => Added::Rows(x.float()),
+        }
+    }
+
+    /// Sets row `r` of the results to it.
+    #[inline(always)]
+    pub fn fill(self, r: usize, out: &mut [T]) {
+        match self {
+            Added::Nothing => out.fill(T::zero()),
+            Added::Target => {}
+            Added::Rows(rows) => out.copy_from_slice(&rows[r * out.len()..][..out.len()]),
+        }
+    }
+}
+
 /// `Σ x y`
 #[inline(always)]
 pub fn dot<T: Real>(x: &[T], y: &[T]) -> T {
@@ -94,6 +144,23 @@ pub fn dispatch(c: &GpuCall, name: &'static str, source: &'static str, words: &[
         params,
         workgroups,
     }]
+}
+
+/// [`dispatch`] of a gradient, to which input `own` is added if the call has that; its kernel says so in the part `result`.
+pub fn dispatch_adding(c: &GpuCall, own: usize, name: &'static str, source: &'static str) -> Vec<Dispatch> {
+    let mut all = dispatch(c, name, source, &[]);
+    if c.types_in.len() > own {
+        let result = format!(
+            "@group(0) @binding({}) var<storage, read> also: array<f32>;\n\
+             @group(0) @binding({}) var<storage, read_write> dx: array<f32>;\n\n\
+             fn keep(i: u32, value: f32) {{\n    dx[i] = also[i] + value;\n}}\n",
+            own + 1,
+            own + 2
+        );
+        let shader = &mut all[0].shader;
+        shader.source = template::fill(&shader.source, &[("result", &result)]).into();
+    }
+    all
 }
 
 /// The kernel with reductions in subgroups where the adapter has them, in place of trees with a barrier a step.

@@ -62,6 +62,30 @@ pub fn fuse_addend(graph: &Graph) -> Result<Graph, BuildError> {
     })
 }
 
+/// Gives a gradient of a norm what is added to it: what comes by the residual around that.
+pub fn fuse_residual(graph: &Graph) -> Result<Graph, BuildError> {
+    let uses = graph.uses();
+    each_node(graph, |r, node| {
+        let y = node.outputs[0];
+        let found = r.old.either(y, "add").into_iter().find_map(|(grad, other)| {
+            let root = alone(r.old, &uses, grad)?;
+            let norm = r.old.producer(root)?;
+            let plain = matches!((norm.op.as_str(), norm.inputs.len()), ("rms_norm_grad", 4) | ("layer_norm_grad", 5));
+            let full = r.old.shape(grad) == r.old.shape(y) && r.old.shape(other) == r.old.shape(y);
+            (plain && full).then(|| (norm.clone(), r.old.shape(root).clone(), other))
+        });
+        let Some((norm, full, other)) = found else { return Ok(false) };
+        r.b.set_origin(norm.origin.clone());
+        let mut inputs: Vec<Value> = norm.inputs.iter().map(|&v| r.get(v)).collect();
+        let other = r.get(other);
+        inputs.push(r.b.reshape(other, full)?);
+        let sum = r.b.emit(&norm.op, &inputs, norm.attrs.clone())?;
+        let sum = r.b.reshape(sum, r.old.shape(y).clone())?;
+        r.set(y, sum);
+        Ok(true)
+    })
+}
+
 /// The most terms of a product that goes along with another.
 const FEW: usize = 64;
 

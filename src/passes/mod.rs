@@ -106,6 +106,7 @@ pub static MIXED: &[Pass] = &[Pass { name: "halve_operands", run: halve_operands
 pub static FUSE: &[Pass] = &[
     Pass { name: "sink_bias", run: fuse_addend::sink_bias },
     Pass { name: "fuse_addend", run: fuse_addend::fuse_addend },
+    Pass { name: "fuse_residual", run: fuse_addend::fuse_residual },
     Pass { name: "fuse_terms", run: fuse_addend::fuse_terms },
     Pass { name: "recompute", run: recompute::recompute },
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },

@@ -266,7 +266,7 @@ fn reusable(
     y: Value,
     taken: &[(usize, usize)],
 ) -> Option<usize> {
-    // A matmul reads what it adds where it writes its first result; nothing else of what it reads.
+    // Products and gradients of norms read what they add where they write their first result; nothing else of what they read.
     let adds = ops::added_in_place(&node.op, node.inputs.len(), &node.attrs).filter(|&c| {
         let alone = (0..node.inputs.len())
             .all(|j| j == c || uses.root[node.inputs[j].index()] != uses.root[node.inputs[c].index()]);

@@ -481,4 +481,21 @@ pub const CASES: &[(&str, &str, &str)] = &[
            return "y" = %7
            return "z" = %8"#,
     ),
+    (
+        "fuse_residual",
+        "a norm's gradient and what comes by its residual; a gradient that is read elsewhere stays as it is",
+        r#"%0: f32[6,8] = input "x"
+           %1: f32[8] = input "gain"
+           %2: f32[6] = input "rstd"
+           %3: f32[6,8] = input "g"
+           %4: f32[2,3,8] = input "residual"
+           %5: f32[6,8] = rms_norm_grad(%0, %1, %2, %3)
+           %6: f32[2,3,8] = reshape(%5) {shape=[2,3,8]}
+           %7: f32[2,3,8] = add(%4, %6)
+           %8: f32[6,8] = layer_norm_grad(%0, %1, %2, %2, %3)
+           %9: f32[6,8] = add(%8, %3)
+           return "y" = %7
+           return "z" = %8
+           return "u" = %9"#,
+    ),
 ];
