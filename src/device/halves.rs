@@ -1,6 +1,6 @@
 //! Frozen weights as halves: which, and their bits. Rounding is to the nearest half, ties to even.
 
-use crate::ir::{DType, Def, Leaf, Tensor};
+use crate::ir::{DType, Def, Leaf, Tensor, Value};
 use crate::ops;
 use crate::plan::{Place, Plan, Step};
 use half::f16;
@@ -16,7 +16,7 @@ pub fn packable(plan: &Plan) -> BTreeSet<String> {
         }
     }
     let mut keep = |v| {
-        if let Some(Place::Weight(key)) = &plan.places[crate::ir::Value::index(v)] {
+        if let Some(Place::Weight(key)) = &plan.places[Value::index(v)] {
             all.remove(key);
         }
     };
@@ -26,7 +26,8 @@ pub fn packable(plan: &Plan) -> BTreeSet<String> {
             Step::Node { node, .. } => {
                 let node = &graph.nodes[*node];
                 let inputs = node.inputs.iter().enumerate();
-                inputs.filter(|(i, _)| !ops::unpacks(&node.op, *i)).for_each(|(_, &v)| keep(v));
+                let unpacks = |(i, v): &(usize, &Value)| ops::unpacks(&node.op, *i, graph.ty(**v).rank());
+                inputs.filter(|read| !unpacks(read)).for_each(|(_, &v)| keep(v));
             }
         }
     }

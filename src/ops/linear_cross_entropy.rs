@@ -332,14 +332,16 @@ fn gpu(c: &GpuCall) -> Vec<Dispatch> {
         let n = f.rows.min(f.r - chunk * f.rows);
         let lists = [outputs(ORDER), outputs(COUNTS)];
         let halves = c.attrs.flag("halves");
-        let product = |dims: &Dims, bindings: [Binding; 3]| {
-            product::within(dims, bindings, halves, c.traits).into_iter().map(move |d| guarded(d, chunk))
+        let product = |dims: &Dims, weight: usize, [a, y]: [Binding; 2]| {
+            product::within(dims, [a, inputs(weight), y], halves, c.packs(weight), c.traits)
+                .into_iter()
+                .map(move |d| guarded(d, chunk))
         };
         all.push(copy(1, chunk, n, vec![inputs(0), lists[0], lists[1], outputs(PACKED)]));
         let strides = |columns: usize, trans: bool| if trans { (1, f.d) } else { (columns, 1) };
         for p in f.weights() {
             let dims = Dims { batch: 1, m: n, n: p.columns, k: f.d, a: (f.d, 1), b: strides(p.columns, p.forth.1) };
-            all.extend(product(&dims, [outputs(PACKED), inputs(p.forth.0), outputs(LOGITS + p.index)]));
+            all.extend(product(&dims, p.forth.0, [outputs(PACKED), outputs(LOGITS + p.index)]));
         }
         let (workgroups, width) = grid(n, 1, c.traits);
         for pass in 0..2 {
@@ -367,7 +369,7 @@ fn gpu(c: &GpuCall) -> Vec<Dispatch> {
         for p in f.weights() {
             let (row, col) = strides(p.columns, p.back.1);
             let dims = Dims { batch: 1, m: n, n: f.d, k: p.columns, a: (p.columns, 1), b: (col, row) };
-            all.extend(product(&dims, [outputs(LOGITS + p.index), inputs(p.back.0), outputs(GRADIENT)]));
+            all.extend(product(&dims, p.back.0, [outputs(LOGITS + p.index), outputs(GRADIENT)]));
             let mode = if p.index == 0 { 2 } else { 3 };
             all.push(copy(mode, chunk, n, vec![outputs(GRADIENT), lists[0], lists[1], outputs(DX)]));
         }

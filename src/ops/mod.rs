@@ -221,9 +221,15 @@ pub fn added_in_place(op: &str, inputs: usize, attrs: &crate::ir::Attrs) -> Opti
     }
 }
 
-/// Whether a device kernel can read this input as packed halves (see [`GpuCall::packed`]).
-pub fn unpacks(op: &str, input: usize) -> bool {
-    matches!((op, input), ("matmul" | "matmul_fused", 0 | 1) | ("gather", 0))
+/// Whether a device kernel can read this input, of so many axes, as packed halves (see [`GpuCall::packed`]).
+pub fn unpacks(op: &str, input: usize, axes: usize) -> bool {
+    match op {
+        "matmul" | "matmul_fused" => input < 2,
+        "gather" => input == 0,
+        // Its weights; a bias has one axis.
+        "linear_cross_entropy" => input >= 2 && axes == 2,
+        _ => false,
+    }
 }
 
 #[cfg(test)]

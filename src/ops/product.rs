@@ -315,16 +315,22 @@ pub const SECOND: [(&str, &str); 5] = [
 ];
 
 /// The dispatches of a product inside another node: `bindings` are its two operands and its result. Operands are rounded to halves
-/// if `halves` says so.
-pub fn within(d: &Dims, bindings: [Binding; 3], halves: bool, traits: GpuTraits) -> Vec<Dispatch> {
+/// if `halves` says so; the second is stored as halves if `packed` does.
+pub fn within(d: &Dims, bindings: [Binding; 3], halves: bool, packed: bool, traits: GpuTraits) -> Vec<Dispatch> {
     let (trans_a, trans_b) = (d.a.1 != 1, d.b.1 != 1);
     let sides = |rows: usize, cols: usize, turned: bool| Type::f32(if turned { [cols, rows] } else { [rows, cols] });
     let types_in = [sides(d.m, d.k, trans_a), sides(d.k, d.n, trans_b)];
     let types_out = [Type::f32([d.m, d.n])];
     let flags = [("trans_a", trans_a), ("trans_b", trans_b), ("halves", halves)];
     let attrs = flags.into_iter().fold(Attrs::new(), |attrs, (name, flag)| attrs.with(name, Attr::Bool(flag)));
-    let call =
-        GpuCall { attrs: &attrs, types_in: &types_in, types_out: &types_out, traits, packed: &[], variant: None };
+    let call = GpuCall {
+        attrs: &attrs,
+        types_in: &types_in,
+        types_out: &types_out,
+        traits,
+        packed: &[false, packed],
+        variant: None,
+    };
     let mut all = dispatches(&call);
     for b in all.iter_mut().flat_map(|d| &mut d.bindings) {
         *b = match *b {
