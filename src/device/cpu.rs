@@ -1,28 +1,78 @@
-//! The host as a device: primitives' own kernels on all cores, over planned memory.
+//! The host as a device: primitives' own kernels on all cores, over planned memory. A run of a plan allocates what it gives back and
+//! nothing else, once kernels have the memory that their threads keep.
 
 use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, halves, inputs_of};
-use crate::ir::{DType, Def, Leaf, Program, Tensor, Type, Value, Words};
-use crate::ops::host;
-use crate::ops::{CpuCall, Data, DataMut, elementwise};
+use crate::ir::{DType, Def, Leaf, Program, Tensor, Type, Value, ValueInfo, Weight, Words};
+use crate::ops::{self, CpuCall, Data, DataMut, elementwise, host};
 use crate::plan::{Limits, Place, Plan, Step};
-use std::collections::{BTreeSet, HashMap};
+use half::f16;
+use smallvec::SmallVec;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// A loaded plan.
 struct Loaded {
     plan: Plan,
+    /// Where each value is; `None` for values that nothing uses.
+    slots: Vec<Option<Slot>>,
     /// For each step, what does not change from run to run.
     steps: Vec<Prepared>,
-    /// Keys of the weights that are rounded to halves in this plan.
-    rounded: BTreeSet<String>,
 }
 
-struct Prepared {
-    types_in: Vec<Type>,
-    types_out: Vec<Type>,
-    /// The program of an elementwise step.
-    program: Option<Arc<Program>>,
+/// A place, by number.
+#[derive(Clone, Copy)]
+enum Slot {
+    Arena { arena: usize, offset: usize },
+    State { state: usize, offset: usize },
+    Input(usize),
+    Weight(usize),
+    Constant(Value),
+}
+
+enum Prepared {
+    Copy {
+        to: Slot,
+    },
+    Node {
+        types_in: Vec<Type>,
+        types_out: Vec<Type>,
+        /// The program of an elementwise step.
+        program: Option<Arc<Program>>,
+    },
+}
+
+/// How a frozen weight is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Form {
+    AsIs,
+    /// Each element the nearest half, as f32: for kernels that cannot read halves.
+    Rounded,
+    /// Two halves in a word.
+    Packed,
+}
+
+struct Held {
+    words: *const u32,
+    len: usize,
+    form: Form,
+    /// Keeps the words where they are.
+    _owner: Arc<dyn Words>,
+}
+
+// SAFETY: the words are behind a shared reference that the owner gives out, and never written.
+unsafe impl Send for Held {}
+unsafe impl Sync for Held {}
+
+impl Held {
+    fn new(owner: Arc<dyn Words>, form: Form) -> Held {
+        let words = owner.words();
+        Held { words: words.as_ptr(), len: words.len(), form, _owner: owner }
+    }
+
+    fn memory(&self) -> Memory {
+        Memory { words: self.words.cast_mut(), len: self.len, packed: self.form == Form::Packed }
+    }
 }
 
 /// The cpu device.
@@ -30,9 +80,11 @@ struct Prepared {
 pub struct Cpu {
     /// Bytes that one weight may have, if limited.
     max_weight: Option<u64>,
-    states: HashMap<String, Vec<u32>>,
-    /// By key, and whether they are rounded to halves.
-    weights: HashMap<(String, bool), Arc<dyn Words>>,
+    states: Vec<Vec<u32>>,
+    state_numbers: HashMap<String, usize>,
+    weights: Vec<Held>,
+    /// By key, and the form that was asked for.
+    weight_numbers: HashMap<(String, Form), usize>,
     half_weights: bool,
     /// Shared by all plans, each as large as the largest of its number.
     arenas: Vec<Vec<u32>>,
@@ -47,10 +99,32 @@ impl Cpu {
         Cpu { max_weight, ..Cpu::default() }
     }
 
-    /// Rounds the frozen weights that a GPU would keep as halves, so that both compute with the same numbers. Memory is what it
-    /// is without.
+    /// Rounds the frozen weights that a GPU would keep as halves, so that both compute with the same numbers, and keeps them as halves
+    /// where its own kernels can read those.
     pub fn with_half_weights(self) -> Cpu {
         Cpu { half_weights: true, ..self }
+    }
+
+    fn state(&self, name: &str) -> Result<usize, DeviceError> {
+        let why = || format!("no state is called '{name}'");
+        self.state_numbers.get(name).copied().ok_or_else(|| DeviceError::Failed { device: "cpu".into(), why: why() })
+    }
+
+    /// The number of a weight in a form, loaded if it is new.
+    fn weight(&mut self, weight: &Weight, form: Form) -> usize {
+        let number = self.weights.len();
+        *self.weight_numbers.entry((weight.key(), form)).or_insert_with(|| {
+            // Where the file holds the words as they are wanted, its pages serve in place of a copy.
+            let as_is = || Held::new(weight.held().cloned().unwrap_or_else(|| Arc::new(weight.load())), Form::AsIs);
+            let converted =
+                |words: Option<Arc<dyn Words>>| words.map(|words| Held::new(words, form)).unwrap_or_else(as_is);
+            self.weights.push(match form {
+                Form::AsIs => as_is(),
+                Form::Rounded => converted(halves::round(&weight.load()).map(|t| Arc::new(t) as Arc<dyn Words>)),
+                Form::Packed => converted(halves::pack(&weight.load()).map(|w| Arc::new(w) as Arc<dyn Words>)),
+            });
+            number
+        })
     }
 }
 
@@ -69,46 +143,76 @@ impl Device for Cpu {
             busy_rows: 256,
             // Measured: rectangles of a tile lose to one pass over memory in order.
             endings: false,
+            // Its products pack right operands and read left ones from the cache.
+            groups: false,
         }
     }
 
     fn reserve(&mut self, state: &str, words: usize) -> Result<(), DeviceError> {
-        if self.states.get(state).is_none_or(|s| s.len() != words) {
-            self.states.insert(state.to_string(), vec![0; words]);
+        match self.state_numbers.get(state) {
+            Some(&number) if self.states[number].len() == words => {}
+            Some(&number) => self.states[number] = vec![0; words],
+            None => {
+                self.state_numbers.insert(state.to_string(), self.states.len());
+                self.states.push(vec![0; words]);
+            }
         }
         Ok(())
     }
 
     fn write(&mut self, state: &str, offset: usize, words: &[u32]) -> Result<(), DeviceError> {
-        let buffer = self.states.get_mut(state).ok_or_else(|| unknown(state))?;
-        buffer[offset..offset + words.len()].copy_from_slice(words);
+        let number = self.state(state)?;
+        self.states[number][offset..offset + words.len()].copy_from_slice(words);
         Ok(())
     }
 
     fn read(&mut self, state: &str) -> Result<Vec<u32>, DeviceError> {
-        self.states.get(state).cloned().ok_or_else(|| unknown(state))
+        Ok(self.states[self.state(state)?].clone())
     }
 
     fn load(&mut self, plan: Plan) -> Result<PlanId, DeviceError> {
-        let rounded = if self.half_weights { halves::packable(&plan) } else { BTreeSet::new() };
-        for info in &plan.graph.values {
-            if let Def::Leaf(Leaf::Weight(w)) = &info.def {
-                let key = (w.key(), rounded.contains(&w.key()));
-                // Where the file holds the words as they are wanted, its pages serve in place of a copy.
-                let whole = || w.held().cloned().unwrap_or_else(|| Arc::new(w.load()));
-                let load = || match key.1.then(|| halves::round(&w.load())).flatten() {
-                    Some(halves) => Arc::new(halves) as Arc<dyn Words>,
-                    None => whole(),
-                };
-                self.weights.entry(key.clone()).or_insert_with(load);
-            }
-        }
-        for place in plan.places.iter().flatten() {
-            if let Place::State { name, .. } = place
-                && !self.states.contains_key(name)
-            {
-                return Err(unknown(name));
-            }
+        let packable = |unpacks| if self.half_weights { halves::packable(&plan, unpacks) } else { Default::default() };
+        let (halved, packed) = (packable(ops::unpacks), packable(ops::unpacks_on_host));
+        let inputs: HashMap<&str, usize> = plan.graph.inputs().enumerate().map(|(i, (name, _))| (name, i)).collect();
+        let leaf = |info: &ValueInfo| match &info.def {
+            Def::Leaf(Leaf::Weight(weight)) => Some((weight.key(), weight.clone())),
+            _ => None,
+        };
+        // Values under another shape have their weight's place too.
+        let weights: HashMap<String, Weight> = plan.graph.values.iter().filter_map(leaf).collect();
+        let mut slot = |place: &Place| -> Result<Slot, DeviceError> {
+            Ok(match place {
+                &Place::Arena { arena, offset } => Slot::Arena { arena, offset },
+                Place::State { name, offset } => Slot::State { state: self.state(name)?, offset: *offset },
+                Place::Input(name) => Slot::Input(inputs[name.as_str()]),
+                &Place::Constant(v) => Slot::Constant(v),
+                Place::Weight(key) => {
+                    let form = match () {
+                        _ if !halved.contains(key) => Form::AsIs,
+                        _ if packed.contains(key) => Form::Packed,
+                        _ => Form::Rounded,
+                    };
+                    Slot::Weight(self.weight(&weights[key], form))
+                }
+            })
+        };
+        let places = plan.places.iter().map(|place| place.as_ref().map(&mut slot).transpose());
+        let slots = places.collect::<Result<_, _>>()?;
+        let types = |vs: &[Value]| -> Vec<Type> { vs.iter().map(|&v| plan.graph.ty(v).clone()).collect() };
+        let mut steps = Vec::new();
+        for step in &plan.steps {
+            steps.push(match step {
+                Step::Copy { to, .. } => Prepared::Copy { to: slot(to)? },
+                Step::Node { node, .. } => {
+                    let node = &plan.graph.nodes[*node];
+                    let (types_in, types_out) = (types(&node.inputs), types(&node.outputs));
+                    let elementwise = |p: &ops::Primitive| matches!(p.cpu, ops::Cpu::Elementwise { .. });
+                    let fused = node.op == "fused" || ops::find(&node.op).is_some_and(elementwise);
+                    let program =
+                        fused.then(|| elementwise::program_of(&node.op, &node.attrs, types_in.len(), &types_out[0]));
+                    Prepared::Node { types_in, types_out, program }
+                }
+            });
         }
         for (a, &words) in plan.arenas.iter().enumerate() {
             if self.arenas.len() <= a {
@@ -118,25 +222,7 @@ impl Device for Cpu {
                 self.arenas[a] = vec![0; words];
             }
         }
-        let types = |vs: &[Value]| -> Vec<Type> { vs.iter().map(|&v| plan.graph.ty(v).clone()).collect() };
-        let steps = plan
-            .steps
-            .iter()
-            .map(|step| match step {
-                Step::Copy { .. } => Prepared { types_in: vec![], types_out: vec![], program: None },
-                Step::Node { node, .. } => {
-                    let node = &plan.graph.nodes[*node];
-                    let (types_in, types_out) = (types(&node.inputs), types(&node.outputs));
-                    let fused = node.op == "fused"
-                        || crate::ops::find(&node.op)
-                            .is_some_and(|p| matches!(p.cpu, crate::ops::Cpu::Elementwise { .. }));
-                    let program =
-                        fused.then(|| elementwise::program_of(&node.op, &node.attrs, types_in.len(), &types_out[0]));
-                    Prepared { types_in, types_out, program }
-                }
-            })
-            .collect();
-        self.plans.push(Loaded { plan, steps, rounded });
+        self.plans.push(Loaded { plan, slots, steps });
         Ok(PlanId(self.plans.len() - 1))
     }
 
@@ -144,7 +230,7 @@ impl Device for Cpu {
         let ticket = Ticket(self.next);
         let mut out = Vec::new();
         for run in &runs {
-            out.push(self.run(run, &mut |_, _, _| ())?);
+            out.push(self.run_on_pool(run, &mut |_, _, _| ())?);
         }
         self.next += 1;
         self.done.push(Fetched { ticket, runs: out });
@@ -157,11 +243,11 @@ impl Device for Cpu {
 
     fn profile(&mut self, run: &Run) -> Result<Vec<Timing>, DeviceError> {
         let (begin, mut timings) = (Instant::now(), Vec::new());
-        let mut note = |kernel: &str, node, started: Instant| {
+        let mut note = |kernel: &str, node: Option<usize>, started: Instant| {
             let (start, seconds) = ((started - begin).as_secs_f64(), started.elapsed().as_secs_f64());
             timings.push(Timing { kernel: kernel.to_string(), node, start, seconds });
         };
-        self.run(run, &mut note)?;
+        self.run_on_pool(run, &mut note)?;
         Ok(timings)
     }
 
@@ -170,15 +256,11 @@ impl Device for Cpu {
     }
 
     fn memory(&self) -> usize {
-        let states: usize = self.states.values().map(Vec::len).sum();
-        let weights: usize = self.weights.values().map(|w| w.words().len()).sum();
+        let states: usize = self.states.iter().map(Vec::len).sum();
+        let weights: usize = self.weights.iter().map(|w| w.len).sum();
         let arenas: usize = self.arenas.iter().map(Vec::len).sum();
         4 * (states + weights + arenas)
     }
-}
-
-fn unknown(state: &str) -> DeviceError {
-    DeviceError::Failed { device: "cpu".into(), why: format!("no state is called '{state}'") }
 }
 
 /// The words behind a place, as pointers: a run reads some places and writes others of one arena.
@@ -186,101 +268,107 @@ fn unknown(state: &str) -> DeviceError {
 struct Memory {
     words: *mut u32,
     len: usize,
+    /// Whether each word is two halves.
+    packed: bool,
 }
 
+impl Memory {
+    fn of(words: &mut [u32]) -> Memory {
+        Memory { words: words.as_mut_ptr(), len: words.len(), packed: false }
+    }
+
+    /// Words behind a shared pointer, which nothing writes through.
+    fn read_only(words: &[u32]) -> Memory {
+        Memory { words: words.as_ptr().cast_mut(), len: words.len(), packed: false }
+    }
+
+    fn nothing() -> Memory {
+        Memory { words: std::ptr::dangling_mut(), len: 0, packed: false }
+    }
+}
+
+/// As many results as are listed without an allocation.
+const FEW: usize = 16;
+
+/// Hears of each step when it is done: its kernel, its node, and when it began.
+type Note<'a> = &'a mut (dyn FnMut(&str, Option<usize>, Instant) + Send);
+
 impl Cpu {
-    /// Runs a plan; `note` hears of each step when it is done: its kernel, its node, and when it began.
-    fn run(
-        &mut self,
-        run: &Run,
-        note: &mut dyn FnMut(&str, Option<usize>, Instant),
-    ) -> Result<Vec<(String, Tensor)>, DeviceError> {
-        let loaded = &self.plans[run.plan.0];
-        let plan = &loaded.plan;
+    /// Runs a plan from a thread of the pool, so that handing work to the others needs no more than that they wake.
+    fn run_on_pool(&mut self, run: &Run, note: Note) -> Result<Vec<(String, Tensor)>, DeviceError> {
+        let mut result = None;
+        rayon::scope(|_| result = Some(self.run(run, note)));
+        result.expect("the scope has run")
+    }
+
+    fn run(&mut self, run: &Run, note: Note) -> Result<Vec<(String, Tensor)>, DeviceError> {
+        let Loaded { plan, slots, steps } = &self.plans[run.plan.0];
         let inputs = inputs_of(plan, run)?;
-        let inputs: HashMap<&str, &Tensor> =
-            plan.graph.inputs().into_iter().map(|(name, _)| name).zip(inputs).collect();
-        let arenas: Vec<Memory> =
-            self.arenas.iter_mut().map(|a| Memory { words: a.as_mut_ptr(), len: a.len() }).collect();
-        let states: HashMap<&str, Memory> = self
-            .states
-            .iter_mut()
-            .map(|(name, s)| (name.as_str(), Memory { words: s.as_mut_ptr(), len: s.len() }))
-            .collect();
-        // What is read only is behind a shared pointer, which nothing below writes through.
-        let read_only = |words: &[u32]| Memory { words: words.as_ptr().cast_mut(), len: words.len() };
-        let half = |key: &String| loaded.rounded.contains(key);
-        let weights: HashMap<&str, Memory> = self
-            .weights
-            .iter()
-            .filter(|((key, rounded), _)| *rounded == half(key))
-            .map(|((key, _), w)| (key.as_str(), read_only(w.words())))
-            .collect();
-        let at = |place: &Place, words: usize| -> Memory {
-            let (memory, offset) = match place {
-                Place::Arena { arena, offset } => (arenas[*arena], *offset),
-                Place::State { name, offset } => (states[name.as_str()], *offset),
-                Place::Input(name) => (read_only(inputs[name.as_str()].words()), 0),
-                Place::Weight(name) => (weights[name.as_str()], 0),
-                Place::Constant(v) => (read_only(plan.graph.constant(*v).expect("a constant").words()), 0),
+        let arenas: SmallVec<[Memory; 4]> = self.arenas.iter_mut().map(|a| Memory::of(a)).collect();
+        let states: SmallVec<[Memory; 32]> = self.states.iter_mut().map(|s| Memory::of(s)).collect();
+        let weights = &self.weights;
+        let at = |slot: Slot, elements: usize| -> Memory {
+            let (memory, offset) = match slot {
+                Slot::Arena { arena, offset } => (arenas[arena], offset),
+                Slot::State { state, offset } => (states[state], offset),
+                Slot::Input(i) => (Memory::read_only(inputs[i].words()), 0),
+                Slot::Weight(w) => (weights[w].memory(), 0),
+                Slot::Constant(v) => (Memory::read_only(plan.graph.constant(v).expect("a constant").words()), 0),
             };
-            assert!(offset + words <= memory.len, "{place} is within its buffer");
+            let words = if memory.packed { elements.div_ceil(2) } else { elements };
+            assert!(offset + words <= memory.len, "a value is within its buffer");
             // SAFETY: in bounds by the assertion.
-            Memory { words: unsafe { memory.words.add(offset) }, len: words }
+            Memory { words: unsafe { memory.words.add(offset) }, len: elements, ..memory }
         };
-        for (step, prepared) in plan.steps.iter().zip(&loaded.steps) {
+        let memory =
+            |v: Value, ty: &Type| at(slots[v.index()].expect("values that steps use have a place"), ty.elements());
+        for (step, prepared) in plan.steps.iter().zip(steps) {
             let began = Instant::now();
-            match step {
-                Step::Copy { from, to } => {
-                    let n = plan.graph.ty(*from).elements();
-                    let (src, dst) = (at(plan.place(*from), n), at(to, n));
-                    // SAFETY: both are `n` words long; `copy` allows overlap.
-                    unsafe { std::ptr::copy(src.words, dst.words, n) };
-                    note("copy", None, began);
-                }
-                Step::Node { node: index, in_place } => {
+            match (step, prepared) {
+                (Step::Node { node: index, in_place }, Prepared::Node { types_in, types_out, program }) => {
                     let node = &plan.graph.nodes[*index];
-                    let memory = |v: Value, ty: &Type| at(plan.place(v), ty.elements());
-                    let ins: Vec<Data<f32>> = node
-                        .inputs
-                        .iter()
-                        .zip(&prepared.types_in)
-                        .enumerate()
-                        .map(|(i, (&v, ty))| {
-                            let shared = in_place.iter().any(|p| p.0 == i);
-                            let m =
-                                if shared { Memory { words: std::ptr::dangling_mut(), len: 0 } } else { memory(v, ty) };
-                            // SAFETY: the plan was checked: no output of this step overlaps an input but those it lists
-                            // as in place, which are empty here. Words are valid as every element type.
-                            unsafe { data(m, ty.dtype) }
-                        })
-                        .collect();
-                    let mut outs: Vec<DataMut<f32>> = node
-                        .outputs
-                        .iter()
-                        .zip(&prepared.types_out)
-                        // SAFETY: as above; outputs of one step do not overlap each other.
-                        .map(|(&v, ty)| unsafe { data_mut(memory(v, ty), ty.dtype) })
-                        .collect();
-                    let mut call = CpuCall {
-                        in_place,
-                        attrs: &node.attrs,
-                        types_in: &prepared.types_in,
-                        types_out: &prepared.types_out,
-                        ins: &ins,
-                        outs: &mut outs,
+                    let input = |(i, (&v, ty)): (usize, (&Value, &Type))| {
+                        let shared = in_place.iter().any(|p| p.0 == i);
+                        let m = if shared { Memory::nothing() } else { memory(v, ty) };
+                        // SAFETY: the plan was checked: no output of this step overlaps an input but those it lists
+                        // as in place, which are empty here. Words are valid as every element type.
+                        unsafe { data(m, ty.dtype) }
                     };
-                    match &prepared.program {
+                    let ins: SmallVec<[Data<f32>; 8]> =
+                        node.inputs.iter().zip(types_in).enumerate().map(input).collect();
+                    // SAFETY: as above; outputs of one step do not overlap each other.
+                    let results = node.outputs.iter().zip(types_out);
+                    let mut results = results.map(|(&v, ty)| unsafe { data_mut(memory(v, ty), ty.dtype) });
+                    let mut few: [DataMut<f32>; FEW] =
+                        std::array::from_fn(|_| results.next().unwrap_or(DataMut::Int(&mut [])));
+                    let mut many: Vec<DataMut<f32>> = results.collect();
+                    let outs = match many.is_empty() {
+                        true => &mut few[..types_out.len()],
+                        false => {
+                            many.splice(0..0, few);
+                            &mut many[..]
+                        }
+                    };
+                    let mut call = CpuCall { in_place, attrs: &node.attrs, types_in, types_out, ins: &ins, outs };
+                    match program {
                         Some(program) => elementwise::run(program, &mut call),
                         None => host::call(&node.op, &mut call),
                     }
                     note(&node.op, Some(*index), began);
                 }
+                (Step::Copy { from, .. }, Prepared::Copy { to }) => {
+                    let ty = plan.graph.ty(*from);
+                    let (src, dst) = (memory(*from, ty), at(*to, ty.elements()));
+                    // SAFETY: both are as long; `copy` allows overlap.
+                    unsafe { std::ptr::copy(src.words, dst.words, dst.len) };
+                    note("copy", None, began);
+                }
+                _ => unreachable!("each step was prepared as what it is"),
             }
         }
         let fetch = |f: &crate::plan::Fetch| {
             let ty = plan.graph.ty(f.value);
-            let m = at(plan.place(f.value), ty.elements());
+            let m = memory(f.value, ty);
             // SAFETY: nothing writes while the words are copied.
             let words = unsafe { std::slice::from_raw_parts(m.words, m.len) }.to_vec();
             (f.name.clone(), Tensor::from_words(ty, words))
@@ -295,6 +383,7 @@ unsafe fn data<'a>(m: Memory, dtype: DType) -> Data<'a, f32> {
     // SAFETY: by the caller; f32, i32 and u32 are alike in size and alignment.
     unsafe {
         match dtype {
+            _ if m.packed => Data::Half(std::slice::from_raw_parts(m.words.cast::<f16>(), m.len)),
             DType::F32 => Data::Float(std::slice::from_raw_parts(m.words.cast::<f32>(), m.len)),
             DType::I32 | DType::Bool => Data::Int(std::slice::from_raw_parts(m.words.cast::<i32>(), m.len)),
         }

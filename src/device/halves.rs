@@ -1,13 +1,13 @@
 //! Frozen weights as halves: which, and their bits. Rounding is to the nearest half, ties to even.
 
 use crate::ir::{DType, Def, Leaf, Tensor, Value};
-use crate::ops;
 use crate::plan::{Place, Plan, Step};
 use half::f16;
 use std::collections::BTreeSet;
 
-/// The weights of a plan that only kernels read which can unpack halves, by key.
-pub fn packable(plan: &Plan) -> BTreeSet<String> {
+/// The weights of a plan that only kernels read which can unpack halves, by key: of which input of which operation, with so many
+/// axes, `unpacks` says.
+pub fn packable(plan: &Plan, unpacks: fn(&str, usize, usize) -> bool) -> BTreeSet<String> {
     let graph = &plan.graph;
     let mut all: BTreeSet<String> = BTreeSet::new();
     for info in &graph.values {
@@ -26,7 +26,7 @@ pub fn packable(plan: &Plan) -> BTreeSet<String> {
             Step::Node { node, .. } => {
                 let node = &graph.nodes[*node];
                 let inputs = node.inputs.iter().enumerate();
-                let unpacks = |(i, v): &(usize, &Value)| ops::unpacks(&node.op, *i, graph.ty(**v).rank());
+                let unpacks = |(i, v): &(usize, &Value)| unpacks(&node.op, *i, graph.ty(**v).rank());
                 inputs.filter(|read| !unpacks(read)).for_each(|(_, &v)| keep(v));
             }
         }

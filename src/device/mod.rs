@@ -12,6 +12,7 @@ pub use gpu::{Gpu, GpuInfo, GpuOptions, list as list_gpus};
 
 use crate::ir::Tensor;
 use crate::plan::{Limits, Plan};
+use smallvec::SmallVec;
 
 /// Identifies a loaded plan on its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,14 +101,13 @@ pub trait Device {
 }
 
 /// Checks a run's inputs against the plan, and returns them in the order of `plan.graph.inputs()`.
-fn inputs_of<'a>(plan: &Plan, run: &'a Run) -> Result<Vec<&'a Tensor>, DeviceError> {
+fn inputs_of<'a>(plan: &Plan, run: &'a Run) -> Result<SmallVec<[&'a Tensor; 8]>, DeviceError> {
     let find = |name: &str| run.inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t);
     plan.graph
         .inputs()
-        .into_iter()
         .map(|(name, ty)| {
             let t = find(name).ok_or_else(|| DeviceError::MissingInput(name.to_string()))?;
-            if t.ty() == *ty {
+            if (t.dtype(), t.shape()) == (ty.dtype, &ty.shape[..]) {
                 return Ok(t);
             }
             Err(DeviceError::InputType { name: name.into(), have: t.ty().to_string(), want: ty.to_string() })

@@ -117,6 +117,7 @@ pub struct Weight {
 
 /// Memory that holds four-byte words, the same ones for as long as it lives.
 pub trait Words: Send + Sync {
+    /// The same words at the same place each time.
     fn words(&self) -> &[u32];
 }
 
@@ -142,6 +143,12 @@ impl Weight {
 
     pub fn load(&self) -> Tensor {
         (self.load)()
+    }
+}
+
+impl Words for Vec<u32> {
+    fn words(&self) -> &[u32] {
+        self
     }
 }
 
@@ -287,14 +294,11 @@ impl Graph {
     }
 
     /// The names and types of the data inputs, in the order of their values.
-    pub fn inputs(&self) -> Vec<(&str, &Type)> {
-        self.values
-            .iter()
-            .filter_map(|info| match &info.def {
-                Def::Leaf(Leaf::Input(name)) => Some((name.as_str(), &info.ty)),
-                _ => None,
-            })
-            .collect()
+    pub fn inputs(&self) -> impl Iterator<Item = (&str, &Type)> {
+        self.values.iter().filter_map(|info| match &info.def {
+            Def::Leaf(Leaf::Input(name)) => Some((name.as_str(), &info.ty)),
+            _ => None,
+        })
     }
 
     pub fn output(&self, name: &str) -> Option<Value> {

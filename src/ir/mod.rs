@@ -14,7 +14,7 @@ pub mod verify;
 pub use build::{BuildError, Builder, Rules};
 pub use graph::{Attr, Attrs, Def, Graph, Leaf, Node, Output, Sink, Value, ValueInfo, Weight, Words};
 pub use program::{Arg, Instr, Program};
-pub use shape::{DType, Shape, Type};
+pub use shape::{Axes, DType, Shape, Type, strides};
 pub use tensor::Tensor;
 
 /// Inputs that training programs read beside the model's own.

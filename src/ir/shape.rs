@@ -1,7 +1,11 @@
 //! Element types, shapes and tensor types.
 
+use smallvec::SmallVec;
 use std::fmt;
 use std::ops::Deref;
+
+/// One number for each axis; no allocation up to eight.
+pub type Axes = SmallVec<[usize; 8]>;
 
 /// Element type of a value. On a device every element is four bytes wide: `bool` is a `u32` that is 0 or 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,12 +55,8 @@ impl Shape {
     }
 
     /// Row-major strides, in elements.
-    pub fn strides(&self) -> Vec<usize> {
-        let mut strides = vec![1; self.len()];
-        for d in (1..self.len()).rev() {
-            strides[d - 1] = strides[d] * self.0[d];
-        }
-        strides
+    pub fn strides(&self) -> Axes {
+        strides(self)
     }
 
     /// The shape that two operands broadcast to under NumPy's rules, if any.
@@ -78,13 +78,22 @@ impl Shape {
 
     /// Strides with which a tensor of this shape is read at every index of `target`, to which it must broadcast:
     /// zero along each axis that it is repeated over.
-    pub fn broadcast_strides(&self, target: &[usize]) -> Vec<usize> {
+    pub fn broadcast_strides(&self, target: &[usize]) -> Axes {
         let own = self.strides();
         let lead = target.len() - self.len();
         (0..target.len())
             .map(|d| if d < lead || self.0[d - lead] == 1 && target[d] != 1 { 0 } else { own[d - lead] })
             .collect()
     }
+}
+
+/// Row-major strides of a tensor of this shape, in elements.
+pub fn strides(shape: &[usize]) -> Axes {
+    let mut strides = Axes::from_elem(1, shape.len());
+    for d in (1..shape.len()).rev() {
+        strides[d - 1] = strides[d] * shape[d];
+    }
+    strides
 }
 
 impl Deref for Shape {

@@ -26,7 +26,7 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
     }
     match c.ins[0] {
         Data::Float(x) => first(x, c.outs[0].int(), &c.types_in[0].shape),
-        Data::Int(x) => first(x, c.outs[0].int(), &c.types_in[0].shape),
+        x => first(x.int(), c.outs[0].int(), &c.types_in[0].shape),
     }
 }
 

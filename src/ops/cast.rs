@@ -42,12 +42,12 @@ fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, attrs: &Attrs) {
     let boolean = to(attrs) == DType::Bool;
     match (a[0], out) {
         (Data::Float(x), DataMut::Float(y)) => y.copy_from_slice(x),
-        (Data::Int(x), DataMut::Float(y)) => y.iter_mut().zip(x).for_each(|(y, &x)| *y = T::of(x as f64)),
+        (x, DataMut::Float(y)) => y.iter_mut().zip(x.int()).for_each(|(y, &x)| *y = T::of(x as f64)),
         (Data::Float(x), DataMut::Int(y)) if boolean => {
             y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x != T::zero()) as i32);
         }
         (Data::Float(x), DataMut::Int(y)) => y.iter_mut().zip(x).for_each(|(y, &x)| *y = x.to_f64() as i32),
-        (Data::Int(x), DataMut::Int(y)) if boolean => y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x != 0) as i32),
-        (Data::Int(x), DataMut::Int(y)) => y.copy_from_slice(x),
+        (x, DataMut::Int(y)) if boolean => y.iter_mut().zip(x.int()).for_each(|(y, &x)| *y = (x != 0) as i32),
+        (x, DataMut::Int(y)) => y.copy_from_slice(x.int()),
     }
 }

@@ -30,7 +30,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Kernel(|c| {
         let copies = copies(c.types_in, &c.types_out[0], c.attrs);
-        copies.into_iter().enumerate().map(|(i, copy)| copy.dispatch(i, c.traits)).collect()
+        copies.enumerate().map(|(i, copy)| copy.dispatch(i, c.traits)).collect()
     }),
     samples: || {
         let axis = |a| Attrs::new().with("axis", Attr::Int(a));
@@ -41,26 +41,20 @@ pub const PRIMITIVE: Primitive = Primitive {
     },
 };
 
-fn copies(ins: &[Type], out: &Type, attrs: &Attrs) -> Vec<layout::Copy> {
+fn copies(ins: &[Type], out: &Type, attrs: &Attrs) -> impl Iterator<Item = layout::Copy> {
     let axis = attrs.int("axis") as usize;
     let dst = out.shape.strides();
     let mut base = 0;
-    let mut copies = Vec::new();
-    for x in ins {
-        copies.push(layout::Copy {
-            shape: x.shape.0.clone(),
-            src_base: 0,
-            src: x.shape.strides().into_iter().map(|s| s as isize).collect(),
-            dst_base: base,
-            dst: dst.clone(),
-        });
+    ins.iter().map(move |x| {
+        let dst_base = base;
         base += x.shape[axis] * dst[axis];
-    }
-    copies
+        let src = x.shape.strides().into_iter().map(|s| s as isize).collect();
+        layout::Copy { shape: x.shape[..].into(), src_base: 0, src, dst_base, dst: dst.clone() }
+    })
 }
 
 fn cpu<T: Real>(c: &mut CpuCall<T>) {
-    for (copy, &x) in copies(c.types_in, &c.types_out[0], c.attrs).iter().zip(c.ins) {
+    for (copy, &x) in copies(c.types_in, &c.types_out[0], c.attrs).zip(c.ins) {
         copy.run(x, &mut c.outs[0]);
     }
 }

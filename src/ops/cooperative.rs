@@ -3,6 +3,7 @@
 
 use super::ending::KernelEnding;
 use super::matmul::Dims;
+use super::matmul_group;
 use super::prelude::*;
 use super::primitive::Cooperative;
 use super::product::{FIRST_PART, SECOND, Stored};
@@ -62,7 +63,9 @@ fn turned(c: &GpuCall) -> [bool; 3] {
 
 /// The tiles worth trying; none where the call is not for cooperative matrices.
 pub fn suitable(c: &GpuCall, d: &Dims) -> Vec<&'static Tile> {
-    let Some(matrices) = c.traits.cooperative.filter(|_| c.attrs.flag("halves")) else { return vec![] };
+    // Groups are of few columns: time goes into reading.
+    let fits = c.attrs.flag("halves") && matmul_group::count(c.attrs).is_none();
+    let Some(matrices) = c.traits.cooperative.filter(|_| fits) else { return vec![] };
     let least = 2 * matrices.size as usize;
     let (m, n) = (d.m.max(least).next_power_of_two(), d.n.max(least).next_power_of_two());
     let worth = |t: &&Tile| {

@@ -7,7 +7,7 @@ use super::layout::collapse;
 use super::math::Real;
 use super::parallel::{self, Shared};
 use super::primitive::{CpuCall, Data, DataMut, Element, Gpu};
-use crate::ir::{Arg, Attr, Attrs, DType, Instr, Program, Shape, Type};
+use crate::ir::{Arg, Attr, Attrs, Axes, DType, Instr, Program, Shape, Type};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -75,7 +75,7 @@ impl<T: Real, F: Fn(T, T) -> T> pulp::NullaryFnOnce for Map2<'_, T, F> {
 pub fn map2_number<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, f: impl Fn(T, T) -> T, g: impl Fn(i32, i32) -> i32) {
     match a[0] {
         Data::Float(_) => map2(a, out, f),
-        Data::Int(x) => out.int().iter_mut().zip(x).zip(a[1].int()).for_each(|((y, &x), &z)| *y = g(x, z)),
+        x => out.int().iter_mut().zip(x.int()).zip(a[1].int()).for_each(|((y, &x), &z)| *y = g(x, z)),
     }
 }
 
@@ -85,7 +85,7 @@ pub fn compare<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, f: impl Fn(T, T) ->
     let y = out.int();
     match a[0] {
         Data::Float(x) => y.iter_mut().zip(x).zip(a[1].float()).for_each(|((y, &x), &z)| *y = f(x, z) as i32),
-        Data::Int(x) => y.iter_mut().zip(x).zip(a[1].int()).for_each(|((y, &x), &z)| *y = g(x, z) as i32),
+        x => y.iter_mut().zip(x.int()).zip(a[1].int()).for_each(|((y, &x), &z)| *y = g(x, z) as i32),
     }
 }
 
@@ -158,17 +158,17 @@ pub enum Access {
     /// One element for all.
     Splat,
     /// By the strides of the merged axes.
-    Strided(Vec<usize>),
+    Strided(Axes),
 }
 
 /// The merged axes of the output, and how each input is read along them.
-pub fn accesses(out: &[usize], ins: &[Type]) -> (Vec<usize>, Vec<Access>) {
-    let lists: Vec<Vec<usize>> = ins.iter().map(|t| t.shape.broadcast_strides(out)).collect();
+pub fn accesses(out: &[usize], ins: &[Type]) -> (Axes, SmallVec<[Access; 8]>) {
+    let lists: SmallVec<[Axes; 8]> = ins.iter().map(|t| t.shape.broadcast_strides(out)).collect();
     let (dims, lists) = collapse(out, &lists);
-    let full = Shape(dims.clone()).strides();
-    let access = |s: Vec<usize>| match () {
+    let through = |s: &[usize]| (1..s.len()).all(|d| s[d - 1] == s[d] * dims[d]) && s[s.len() - 1] == 1;
+    let access = |s: Axes| match () {
         _ if s.iter().all(|&x| x == 0) => Access::Splat,
-        _ if s == full => Access::Full,
+        _ if through(&s) => Access::Full,
         _ => Access::Strided(s),
     };
     let list = lists.into_iter().map(access).collect();
@@ -283,7 +283,7 @@ pub(super) unsafe fn block<'a, T: Real>(
 }
 
 /// The block kernels of a program's instructions.
-pub(super) fn kernels<T: Element>(program: &Program) -> SmallVec<[BlockFn<T>; 8]> {
+pub(super) fn kernels<T: Element>(program: &Program) -> SmallVec<[BlockFn<T>; 64]> {
     program.instrs.iter().map(|i| kernel(&i.op)).collect()
 }
 
@@ -293,11 +293,11 @@ pub fn run<T: Element>(program: &Program, call: &mut CpuCall<T>) {
     let n = call.types_out[0].elements();
     let (dims, access) = accesses(&call.types_out[0].shape, call.types_in);
     let kernels = kernels(program);
-    let outs: SmallVec<[SharedOut<T>; 4]> = call.outs.iter_mut().map(SharedOut::new).collect();
+    let outs: SmallVec<[SharedOut<T>; 8]> = call.outs.iter_mut().map(SharedOut::new).collect();
     let ins = call.ins;
     let shared = |i: usize| call.in_place.iter().find(|p| p.0 == i).map(|p| p.1);
     // An output that no later instruction reads is written where it goes.
-    let direct: SmallVec<[Option<usize>; 8]> = (0..program.instrs.len())
+    let direct: SmallVec<[Option<usize>; 64]> = (0..program.instrs.len())
         .map(|k| {
             let read = program.instrs.iter().any(|i| i.args.contains(&Arg::Instr(k)));
             let mut outs = program.outputs.iter().enumerate().filter(|(_, o)| **o == k).map(|(o, _)| o);
@@ -333,7 +333,7 @@ pub fn run<T: Element>(program: &Program, call: &mut CpuCall<T>) {
                     let input = |i: usize| match (loads(i), ins[i]) {
                         (true, _) => banks.read(i, types(i), len),
                         (false, Data::Float(x)) => Data::Float(&x[start..start + len]),
-                        (false, Data::Int(x)) => Data::Int(&x[start..start + len]),
+                        (false, x) => Data::Int(&x.int()[start..start + len]),
                     };
                     let result = |k: usize| direct[k].map(|o| outs[o].write(start..start + len));
                     block(program, &kernels, &banks, access.len(), len, input, result);

@@ -6,6 +6,7 @@
 use super::elementwise::{self, BLOCK, Banks, BlockFn, SharedOut, kernels};
 use super::elementwise_kernel::{FUNCTIONS, lines};
 use super::matmul::Operands;
+use super::matmul_group::Group;
 use super::parallel::{self, Shared};
 use super::prelude::*;
 use super::product::Storage;
@@ -61,7 +62,7 @@ pub fn attrs(own: Attrs, program: Program, extras: usize, keeps: bool) -> Attrs 
 /// A program on the host.
 pub(super) struct Ending<'a, T> {
     program: &'a Program,
-    kernels: SmallVec<[BlockFn<T>; 8]>,
+    kernels: SmallVec<[BlockFn<T>; 64]>,
     extras: SmallVec<[(Data<'a, T>, DType, Read); 4]>,
     outs: &'a [SharedOut<'a, T>],
     /// Whether the first result is the sum itself.
@@ -167,6 +168,7 @@ pub struct KernelEnding<'a> {
     results: usize,
     keeps: bool,
     operands: Operands,
+    group: Option<Group>,
 }
 
 impl<'a> KernelEnding<'a> {
@@ -185,6 +187,7 @@ impl<'a> KernelEnding<'a> {
             results: c.types_out.len(),
             keeps: c.attrs.flag("keeps"),
             operands,
+            group: Group::of(c.attrs),
         }
     }
 
@@ -198,17 +201,19 @@ impl<'a> KernelEnding<'a> {
             results: 1,
             keeps: false,
             operands: Operands::of(2, &Attrs::new()),
+            group: None,
         }
     }
 
     /// Whether sums are the result.
     pub fn is_none(&self) -> bool {
-        self.added == Added::Nothing && self.program.is_none()
+        self.added == Added::Nothing && self.program.is_none() && self.group.is_none()
     }
 
     /// Declarations of the results from binding `at` on, of what is added and of extra operands, all stored as `y` says; and a
-    /// function `keep` that is given the number of an element (or vec4) and its sum. `row` is how many of those a row has.
-    pub fn source(&self, y: Storage, at: usize, row: &str) -> String {
+    /// function `keep` that is given the number of an element (or vec4) and its sum. `row` is how many of those a row has, `rows`
+    /// how many rows there are.
+    pub fn source(&self, y: Storage, at: usize, [row, rows]: [&str; 2]) -> String {
         let mut text = String::new();
         let mut at = at;
         let mut bind = |access: &str, name: &str, dtype: DType, vectors: bool| {
@@ -217,7 +222,8 @@ impl<'a> KernelEnding<'a> {
             at += 1;
         };
         let name = |o: usize| if o == 0 { "y".to_string() } else { format!("y{o}") };
-        (0..self.results).for_each(|o| bind("read_write", &name(o), DType::F32, y.vectors));
+        let turned = self.group.is_some_and(|g| g.trans_y);
+        (0..self.results).for_each(|o| bind("read_write", &name(o), DType::F32, y.vectors && !turned));
         if self.added != Added::Nothing {
             bind("read", "c", DType::F32, y.vectors);
         }
@@ -231,7 +237,9 @@ impl<'a> KernelEnding<'a> {
         };
         let ty = if y.vectors { "vec4<f32>" } else { "f32" };
         let mut keep = String::new();
-        if self.program.is_none() {
+        if let Some(group) = &self.group {
+            keep += &group.keep(y.vectors, [row, rows]);
+        } else if self.program.is_none() {
             keep += &format!("    y[i] = {sum};\n");
         } else {
             keep += &format!("    let value = {sum};\n");

@@ -42,21 +42,30 @@ pub fn row(index: i32, n: usize) -> usize {
 }
 
 fn cpu<T: Real>(c: &mut CpuCall<T>) {
-    fn take<E: Copy + Send + Sync>(x: &[E], index: &[i32], y: &mut [E], (outer, n, inner): (usize, usize, usize)) {
+    fn take<E: Sync, F: Send>(
+        x: &[E],
+        index: &[i32],
+        y: &mut [F],
+        (outer, n, inner): (usize, usize, usize),
+        copy: impl Fn(&mut [F], &[E]) + Sync,
+    ) {
         let (k, y) = (index.len(), Shared::new(y));
         parallel::ranges(outer * k, parallel::rows_grain(inner), |range| {
             for at in range {
                 let from = (at / k * n + row(index[at % k], n)) * inner;
                 // SAFETY: each output row belongs to one index of the range.
                 let out = unsafe { y.part(at * inner..(at + 1) * inner) };
-                out.copy_from_slice(&x[from..from + inner]);
+                copy(out, &x[from..from + inner]);
             }
         });
     }
     let (extents, index) = (extents(&c.types_in[0], c.attrs), c.ins[1].int());
     match (c.ins[0], &mut c.outs[0]) {
-        (Data::Float(x), DataMut::Float(y)) => take(x, index, y, extents),
-        (Data::Int(x), DataMut::Int(y)) => take(x, index, y, extents),
+        (Data::Float(x), DataMut::Float(y)) => take(x, index, y, extents, <[T]>::copy_from_slice),
+        (Data::Int(x), DataMut::Int(y)) => take(x, index, y, extents, <[i32]>::copy_from_slice),
+        (Data::Half(x), DataMut::Float(y)) => take(x, index, y, extents, |to: &mut [T], from| {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = T::of(from.to_f64()));
+        }),
         _ => panic!("infer keeps the type"),
     }
 }

@@ -2,19 +2,20 @@
 
 use super::math::Real;
 use super::parallel::{self, Shared};
+use super::primitive::Elements;
 use std::ops::Range;
 
 /// A read-only matrix in memory: the element at `(i, j)` stands at `i * row + j * col`.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a, T> {
-    pub data: &'a [T],
+    pub data: Elements<'a, T>,
     pub row: usize,
     pub col: usize,
 }
 
 impl<'a, T> Matrix<'a, T> {
     pub fn new(data: &'a [T], row: usize, col: usize) -> Matrix<'a, T> {
-        Matrix { data, row, col }
+        Matrix { data: Elements::Full(data), row, col }
     }
 
     /// Whether every element of an `(m, n)` matrix is within the data.
@@ -46,7 +47,7 @@ pub enum Start<'a, T> {
     },
 }
 
-/// One product of a sum of them: `(m, k)` by `(k, n)`.
+/// One product of a sum of them: `(m, k)` by `(k, n)`, of which the second may be of halves.
 #[derive(Clone, Copy)]
 pub struct Term<'a, T> {
     pub k: usize,
@@ -113,7 +114,7 @@ pub unsafe fn gemm_terms<T: Real>(
     for t in terms.iter().flatten() {
         let parallelism = if threads { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
         // SAFETY: in bounds by the assertions above; the caller lends the target.
-        unsafe {
+        let multiply = |b: &[T]| unsafe {
             gemm::gemm(
                 m,
                 n,
@@ -122,10 +123,10 @@ pub unsafe fn gemm_terms<T: Real>(
                 1,
                 y.row as isize,
                 add,
-                t.a.data.as_ptr(),
+                left(&t.a).as_ptr(),
                 t.a.col as isize,
                 t.a.row as isize,
-                t.b.data.as_ptr(),
+                b.as_ptr(),
                 t.b.col as isize,
                 t.b.row as isize,
                 if add { T::one() } else { T::zero() },
@@ -135,6 +136,13 @@ pub unsafe fn gemm_terms<T: Real>(
                 false,
                 parallelism,
             );
+        };
+        match t.b.data {
+            Elements::Full(b) => multiply(b),
+            Elements::Halves(b) => parallel::scratch(b.len(), |full: &mut [T]| {
+                full.iter_mut().zip(b).for_each(|(to, from)| *to = T::of(from.to_f64()));
+                multiply(full);
+            }),
         }
         add = true;
     }
@@ -144,11 +152,19 @@ pub unsafe fn gemm_terms<T: Real>(
     }
 }
 
+/// The elements of a left operand.
+pub(super) fn left<'a, T>(a: &Matrix<'a, T>) -> &'a [T] {
+    match a.data {
+        Elements::Full(data) => data,
+        Elements::Halves(_) => panic!("halves stand on the right of a product"),
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod single {
     //! Operands known to be f32, when their generic type is that.
 
-    use super::{Matrix, Real, Shared, Start, Target, Term};
+    use super::{Elements, Matrix, Real, Shared, Start, Target, Term};
     use std::any::TypeId;
 
     fn is_f32<T: Real>() -> bool {
@@ -162,7 +178,11 @@ mod single {
 
     pub(super) fn terms<T: Real>(terms: [Option<Term<T>>; 2]) -> Option<[Option<Term<f32>>; 2]> {
         fn one<T: Real>(m: Matrix<'_, T>) -> Option<Matrix<'_, f32>> {
-            slice(m.data).map(|data| Matrix { data, row: m.row, col: m.col })
+            let data = match m.data {
+                Elements::Full(data) => Elements::Full(slice(data)?),
+                Elements::Halves(data) => Elements::Halves(data),
+            };
+            Some(Matrix { data, row: m.row, col: m.col })
         }
         is_f32::<T>().then(|| terms.map(|t| t.and_then(|t| Some(Term { k: t.k, a: one(t.a)?, b: one(t.b)? }))))
     }
@@ -192,7 +212,11 @@ mod tests {
     use super::*;
 
     fn at(x: &Matrix<f32>, i: usize, j: usize) -> f64 {
-        x.data[i * x.row + j * x.col] as f64
+        let at = i * x.row + j * x.col;
+        match x.data {
+            Elements::Full(data) => data[at] as f64,
+            Elements::Halves(data) => data[at].to_f64(),
+        }
     }
 
     /// Whole numbers, whose products and sums are exact.
@@ -205,12 +229,14 @@ mod tests {
         for &[m, n, k] in &[[1, 1, 1], [7, 5, 3], [8, 48, 16], [9, 49, 17], [70, 33, 800], [130, 250, 40], [3, 500, 1]]
         {
             let (a, b) = (matrix(m * k, 1), matrix(k * n, 2));
+            let halves: Vec<half::f16> = b.iter().map(|&x| half::f16::from_f32(x)).collect();
             // A second term of five.
             let (c, d) = (matrix(m * 5, 4), matrix(5 * n, 5));
             for (a_row, a_col) in [(k, 1), (1, m)] {
                 for (b_row, b_col) in [(n, 1), (1, k)] {
                     for (s, threads) in [(0, true), (1, false), (2, true), (3, false)] {
                         let (a, b) = (Matrix::new(&a, a_row, a_col), Matrix::new(&b, b_row, b_col));
+                        let b = if threads { b } else { Matrix { data: Elements::Halves(&halves), ..b } };
                         let (c, d) = (Matrix::new(&c, 5, 1), Matrix::new(&d, 1, 5));
                         let second = (s % 2 == 1).then_some(Term { k: 5, a: c, b: d });
                         // Rows with a gap of two after each, which must stay as they are.

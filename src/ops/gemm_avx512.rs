@@ -1,10 +1,12 @@
 //! Products of f32 matrices for processors with AVX-512: panels of the right operand are packed where the second level of cache
-//! holds them, the left operand is read where it stands, and tiles of eight rows by three vectors stay in registers.
+//! holds them (halves become f32 then), the left operand is read where it stands, and tiles of eight rows by three vectors stay in registers.
 //!
 //! The order in which terms are summed depends on the extents alone, so results do not depend on how tasks are shared out.
 
-use super::gemm::{Start, Target, Term, Then};
+use super::gemm::{Start, Target, Term, Then, left};
 use super::parallel::Shared;
+use super::primitive::Elements;
+use half::f16;
 use rayon::prelude::*;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -40,22 +42,46 @@ struct Side {
     a: *const f32,
     a_row: usize,
     a_col: usize,
-    b: *const f32,
+    b: Right,
     b_row: usize,
     b_col: usize,
+}
+
+/// Elements of a right operand.
+#[derive(Clone, Copy)]
+enum Right {
+    Full(*const f32),
+    Halves(*const f16),
+}
+
+impl Right {
+    /// # Safety
+    /// Element `n` is within the operand.
+    unsafe fn add(self, n: usize) -> Right {
+        // SAFETY: by the caller.
+        unsafe {
+            match self {
+                Right::Full(at) => Right::Full(at.add(n)),
+                Right::Halves(at) => Right::Halves(at.add(n)),
+            }
+        }
+    }
 }
 
 impl Side {
     fn of(term: Option<Term<f32>>) -> Side {
         let none = std::ptr::null();
         match term {
-            None => Side { k: 0, a: none, a_row: 0, a_col: 0, b: none, b_row: 0, b_col: 0 },
+            None => Side { k: 0, a: none, a_row: 0, a_col: 0, b: Right::Full(none), b_row: 0, b_col: 0 },
             Some(Term { k, a, b }) => Side {
                 k,
-                a: a.data.as_ptr(),
+                a: left(&a).as_ptr(),
                 a_row: a.row,
                 a_col: a.col,
-                b: b.data.as_ptr(),
+                b: match b.data {
+                    Elements::Full(data) => Right::Full(data.as_ptr()),
+                    Elements::Halves(data) => Right::Halves(data.as_ptr()),
+                },
                 b_row: b.row,
                 b_col: b.col,
             },
@@ -314,7 +340,77 @@ impl Strip {
 
 /// Packs `width` columns of `(k, ..)` into rows of `room` elements, with zeros after the last column.
 #[target_feature(enable = "avx512f")]
-unsafe fn pack(k: usize, width: usize, b: *const f32, row: usize, col: usize, out: *mut f32, room: usize) {
+unsafe fn pack(k: usize, width: usize, b: Right, row: usize, col: usize, out: *mut f32, room: usize) {
+    // SAFETY: as the caller.
+    unsafe {
+        match b {
+            Right::Full(b) => pack_from(k, width, b, row, col, out, room),
+            Right::Halves(b) => pack_from(k, width, b, row, col, out, room),
+        }
+    }
+}
+
+/// An element as it is stored.
+trait Stored: Copy {
+    fn get(self) -> f32;
+    /// # Safety
+    /// The processor has AVX-512, and the sixteen elements are there.
+    unsafe fn load(from: *const Self) -> __m512;
+    /// # Safety
+    /// The processor has AVX-512, and the elements of the mask, which are the first, are there.
+    unsafe fn load_first(mask: __mmask16, from: *const Self) -> __m512;
+}
+
+impl Stored for f32 {
+    fn get(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> __m512 {
+        // SAFETY: by the caller.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(mask: __mmask16, from: *const f32) -> __m512 {
+        // SAFETY: by the caller.
+        unsafe { _mm512_maskz_loadu_ps(mask, from) }
+    }
+}
+
+impl Stored for f16 {
+    fn get(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f16) -> __m512 {
+        // SAFETY: by the caller.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(mask: __mmask16, from: *const f16) -> __m512 {
+        let mut all = [f16::ZERO; LANES];
+        // SAFETY: by the caller; the copy is as long as a vector.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, all.as_mut_ptr(), mask.count_ones() as usize);
+            f16::load(all.as_ptr())
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn pack_from<E: Stored>(
+    k: usize,
+    width: usize,
+    b: *const E,
+    row: usize,
+    col: usize,
+    out: *mut f32,
+    room: usize,
+) {
     // SAFETY: the caller's panel is `k` by `width`, its packed form `k` by `room`.
     unsafe {
         for v in (0..room).step_by(LANES) {
@@ -323,7 +419,8 @@ unsafe fn pack(k: usize, width: usize, b: *const f32, row: usize, col: usize, ou
             let mut p = 0;
             if col == 1 {
                 while p < k {
-                    let x = _mm512_maskz_loadu_ps(mask, b.add(p * row + v));
+                    let from = b.add(p * row + v);
+                    let x = if left == LANES { E::load(from) } else { E::load_first(mask, from) };
                     _mm512_storeu_ps(out.add(p * room + v), x);
                     p += 1;
                 }
@@ -335,7 +432,7 @@ unsafe fn pack(k: usize, width: usize, b: *const f32, row: usize, col: usize, ou
             }
             while p < k {
                 for j in 0..LANES {
-                    let x = if j < left { *b.add(p * row + (v + j) * col) } else { 0.0 };
+                    let x = if j < left { (*b.add(p * row + (v + j) * col)).get() } else { 0.0 };
                     *out.add(p * room + v + j) = x;
                 }
                 p += 1;
@@ -346,12 +443,12 @@ unsafe fn pack(k: usize, width: usize, b: *const f32, row: usize, col: usize, ou
 
 /// 16 x 16 elements, exchanged.
 #[target_feature(enable = "avx512f")]
-unsafe fn transpose(from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+unsafe fn transpose<E: Stored>(from: *const E, from_row: usize, to: *mut f32, to_row: usize) {
     // SAFETY: the caller's blocks are 16 by 16.
     unsafe {
         let mut r = [_mm512_setzero_ps(); 16];
         for (i, r) in r.iter_mut().enumerate() {
-            *r = _mm512_loadu_ps(from.add(i * from_row));
+            *r = E::load(from.add(i * from_row));
         }
         let mut t = [_mm512_setzero_pd(); 16];
         for i in 0..8 {

@@ -1,6 +1,7 @@
 //! What `attention` and its gradient share: extents, where heads lie in memory, and how scores become probabilities.
 
 use super::prelude::*;
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// Queries of one task.
@@ -52,13 +53,18 @@ pub struct Heads {
 /// `(B, H, S, D)` of an operand as it is stored, and the place of its rows.
 fn stored(ty: &Type, seq: bool) -> Result<([usize; 4], Place), String> {
     let [b, x, y, d] = ty.shape[..] else { return Err(format!("{ty} has not four axes")) };
-    if !ty.is_float() {
-        return Err(format!("{ty} is not a float"));
+    match ty.is_float() {
+        true => Ok((shape([b, x, y, d], seq), place([b, x, y, d], seq))),
+        false => Err(format!("{ty} is not a float")),
     }
-    Ok(match seq {
-        false => ([b, x, y, d], Place { batch: x * y * d, head: y * d, row: d }),
-        true => ([b, y, x, d], Place { batch: x * y * d, head: d, row: y * d }),
-    })
+}
+
+/// Where rows lie in a tensor of these axes as they are stored.
+fn place([_, x, y, d]: [usize; 4], seq: bool) -> Place {
+    match seq {
+        false => Place { batch: x * y * d, head: y * d, row: d },
+        true => Place { batch: x * y * d, head: d, row: y * d },
+    }
 }
 
 impl Heads {
@@ -78,8 +84,7 @@ impl Heads {
         if [batch, heads, queries, keys, width, value].contains(&0) {
             return Err("an extent is zero".into());
         }
-        let y = Type::f32(shape([batch, heads, queries, value], flag(3)));
-        let (_, y_at) = stored(&y, flag(3))?;
+        let y_at = place(shape([batch, heads, queries, value], flag(3)), flag(3));
         let share = heads / ks[1];
         Ok(Heads { batch, heads, share, queries, keys, width, value, q: q_at, k: k_at, v: v_at, y: y_at })
     }
@@ -113,6 +118,7 @@ impl Heads {
     }
 }
 
+/// The second axis and the third, exchanged where positions come first.
 fn shape([b, h, s, d]: [usize; 4], seq: bool) -> [usize; 4] {
     if seq { [b, s, h, d] } else { [b, h, s, d] }
 }
@@ -123,14 +129,39 @@ pub struct Rule<'a, T> {
     pub cap: Option<T>,
     bias: Option<(&'a [T], [usize; 4])>,
     /// For each of the bias's examples, heads and blocks of [`ROWS`] queries, the keys that any of them sees.
-    seen: Vec<(usize, usize)>,
+    seen: Lent,
     blocks: usize,
+}
+
+/// A list whose memory its thread keeps for the next one.
+#[derive(Default)]
+struct Lent(Vec<(usize, usize)>);
+
+thread_local! {
+    static KEPT: RefCell<Vec<(usize, usize)>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Lent {
+    fn new(n: usize, fill: (usize, usize)) -> Lent {
+        let mut list = KEPT.take();
+        list.clear();
+        list.resize(n, fill);
+        Lent(list)
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if self.0.capacity() > 0 {
+            KEPT.set(std::mem::take(&mut self.0));
+        }
+    }
 }
 
 impl<'a, T: Real> Rule<'a, T> {
     pub fn new(h: &Heads, attrs: &Attrs, bias: Option<(&'a [T], &Type)>) -> Rule<'a, T> {
         let cap = attrs.get_float("cap").map(T::of);
-        let mut rule = Rule { scale: T::of(attrs.float("scale")), cap, bias: None, seen: vec![], blocks: 0 };
+        let mut rule = Rule { scale: T::of(attrs.float("scale")), cap, bias: None, seen: Lent::default(), blocks: 0 };
         let Some((data, ty)) = bias else { return rule };
         let strides = h.bias_strides(ty);
         rule.bias = Some((data, strides));
@@ -139,8 +170,8 @@ impl<'a, T: Real> Rule<'a, T> {
         }
         rule.blocks = if strides[2] == 0 { 1 } else { h.queries.div_ceil(ROWS) };
         let rows = if strides[2] == 0 { 1 } else { h.queries };
-        let mut seen = vec![(0, h.keys); data.len() / (rows * h.keys) * rule.blocks];
-        let (out, blocks) = (Shared::new(&mut seen), rule.blocks);
+        let mut seen = Lent::new(data.len() / (rows * h.keys) * rule.blocks, (0, h.keys));
+        let (out, blocks) = (Shared::new(&mut seen.0), rule.blocks);
         parallel::ranges(blocks * (data.len() / (rows * h.keys)), 1, |range| {
             for i in range {
                 let first = i / blocks * rows + i % blocks * ROWS;
@@ -157,10 +188,10 @@ impl<'a, T: Real> Rule<'a, T> {
 
     /// The keys outside of which every probability of a block of queries is zero.
     pub fn seen(&self, h: &Heads, b: usize, head: usize, block: usize) -> Range<usize> {
-        let Some((_, s)) = self.bias.filter(|_| !self.seen.is_empty()) else { return 0..h.keys };
+        let Some((_, s)) = self.bias.filter(|_| !self.seen.0.is_empty()) else { return 0..h.keys };
         let rows = if s[2] == 0 { 1 } else { h.queries };
         let entry = (b * s[0] + head * s[1]) / (rows * h.keys);
-        let (from, to) = self.seen[entry * self.blocks + if s[2] == 0 { 0 } else { block }];
+        let (from, to) = self.seen.0[entry * self.blocks + if s[2] == 0 { 0 } else { block }];
         from..to
     }
 

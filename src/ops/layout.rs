@@ -2,6 +2,8 @@
 
 use super::parallel::{self, Shared};
 use super::primitive::{Binding, Data, DataMut, Dispatch, GpuTraits, Shader};
+use crate::ir::Axes;
+use smallvec::SmallVec;
 use std::borrow::Cow;
 
 /// The most axes a device kernel indexes, after neighbouring axes are merged.
@@ -9,12 +11,12 @@ pub const MAX_AXES: usize = 8;
 
 /// Merges neighbouring axes wherever every stride list steps through them as through one, and drops axes of extent 1.
 /// At least one axis remains. Negative strides, cast, come out right: products wrap.
-pub fn collapse(shape: &[usize], strides: &[Vec<usize>]) -> (Vec<usize>, Vec<Vec<usize>>) {
-    let mut dims: Vec<usize> = Vec::new();
-    let mut out: Vec<Vec<usize>> = vec![Vec::new(); strides.len()];
+pub fn collapse(shape: &[usize], strides: &[Axes]) -> (Axes, SmallVec<[Axes; 8]>) {
+    let mut dims = Axes::new();
+    let mut out: SmallVec<[Axes; 8]> = strides.iter().map(|_| Axes::new()).collect();
     for d in (0..shape.len()).filter(|&d| shape[d] != 1) {
         let last = dims.len().wrapping_sub(1);
-        let through = |(s, o): (&Vec<usize>, &Vec<usize>)| o[last] == s[d].wrapping_mul(shape[d]);
+        let through = |(s, o): (&Axes, &Axes)| o[last] == s[d].wrapping_mul(shape[d]);
         if !dims.is_empty() && strides.iter().zip(&out).all(through) {
             dims[last] *= shape[d];
             strides.iter().zip(&mut out).for_each(|(s, o)| o[last] = s[d]);
@@ -30,22 +32,24 @@ pub fn collapse(shape: &[usize], strides: &[Vec<usize>]) -> (Vec<usize>, Vec<Vec
     (dims, out)
 }
 
+/// Strides that may be negative.
+pub type Strides = SmallVec<[isize; 8]>;
+
 /// `out[dst_base + Σ cᵢ dstᵢ] = in[src_base + Σ cᵢ srcᵢ]` for every index `c` of `shape`. Strides are in elements;
 /// a source stride may be negative.
 #[derive(Clone, Debug)]
 pub struct Copy {
-    pub shape: Vec<usize>,
+    pub shape: Axes,
     pub src_base: usize,
-    pub src: Vec<isize>,
+    pub src: Strides,
     pub dst_base: usize,
-    pub dst: Vec<usize>,
+    pub dst: Axes,
 }
 
 impl Copy {
     /// From a whole row-major tensor with the given source strides to a whole row-major tensor of `shape`.
-    pub fn gather(shape: &[usize], src_base: usize, src: Vec<isize>) -> Copy {
-        let dst = crate::ir::Shape::from(shape).strides();
-        Copy { shape: shape.to_vec(), src_base, src, dst_base: 0, dst }
+    pub fn gather(shape: &[usize], src_base: usize, src: Strides) -> Copy {
+        Copy { shape: shape.into(), src_base, src, dst_base: 0, dst: crate::ir::strides(shape) }
     }
 
     fn collapsed(&self) -> Copy {

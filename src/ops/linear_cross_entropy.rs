@@ -7,19 +7,19 @@
 //! With `halves`, products round their operands as matmul's do.
 
 use super::gemm::{Matrix, Target, gemm};
-use super::matmul::{Dims, operand};
+use super::matmul::{Dims, Operand, operand};
 use super::prelude::*;
 use super::product;
 use super::reduce::row_workgroup;
 use super::rows;
-use std::borrow::Cow;
+use smallvec::SmallVec;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "linear_cross_entropy",
     infer,
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
-    gpu: Gpu::Kernel(gpu),
+    gpu: Gpu::Tuned { kernel: gpu, candidates },
     samples,
 };
 
@@ -46,7 +46,7 @@ struct Form {
     r: usize,
     d: usize,
     /// Columns of each part of the weight.
-    parts: Vec<usize>,
+    parts: SmallVec<[usize; 4]>,
     /// Weights are stored as `(V, D)`.
     trans: bool,
     /// Each weight comes twice: all of them as `(D, V)`, then all as `(V, D)`.
@@ -61,7 +61,7 @@ impl Form {
         let (trans, both, bias) = (attrs.flag("trans"), attrs.flag("both"), attrs.flag("bias"));
         let (x, labels) = (ins.first().ok_or("takes x")?, ins.get(1).ok_or("takes labels")?);
         let rows = attrs.get_int("rows").filter(|&n| n > 0).ok_or("needs a number of rows")? as usize;
-        if !x.is_float() || x.rank() != 2 || **labels != Type::i32([x.shape[0]]) {
+        if !x.is_float() || x.rank() != 2 || labels.dtype != DType::I32 || labels.shape[..] != [x.shape[0]] {
             return Err("takes rows of two axes and an integer label for each".into());
         }
         let (r, d) = (x.shape[0], x.shape[1]);
@@ -75,7 +75,8 @@ impl Form {
             [k, v] if !trans && k == d && w.is_float() => Ok(v),
             _ => Err(format!("a weight of {w} does not take rows of {d}")),
         };
-        let parts = ins[2..2 + count].iter().map(|w| columns(w, trans)).collect::<Result<Vec<usize>, String>>()?;
+        let parts =
+            ins[2..2 + count].iter().map(|w| columns(w, trans)).collect::<Result<SmallVec<[usize; 4]>, String>>()?;
         if both {
             for (w, &v) in ins[2 + count..2 + 2 * count].iter().zip(&parts) {
                 if columns(w, true)? != v {
@@ -85,13 +86,15 @@ impl Form {
         }
         let form = Form { r, d, parts, trans, both, bias, rows: rows.min(r.max(1)) };
         match ins.last() {
-            Some(b) if bias && **b != Type::f32([form.columns()]) => Err(format!("a bias of {b} does not fit")),
+            Some(b) if bias && !(b.is_float() && b.shape[..] == [form.columns()]) => {
+                Err(format!("a bias of {b} does not fit"))
+            }
             _ => Ok(form),
         }
     }
 
     fn of(types_in: &[Type], attrs: &Attrs) -> Form {
-        let refs: Vec<&Type> = types_in.iter().collect();
+        let refs: SmallVec<[&Type; 16]> = types_in.iter().collect();
         Form::new(&refs, attrs).expect("checked by infer")
     }
 
@@ -113,6 +116,23 @@ impl Form {
             let back = if self.both { (2 + self.parts.len() + i, true) } else { (2 + i, self.trans) };
             Part { index: i, start, columns, forth: (2 + i, self.trans), back }
         })
+    }
+
+    /// The product of so many rows with a part of the weight.
+    fn forth(&self, p: &Part, rows: usize) -> Dims {
+        let b = self.strides(p.columns, p.forth.1);
+        Dims { batch: 1, m: rows, n: p.columns, k: self.d, a: (self.d, 1), b }
+    }
+
+    /// The product of so many rows' gradients with it.
+    fn back(&self, p: &Part, rows: usize) -> Dims {
+        let (row, col) = self.strides(p.columns, p.back.1);
+        Dims { batch: 1, m: rows, n: self.d, k: p.columns, a: (p.columns, 1), b: (col, row) }
+    }
+
+    /// Those of a part as `(D, V)`.
+    fn strides(&self, columns: usize, trans: bool) -> (usize, usize) {
+        if trans { (1, self.d) } else { (columns, 1) }
     }
 
     fn bias(&self) -> Option<usize> {
@@ -197,12 +217,12 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
         }
     }
     let halves = c.attrs.flag("halves");
-    let weights: Vec<Cow<[T]>> = c.ins[2..].iter().map(|w| operand(w.float(), halves)).collect();
+    let weights: SmallVec<[Operand<T>; 4]> = c.ins[2..].iter().map(|w| operand(w.elements(), halves)).collect();
     let matrix = |input: usize, columns: usize, trans: bool| {
-        let (row, col) = if trans { (1, f.d) } else { (columns, 1) };
-        Matrix::new(&weights[input - 2], row, col)
+        let strides = if trans { (1, f.d) } else { (columns, 1) };
+        weights[input - 2].matrix(0..f.d * columns, strides)
     };
-    let mut logits: Vec<&mut [T]> = logits.iter_mut().map(|l| l.float()).collect();
+    let mut logits: SmallVec<[&mut [T]; 4]> = logits.iter_mut().map(|l| l.float()).collect();
     for chunk in order[..counted].chunks(f.rows) {
         let (n, first) = (chunk.len(), chunk[0] as usize);
         let consecutive = chunk[n - 1] as usize - first == n - 1;
@@ -212,13 +232,13 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
         if !consecutive {
             rows::each(packed, f.d, |i, to| to.copy_from_slice(&x[chunk[i] as usize * f.d..][..f.d]));
         }
-        let source = operand(if consecutive { &own[..n * f.d] } else { &packed[..] }, halves);
+        let source = operand(Elements::Full(if consecutive { &own[..n * f.d] } else { &packed[..] }), halves);
         for p in f.weights() {
             let y = Shared::new(&mut logits[p.index][..n * p.columns]);
             let y = Target { data: &y, at: 0, row: p.columns };
             let w = matrix(p.forth.0, p.columns, p.forth.1);
             // SAFETY: one product at a time writes the logits.
-            unsafe { gemm([n, p.columns, f.d], Matrix::new(&source, f.d, 1), w, y, false, threads) };
+            unsafe { gemm([n, p.columns, f.d], source.matrix(0..n * f.d, (f.d, 1)), w, y, false, threads) };
         }
         losses(&f, chunk, labels, bias, &mut logits, loss);
         let gradient = &mut gradient.float()[..n * f.d];
@@ -227,9 +247,9 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
         for p in f.weights() {
             let y = Target { data: &to, at: 0, row: f.d };
             let w = matrix(p.back.0, p.columns, p.back.1);
-            let w = Matrix::new(w.data, w.col, w.row);
-            let g = operand(&logits[p.index][..n * p.columns], halves);
-            let g = Matrix::new(&g, p.columns, 1);
+            let w = Matrix { row: w.col, col: w.row, ..w };
+            let g = operand(Elements::Full(&logits[p.index][..n * p.columns]), halves);
+            let g = g.matrix(0..n * p.columns, (p.columns, 1));
             // SAFETY: one product at a time writes the gradient.
             unsafe { gemm([n, f.d, p.columns], g, w, y, p.index > 0, threads) };
         }
@@ -251,14 +271,14 @@ fn losses<T: Real>(
     loss: &mut [T],
 ) {
     let loss = Shared::new(loss);
-    let logits: Vec<Shared<T>> = logits.iter_mut().map(|l| Shared::new(l)).collect();
+    let logits: SmallVec<[Shared<T>; 4]> = logits.iter_mut().map(|l| Shared::new(l)).collect();
     parallel::ranges(chunk.len(), parallel::rows_grain(f.columns()), |range| {
         for i in range {
             let label = (labels[chunk[i] as usize] as usize).min(f.columns() - 1);
             // SAFETY: one task a row.
             let parts =
                 f.weights().map(|p| (p.start, unsafe { logits[p.index].part(i * p.columns..(i + 1) * p.columns) }));
-            let mut parts: Vec<(usize, &mut [T])> = parts.collect();
+            let mut parts: SmallVec<[(usize, &mut [T]); 4]> = parts.collect();
             let (mut top, mut own) = (T::neg_infinity(), T::zero());
             for (start, x) in &mut parts {
                 if let Some(bias) = bias {
@@ -300,6 +320,18 @@ impl<T: Real> pulp::NullaryFnOnce for Exponentials<'_, T> {
     }
 }
 
+/// The kernels that its larger product, of x with the weight, may choose among; both get it where it suits both.
+fn candidates(c: &GpuCall) -> Vec<&'static str> {
+    let f = Form::of(c.types_in, c.attrs);
+    // A race clamps extents, which parts and a bias of all their columns do not survive together.
+    match f.parts[..] {
+        [_] => {
+            f.weights().flat_map(|p| product::candidates_within(c, &f.forth(&p, f.rows), c.packs(p.forth.0))).collect()
+        }
+        _ => vec![],
+    }
+}
+
 fn gpu(c: &GpuCall) -> Vec<Dispatch> {
     let f = Form::of(c.types_in, c.attrs);
     let (inputs, outputs) = (Binding::Input, Binding::Output);
@@ -331,17 +363,14 @@ fn gpu(c: &GpuCall) -> Vec<Dispatch> {
     for chunk in 0..f.chunks() {
         let n = f.rows.min(f.r - chunk * f.rows);
         let lists = [outputs(ORDER), outputs(COUNTS)];
-        let halves = c.attrs.flag("halves");
         let product = |dims: &Dims, weight: usize, [a, y]: [Binding; 2]| {
-            product::within(dims, [a, inputs(weight), y], halves, c.packs(weight), c.traits)
+            product::within(c, dims, [a, inputs(weight), y], c.packs(weight))
                 .into_iter()
                 .map(move |d| guarded(d, chunk))
         };
         all.push(copy(1, chunk, n, vec![inputs(0), lists[0], lists[1], outputs(PACKED)]));
-        let strides = |columns: usize, trans: bool| if trans { (1, f.d) } else { (columns, 1) };
         for p in f.weights() {
-            let dims = Dims { batch: 1, m: n, n: p.columns, k: f.d, a: (f.d, 1), b: strides(p.columns, p.forth.1) };
-            all.extend(product(&dims, p.forth.0, [outputs(PACKED), outputs(LOGITS + p.index)]));
+            all.extend(product(&f.forth(&p, n), p.forth.0, [outputs(PACKED), outputs(LOGITS + p.index)]));
         }
         let (workgroups, width) = grid(n, 1, c.traits);
         for pass in 0..2 {
@@ -367,9 +396,7 @@ fn gpu(c: &GpuCall) -> Vec<Dispatch> {
             }
         }
         for p in f.weights() {
-            let (row, col) = strides(p.columns, p.back.1);
-            let dims = Dims { batch: 1, m: n, n: f.d, k: p.columns, a: (p.columns, 1), b: (col, row) };
-            all.extend(product(&dims, p.back.0, [outputs(LOGITS + p.index), outputs(GRADIENT)]));
+            all.extend(product(&f.back(&p, n), p.back.0, [outputs(LOGITS + p.index), outputs(GRADIENT)]));
             let mode = if p.index == 0 { 2 } else { 3 };
             all.push(copy(mode, chunk, n, vec![outputs(GRADIENT), lists[0], lists[1], outputs(DX)]));
         }
@@ -377,8 +404,8 @@ fn gpu(c: &GpuCall) -> Vec<Dispatch> {
     all
 }
 
-/// A dispatch that does nothing where no row of the chunk counts: its kernel gets four words before its own parameters, the
-/// first of them the chunk, and one more binding.
+/// A product's dispatch that does nothing for tiles of rows beyond those of the chunk that count: its kernel gets four words before its
+/// own parameters, the first of them the chunk, and one more binding.
 fn guarded(mut d: Dispatch, chunk: usize) -> Dispatch {
     let counts = d.bindings.len() + 1;
     let mut source = d.shader.source.replacen(
@@ -390,8 +417,14 @@ fn guarded(mut d: Dispatch, chunk: usize) -> Dispatch {
         1,
     );
     let main = source.find("fn main(").expect("a kernel has a main function");
-    let body = main + source[main..].find(") {\n").expect("with a body") + 4;
-    source.insert_str(body, "    if (chunk_counts[params.chunk] == 0) {\n        return;\n    }\n");
+    // What sums the parts of a product has no tile, and is left out where no row counts at all.
+    let (open, row) = match source[main..].find("    let row0 = ") {
+        Some(tile) => (main + tile, "row0"),
+        None => (main + source[main..].find(") {\n").expect("with a body"), "0u"),
+    };
+    let after = open + source[open..].find('\n').expect("a line ends") + 1;
+    let guard = format!("    if ({row} >= u32(chunk_counts[params.chunk])) {{\n        return;\n    }}\n");
+    source.insert_str(after, &guard);
     d.shader.source = source.into();
     d.params.splice(0..0, [chunk as u32, 0, 0, 0]);
     d.bindings.push(Binding::Output(COUNTS));

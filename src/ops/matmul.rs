@@ -6,10 +6,10 @@
 use super::elementwise::SharedOut;
 use super::ending::{self, Ending};
 use super::gemm::{Matrix, Start, Target, Term, Then, gemm_terms};
+use super::matmul_group;
 use super::prelude::*;
 use super::product;
 use smallvec::SmallVec;
-use std::borrow::Cow;
 use std::ops::Range;
 
 pub const PRIMITIVE: Primitive = Primitive {
@@ -46,9 +46,11 @@ pub fn flags(trans_a: bool, trans_b: bool) -> Attrs {
     Attrs::new().with("trans_a", Attr::Bool(trans_a)).with("trans_b", Attr::Bool(trans_b))
 }
 
-/// What each input of a call is; the first two are the operands.
+/// What each input of a call is; the first is the left operand.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Operands {
+    /// Right operands, which stand side by side where there are several.
+    pub rights: Range<usize>,
     /// Operands of the second term.
     pub second: Option<[usize; 2]>,
     /// What is added.
@@ -60,8 +62,16 @@ pub struct Operands {
 impl Operands {
     /// Those of a call with this many inputs.
     pub fn of(inputs: usize, attrs: &Attrs) -> Operands {
+        if let Some(n) = matmul_group::count(attrs) {
+            return Operands { rights: 1..1 + n, second: None, added: None, extras: inputs..inputs };
+        }
         let own = inputs.saturating_sub(attrs.get_int("extras").unwrap_or(0) as usize);
-        Operands { second: (own >= 4).then_some([2, 3]), added: (own % 2 == 1).then(|| own - 1), extras: own..inputs }
+        Operands {
+            rights: 1..2,
+            second: (own >= 4).then_some([2, 3]),
+            added: (own % 2 == 1).then(|| own - 1),
+            extras: own..inputs,
+        }
     }
 }
 
@@ -129,9 +139,10 @@ impl Dims {
     }
 }
 
-/// Those of a call's first term.
+/// Those of a call's first term; a group's right operands count as one.
 pub fn dims(types_in: &[Type], attrs: &Attrs) -> Dims {
-    Dims::of(&types_in[0], &types_in[1], attrs.flag("trans_a"), attrs.flag("trans_b"))
+    let d = Dims::of(&types_in[0], &types_in[1], attrs.flag("trans_a"), attrs.flag("trans_b"));
+    Dims { n: d.n * matmul_group::count(attrs).unwrap_or(1), ..d }
 }
 
 /// Those of its second.
@@ -148,7 +159,7 @@ pub fn cpu<T: Element>(c: &mut CpuCall<T>) {
     let y_type = &c.types_out[0];
     let outs: SmallVec<[SharedOut<T>; 4]> = c.outs.iter_mut().map(SharedOut::new).collect();
     let SharedOut::Float(y) = &outs[0] else { unreachable!("infer gives floats") };
-    let read = |i: usize| operand(ins[i].float(), attrs.flag("halves"));
+    let read = |i: usize| operand(ins[i].elements(), attrs.flag("halves"));
     let first = [read(0), read(1)];
     let second = operands.second.map(|pair| pair.map(read));
     let in_place = c.in_place.iter().any(|p| Some(p.0) == operands.added);
@@ -181,19 +192,37 @@ pub fn cpu<T: Element>(c: &mut CpuCall<T>) {
 }
 
 /// The operands of batch entry `i`.
-fn term<'a, T: Real>([a, b]: &'a [Cow<'_, [T]>; 2], d: Dims, i: usize) -> Term<'a, T> {
-    Term {
-        k: d.k,
-        a: Matrix::new(&a[i * d.m * d.k..][..d.m * d.k], d.a.0, d.a.1),
-        b: Matrix::new(&b[i * d.k * d.n..][..d.k * d.n], d.b.0, d.b.1),
+fn term<'a, T: Real>([a, b]: &'a [Operand<'_, T>; 2], d: Dims, i: usize) -> Term<'a, T> {
+    let (a_size, b_size) = (d.m * d.k, d.k * d.n);
+    Term { k: d.k, a: a.matrix(i * a_size..(i + 1) * a_size, d.a), b: b.matrix(i * b_size..(i + 1) * b_size, d.b) }
+}
+
+/// What a product multiplies: an operand as it is stored, or the nearest half of each of its elements.
+pub enum Operand<'a, T> {
+    Stored(Elements<'a, T>),
+    Rounded(Vec<T>),
+}
+
+impl<T> Operand<'_, T> {
+    pub fn elements(&self) -> Elements<'_, T> {
+        match self {
+            Operand::Stored(x) => *x,
+            Operand::Rounded(x) => Elements::Full(x),
+        }
+    }
+
+    /// The elements of a range as a matrix of these strides.
+    pub fn matrix(&self, range: Range<usize>, (row, col): (usize, usize)) -> Matrix<'_, T> {
+        Matrix { data: self.elements().part(range), row, col }
     }
 }
 
 /// What a product multiplies: with `halves`, the nearest half of each element.
-pub fn operand<T: Real>(x: &[T], halves: bool) -> Cow<'_, [T]> {
-    if !halves {
-        return Cow::Borrowed(x);
-    }
+pub fn operand<T: Real>(x: Elements<T>, halves: bool) -> Operand<T> {
+    let x = match x {
+        Elements::Full(x) if halves => x,
+        stored => return Operand::Stored(stored),
+    };
     let mut out = vec![T::zero(); x.len()];
     let to = Shared::new(&mut out);
     parallel::ranges(x.len(), parallel::GRAIN, |range| {
@@ -202,7 +231,7 @@ pub fn operand<T: Real>(x: &[T], halves: bool) -> Cow<'_, [T]> {
         let nearest = |v: T| T::of(half::f16::from_f32(Real::to_f64(v) as f32).to_f64());
         to.iter_mut().zip(&x[range]).for_each(|(y, &v)| *y = nearest(v));
     });
-    Cow::Owned(out)
+    Operand::Rounded(out)
 }
 
 /// With `Y = A B`: `dA = G Bᵀ`, `dB = Aᵀ G`; each stored as its operand is. What was added has the gradient of the sum.

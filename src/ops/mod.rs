@@ -49,6 +49,7 @@ mod log;
 pub mod math;
 mod matmul;
 mod matmul_fused;
+mod matmul_group;
 mod max;
 mod min;
 mod modulo;
@@ -94,9 +95,10 @@ mod work;
 mod xor;
 
 pub use host::{RULES, eval, interpret};
+pub use matmul_group::MOST as GROUP;
 pub use primitive::{
-    Binding, Cooperative, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Fill, Gpu, GpuCall, GpuTraits, Primitive,
-    Sample, Shader, Vjp, VjpCall,
+    Binding, Cooperative, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Elements, Fill, Gpu, GpuCall, GpuTraits,
+    Primitive, Sample, Shader, Vjp, VjpCall,
 };
 pub use samples::draw;
 pub use work::{Work, work};
@@ -139,6 +141,7 @@ pub static PRIMITIVES: &[Primitive] = &[
     log::PRIMITIVE,
     matmul::PRIMITIVE,
     matmul_fused::PRIMITIVE,
+    matmul_group::PRIMITIVE,
     max::PRIMITIVE,
     min::PRIMITIVE,
     modulo::PRIMITIVE,
@@ -218,6 +221,14 @@ pub fn added_in_place(op: &str, inputs: usize, attrs: &crate::ir::Attrs) -> Opti
         "rms_norm_grad" => (inputs > 4).then_some(4),
         "layer_norm_grad" => (inputs > 5).then_some(5),
         _ => None,
+    }
+}
+
+/// Whether a host kernel can read this input, of so many axes, as halves (see [`Data::Half`]).
+pub fn unpacks_on_host(op: &str, input: usize, axes: usize) -> bool {
+    match op {
+        "matmul" | "matmul_fused" => input == 1,
+        _ => unpacks(op, input, axes),
     }
 }
 

@@ -3,7 +3,9 @@
 use super::elementwise::BlockFn;
 use super::math::Real;
 use crate::ir::{Attrs, BuildError, Builder, Node, Type, Value};
+use half::f16;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// One primitive operation. No field has a default: a new primitive answers all of them in its own file.
 pub struct Primitive {
@@ -119,6 +121,38 @@ pub enum Data<'a, T> {
     Float(&'a [T]),
     /// Integers, and booleans as 0 and 1.
     Int(&'a [i32]),
+    /// Frozen floats as halves, for kernels that [`super::unpacks_on_host`] names.
+    Half(&'a [f16]),
+}
+
+/// Floats in either form.
+pub enum Elements<'a, T> {
+    Full(&'a [T]),
+    Halves(&'a [f16]),
+}
+
+impl<T> Clone for Elements<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Elements<'_, T> {}
+
+impl<'a, T> Elements<'a, T> {
+    pub fn len(self) -> usize {
+        match self {
+            Elements::Full(x) => x.len(),
+            Elements::Halves(x) => x.len(),
+        }
+    }
+
+    pub fn part(self, range: Range<usize>) -> Elements<'a, T> {
+        match self {
+            Elements::Full(x) => Elements::Full(&x[range]),
+            Elements::Halves(x) => Elements::Halves(&x[range]),
+        }
+    }
 }
 
 /// A kernel's result.
@@ -132,13 +166,22 @@ impl<'a, T> Data<'a, T> {
         match self {
             Data::Float(x) => x,
             Data::Int(_) => panic!("infer admits floats only"),
+            Data::Half(_) => panic!("halves are for kernels that read them"),
+        }
+    }
+
+    /// Floats, however they are stored.
+    pub fn elements(self) -> Elements<'a, T> {
+        match self {
+            Data::Half(x) => Elements::Halves(x),
+            other => Elements::Full(other.float()),
         }
     }
 
     pub fn int(self) -> &'a [i32] {
         match self {
             Data::Int(x) => x,
-            Data::Float(_) => panic!("infer admits integers only"),
+            _ => panic!("infer admits integers only"),
         }
     }
 }

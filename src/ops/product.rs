@@ -4,7 +4,8 @@
 
 use super::cooperative;
 use super::ending::KernelEnding;
-use super::matmul::{Dims, dims, more};
+use super::matmul::{Dims, Operands, dims, more};
+use super::matmul_group::Group;
 use super::prelude::*;
 use super::product_software;
 use super::template;
@@ -111,7 +112,7 @@ pub fn candidates(c: &GpuCall) -> Vec<&'static str> {
 /// The dispatches of a product.
 pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
     let d = dims(c.types_in, c.attrs);
-    if c.traits.software {
+    if c.traits.software && Group::of(c.attrs).is_none() {
         return vec![product_software::dispatch(c, &d)];
     }
     let (parts, depth) = split(&d);
@@ -162,8 +163,9 @@ pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
 
 /// The operands of a call's terms.
 pub fn operands(c: &GpuCall) -> Vec<Binding> {
-    let terms = if more(c.types_in, c.attrs).is_some() { 4 } else { 2 };
-    (0..terms).map(Binding::Input).collect()
+    let operands = Operands::of(c.types_in.len(), c.attrs);
+    let second = operands.second.into_iter().flatten();
+    std::iter::once(0).chain(operands.rights).chain(second).map(Binding::Input).collect()
 }
 
 /// How an operand is stored: in vec4s (its innermost extent is divisible by four) or elements, of f32 or packed halves.
@@ -240,6 +242,7 @@ pub struct Stored {
     pub x: Storage,
     pub y: Storage,
     pub more: Option<[Storage; 2]>,
+    pub group: Option<Group>,
 }
 
 impl Stored {
@@ -271,13 +274,15 @@ impl Stored {
             x: storage(&d, 1),
             y: Storage { vectors: by_four(d.n), halves: false, rounds: false },
             more: more(c.types_in, c.attrs).map(|d| [storage(&d, 2), storage(&d, 3)]),
+            group: Group::of(c.attrs),
         }
     }
 
     /// The same, read element by element.
     pub fn scalar(self) -> Stored {
         let scalar = |s: Storage| Storage { vectors: false, ..s };
-        Stored { a: scalar(self.a), x: scalar(self.x), y: scalar(self.y), more: self.more.map(|m| m.map(scalar)) }
+        let more = self.more.map(|m| m.map(scalar));
+        Stored { a: scalar(self.a), x: scalar(self.x), y: scalar(self.y), more, ..self }
     }
 
     /// Whether every operand is read in vec4s.
@@ -288,20 +293,24 @@ impl Stored {
     /// The operands and what they are called in kernels.
     fn operands(&self) -> impl Iterator<Item = (Storage, &'static str)> {
         let [a2, x2] = [0, 1].map(|i| self.more.map(|m| m[i]));
-        [(Some(self.a), "a"), (Some(self.x), "x"), (a2, "a2"), (x2, "x2")]
-            .into_iter()
-            .filter_map(|(s, n)| Some((s?, n)))
+        let rights = (0..self.group.map_or(1, |g| g.count)).map(move |i| match self.group {
+            None => (self.x, "x"),
+            Some(_) => (self.x, Group::right(i)),
+        });
+        let second = [(a2, "a2"), (x2, "x2")].into_iter().filter_map(|(s, n)| Some((s?, n)));
+        std::iter::once((self.a, "a")).chain(rights).chain(second)
     }
 
     /// Declarations of the operands, and of what the ending has.
     pub fn bindings(&self, ending: &KernelEnding, row: &str) -> String {
         let own: String = self.operands().enumerate().map(|(i, (s, name))| s.binding(i + 1, name, "read")).collect();
-        own + &ending.source(self.y, self.operands().count() + 1, row)
+        own + &ending.source(self.y, self.operands().count() + 1, [row, "params.m"])
     }
 
     /// Functions that read the operands.
     pub fn loads(&self, load: impl Fn(Storage, &str) -> String) -> String {
-        self.operands().map(|(s, name)| load(s, name)).collect()
+        let own: String = self.operands().map(|(s, name)| load(s, name)).collect();
+        own + &self.group.map_or(String::new(), |g| g.load())
     }
 }
 
@@ -314,24 +323,10 @@ pub const SECOND: [(&str, &str); 5] = [
     ("multiply", "multiply_more"),
 ];
 
-/// The dispatches of a product inside another node: `bindings` are its two operands and its result. Operands are rounded to halves
-/// if `halves` says so; the second is stored as halves if `packed` does.
-pub fn within(d: &Dims, bindings: [Binding; 3], halves: bool, packed: bool, traits: GpuTraits) -> Vec<Dispatch> {
-    let (trans_a, trans_b) = (d.a.1 != 1, d.b.1 != 1);
-    let sides = |rows: usize, cols: usize, turned: bool| Type::f32(if turned { [cols, rows] } else { [rows, cols] });
-    let types_in = [sides(d.m, d.k, trans_a), sides(d.k, d.n, trans_b)];
-    let types_out = [Type::f32([d.m, d.n])];
-    let flags = [("trans_a", trans_a), ("trans_b", trans_b), ("halves", halves)];
-    let attrs = flags.into_iter().fold(Attrs::new(), |attrs, (name, flag)| attrs.with(name, Attr::Bool(flag)));
-    let call = GpuCall {
-        attrs: &attrs,
-        types_in: &types_in,
-        types_out: &types_out,
-        traits,
-        packed: &[false, packed],
-        variant: None,
-    };
-    let mut all = dispatches(&call);
+/// The dispatches of a product inside another node, in whose choice of kernel it shares: `bindings` are its two operands and its result.
+/// The second operand is stored as halves if `packed` says so.
+pub fn within(c: &GpuCall, d: &Dims, bindings: [Binding; 3], packed: bool) -> Vec<Dispatch> {
+    let mut all = as_matmul(c, d, packed, dispatches);
     for b in all.iter_mut().flat_map(|d| &mut d.bindings) {
         *b = match *b {
             Binding::Input(i) => bindings[i],
@@ -342,9 +337,25 @@ pub fn within(d: &Dims, bindings: [Binding; 3], halves: bool, packed: bool, trai
     all
 }
 
+/// The kernels that such a product may choose among.
+pub fn candidates_within(c: &GpuCall, d: &Dims, packed: bool) -> Vec<&'static str> {
+    as_matmul(c, d, packed, candidates)
+}
+
+/// A product inside another node, as the call that it would be alone.
+fn as_matmul<R>(c: &GpuCall, d: &Dims, packed: bool, f: impl Fn(&GpuCall) -> R) -> R {
+    let (trans_a, trans_b) = (d.a.1 != 1, d.b.1 != 1);
+    let sides = |rows: usize, cols: usize, turned: bool| Type::f32(if turned { [cols, rows] } else { [rows, cols] });
+    let types_in = [sides(d.m, d.k, trans_a), sides(d.k, d.n, trans_b)];
+    let types_out = [Type::f32([d.m, d.n])];
+    let flags = [("trans_a", trans_a), ("trans_b", trans_b), ("halves", c.attrs.flag("halves"))];
+    let attrs = flags.into_iter().fold(Attrs::new(), |attrs, (name, flag)| attrs.with(name, Attr::Bool(flag)));
+    f(&GpuCall { attrs: &attrs, types_in: &types_in, types_out: &types_out, packed: &[false, packed], ..*c })
+}
+
 fn sum_source(ending: &KernelEnding) -> String {
     let y = Storage { vectors: false, halves: false, rounds: false };
-    let bindings = ending.source(y, 2, "params.row");
+    let bindings = ending.source(y, 2, ["params.row", "(params.n / params.row)"]);
     complete(template::fill(include_str!("../../shaders/sum_parts.wgsl"), &[("bindings", &bindings)]), ending)
 }
 

@@ -37,23 +37,24 @@ pub fn run<E: Copy + Send + Sync>(x: &[E], y: &mut [E], shape: &[usize], init: E
         return;
     }
     let y = Shared::new(y);
-    let columns = 256;
-    let blocks = inner.div_ceil(columns);
-    parallel::ranges(shape[0] * blocks, parallel::rows_grain(n * columns.min(inner)), |range| {
+    const COLUMNS: usize = 256;
+    let blocks = inner.div_ceil(COLUMNS);
+    parallel::ranges(shape[0] * blocks, parallel::rows_grain(n * COLUMNS.min(inner)), |range| {
         for block in range {
-            let (o, from) = (block / blocks, block % blocks * columns);
-            let to = (from + columns).min(inner);
+            let (o, from) = (block / blocks, block % blocks * COLUMNS);
+            let to = (from + COLUMNS).min(inner);
             // SAFETY: one task a block of columns.
             let out = unsafe { y.part(o * inner + from..o * inner + to) };
             out.fill(init);
-            let mut part = vec![init; to - from];
+            let mut part = [init; COLUMNS];
+            let part = &mut part[..to - from];
             for chunk in x[o * n * inner..(o + 1) * n * inner].chunks(PART * inner) {
                 parallel::simd(|| {
                     part.fill(init);
                     for row in chunk.chunks_exact(inner) {
                         part.iter_mut().zip(&row[from..to]).for_each(|(p, &v)| *p = f(*p, v));
                     }
-                    out.iter_mut().zip(&part).for_each(|(y, &p)| *y = f(*y, p));
+                    out.iter_mut().zip(&*part).for_each(|(y, &p)| *y = f(*y, p));
                 });
             }
         }

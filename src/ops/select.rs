@@ -35,7 +35,7 @@ fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {
     }
     match a[1] {
         Data::Float(x) => pick(a[0].int(), x, a[2].float(), out.float()),
-        Data::Int(x) => pick(a[0].int(), x, a[2].int(), out.int()),
+        x => pick(a[0].int(), x.int(), a[2].int(), out.int()),
     }
 }
 

@@ -46,7 +46,7 @@ pub fn check(attrs: &Attrs, rank: usize, extent: impl Fn(usize) -> usize) -> Res
 
 fn copy(x: &Type, y: &Type, attrs: &Attrs) -> layout::Copy {
     let axis = attrs.int("axis") as usize;
-    let mut src: Vec<isize> = x.shape.strides().into_iter().map(|s| s as isize).collect();
+    let mut src: layout::Strides = x.shape.strides().into_iter().map(|s| s as isize).collect();
     let base = attrs.int("start") as usize * src[axis] as usize;
     src[axis] *= attrs.int("step") as isize;
     layout::Copy::gather(&y.shape, base, src)

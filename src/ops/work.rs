@@ -18,7 +18,7 @@ pub fn work(op: &str, attrs: &Attrs, types_in: &[Type], types_out: &[Type]) -> W
     let elements = |t: &Type| t.elements() as f64;
     let bytes = 4.0 * types_in.iter().chain(types_out).map(elements).sum::<f64>();
     let flops = match op {
-        "matmul" | "matmul_fused" => {
+        "matmul" | "matmul_fused" | "matmul_group" => {
             let terms = [Some(matmul::dims(types_in, attrs)), matmul::more(types_in, attrs)];
             terms.iter().flatten().map(|d| 2.0 * (d.batch * d.m * d.n * d.k) as f64).sum()
         }

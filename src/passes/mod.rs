@@ -7,6 +7,7 @@ pub mod fold_layout;
 pub mod fuse_addend;
 pub mod fuse_elementwise;
 pub mod fuse_endings;
+pub mod group_products;
 pub mod halve_operands;
 pub mod join_low_rank;
 pub mod lay_out_by_rows;
@@ -100,6 +101,9 @@ pub static BY_ROWS: &[Pass] = &[
 
 /// Under mixed precision, after every pass that makes products.
 pub static MIXED: &[Pass] = &[Pass { name: "halve_operands", run: halve_operands::halve_operands }];
+
+/// After that and before `FUSE`, whose passes would take a product apart from its fellows, for devices that gain by it.
+pub static GROUP: &[Pass] = &[Pass { name: "group_products", run: group_products::group_products }];
 
 /// `sink_bias` before `fuse_addend`, so that biases are not left over; elementwise chains take what remains. No pass that looks into matmuls may come after, but for `END`. `recompute` repeats operations, which `common_subexpressions` would undo, and what it repeats
 /// may fuse with its reader.

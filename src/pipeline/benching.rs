@@ -227,7 +227,7 @@ fn median(values: &[f64]) -> f64 {
 
 /// One batch of inputs and labels that fit the model.
 fn made_up(model: &Arc<Model>, shapes: &Shapes, request: &BenchRequest) -> Result<Dataset, Error> {
-    let mut tensors: BTreeMap<String, Tensor> = super::merging::synthetic_at(model, shapes, 0)?.into_iter().collect();
+    let mut tensors: BTreeMap<String, Tensor> = super::comparing::synthetic_at(model, shapes, 0)?.into_iter().collect();
     // Inputs without elements, such as an empty cache, are filled in as in training.
     tensors.retain(|_, t| t.elements() > 0);
     let outputs = model.outputs();

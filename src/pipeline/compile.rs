@@ -104,6 +104,9 @@ impl Program {
         if self.mixed {
             graph = passes::run(graph, passes::MIXED)?;
         }
+        if self.fuse && limits.groups {
+            graph = passes::run(graph, passes::GROUP)?;
+        }
         if self.fuse {
             graph = passes::run(graph, passes::FUSE)?;
         }

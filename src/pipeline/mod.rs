@@ -7,6 +7,7 @@
 //! ```
 
 mod benching;
+mod comparing;
 mod compile;
 mod devices;
 mod doctor;
@@ -18,14 +19,13 @@ mod merging;
 mod training;
 
 pub use benching::{Bench, BenchRequest, KernelTime, Profile, Span, bench};
+pub use comparing::{compare_outputs, infer, synthetic};
 pub use compile::{LossChoice, ModelCompiler, Program, index_bounds, sample_shapes};
 pub use devices::{DeviceChoice, DeviceInfo, Numbers, list_devices, open_device};
 pub use doctor::{KERNEL_TOLERANCE, KernelCheck, self_check};
 pub use error::Error;
 pub use inspecting::{Found, Inspection, MemoryNeed, dot, inspect};
-pub use merging::{
-    Calibration, MERGE_KEY, MergeRequest, Merged, Metric, Polished, calibrate, compare_outputs, infer, merge, synthetic,
-};
+pub use merging::{Calibration, MERGE_KEY, MergeRequest, Merged, Metric, Polished, calibrate, merge};
 
 pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};
 

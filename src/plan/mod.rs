@@ -68,6 +68,8 @@ pub struct Limits {
     pub busy_rows: usize,
     /// Elementwise operations on a product cost less at its end than in passes of their own.
     pub endings: bool,
+    /// Products of low rank that read one input are faster as one.
+    pub groups: bool,
 }
 
 /// Why a program has no plan.

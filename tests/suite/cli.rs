@@ -1,6 +1,6 @@
 //! The program as a user runs it.
 
-use crate::build::{A, F32, I64, Net, ints, perceptron, spread, tensor};
+use crate::build::{F32, Net, perceptron, spread, tensor};
 use crate::oracle::{self, Case, relative};
 use ndarray::ArrayD;
 use reslora_compile::adapter;
@@ -8,18 +8,17 @@ use reslora_compile::ir::Tensor;
 use reslora_compile::pipeline;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 /// Runs the program in `dir`.
-fn cli(dir: &Path, args: &[&str]) -> Ran {
+pub fn cli(dir: &Path, args: &[&str]) -> Ran {
     let output = Command::new(env!("CARGO_BIN_EXE_reslora-compile"))
         .current_dir(dir)
         .args(args)
@@ -29,19 +28,19 @@ fn cli(dir: &Path, args: &[&str]) -> Ran {
     Ran { code: output.status.code().unwrap_or(-1), out: text(&output.stdout), err: text(&output.stderr) }
 }
 
-fn done(dir: &Path, args: &[&str]) -> Ran {
+pub fn done(dir: &Path, args: &[&str]) -> Ran {
     let ran = cli(dir, args);
     assert_eq!(ran.code, 0, "{args:?}\n{}{}", ran.out, ran.err);
     ran
 }
 
-fn json(dir: &Path, args: &[&str]) -> Value {
+pub fn json(dir: &Path, args: &[&str]) -> Value {
     let ran = done(dir, &[args, &["--json"]].concat());
     serde_json::from_str(&ran.out).unwrap_or_else(|e| panic!("{args:?}: {e}\n{}", ran.out))
 }
 
 /// A data file of tensors.
-fn write_tensors(path: &Path, tensors: &[(&str, Tensor)]) {
+pub fn write_tensors(path: &Path, tensors: &[(&str, Tensor)]) {
     let stored: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, t)| match (t.as_f32(), t.as_i32()) {
@@ -60,7 +59,7 @@ fn write_tensors(path: &Path, tensors: &[(&str, Tensor)]) {
 }
 
 /// Inputs and labels for [`perceptron`].
-fn perceptron_data(path: &Path, rows: usize, label: impl Fn(usize) -> i32) {
+pub fn perceptron_data(path: &Path, rows: usize, label: impl Fn(usize) -> i32) {
     let x = Tensor::f32([rows, 4], spread(rows * 4, 9));
     write_tensors(path, &[("x", x), ("labels", Tensor::i32([rows], (0..rows).map(label).collect()))]);
 }
@@ -69,7 +68,7 @@ fn case(name: &str) -> Case {
     oracle::fixtures().into_iter().find(|c| c.name() == name).expect("a fixture")
 }
 
-fn metrics(dir: &Path) -> Vec<Value> {
+pub fn metrics(dir: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
     text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
 }
@@ -437,169 +436,6 @@ fn run_directory_holds_what_it_should() {
     std::fs::remove_file(d.join("mlp.merged.onnx")).unwrap();
     let ran = cli(d, &["merge", "mlp.reslora.onnx", "--device", "cpu", "--tolerance", "0"]);
     assert!(ran.code == 3 && !d.join("mlp.merged.onnx").exists() || ran.code == 0, "{}", ran.err);
-}
-
-#[test]
-fn graph_that_holds_its_loss_trains_on_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let d = dir.path();
-    let mut net = perceptron().input("labels", I64, &["batch"]).output("loss", F32, &[]);
-    net =
-        net.node("/loss", "SoftmaxCrossEntropyLoss", &["logits", "labels"], &["loss"], &[("ignore_index", A::I(-100))]);
-    net.write(&d.join("held.onnx"));
-    perceptron().write(&d.join("mlp.onnx"));
-    perceptron_data(&d.join("data.safetensors"), 10, |i| if i == 3 { -100 } else { (i % 3) as i32 });
-    for model in ["held", "mlp"] {
-        done(d, &["inject", &format!("{model}.onnx"), "--rank", "2"]);
-        let how = [
-            "--no-shuffle",
-            "--batch-size",
-            "4",
-            "--accumulate",
-            "2",
-            "--device",
-            "cpu",
-            "--lr",
-            "0.01",
-            "--epochs",
-            "3",
-        ];
-        done(
-            d,
-            &[&["train", &format!("{model}.reslora.onnx"), "--data", "data.safetensors", "-o", model], &how[..]]
-                .concat(),
-        );
-    }
-    // The loss a graph holds is a mean of its own; steps of it are those of the loss that training adds.
-    let (held, added) = (metrics(&d.join("held")), metrics(&d.join("mlp")));
-    assert_eq!(held.len(), 6);
-    for (a, b) in held.iter().zip(&added) {
-        let (x, y) = (a["loss"].as_f64().unwrap(), b["loss"].as_f64().unwrap());
-        assert!((x - y).abs() < 1e-5 * y, "{x} and {y}");
-    }
-}
-
-#[test]
-fn regression_trains_on_float_labels() {
-    let dir = tempfile::tempdir().unwrap();
-    let d = dir.path();
-    perceptron().write(&d.join("mlp.onnx"));
-    let labels = Tensor::f32([20, 3], spread(60, 4));
-    write_tensors(&d.join("data.safetensors"), &[("x", Tensor::f32([20, 4], spread(80, 9))), ("labels", labels)]);
-    done(d, &["inject", "mlp.onnx", "--rank", "2"]);
-    done(
-        d,
-        &[
-            "train",
-            "mlp.reslora.onnx",
-            "--data",
-            "data.safetensors",
-            "--device",
-            "cpu",
-            "--lr",
-            "0.02",
-            "--epochs",
-            "20",
-            "-o",
-            "run",
-        ],
-    );
-    let lines = metrics(&d.join("run"));
-    let mean = |lines: &[Value]| lines.iter().map(|l| l["loss"].as_f64().unwrap()).sum::<f64>() / lines.len() as f64;
-    assert!(mean(&lines[lines.len() - 5..]) < 0.8 * mean(&lines[..5]));
-}
-
-#[test]
-fn also_trained_tensors_are_trained_and_merged() {
-    let dir = tempfile::tempdir().unwrap();
-    let d = dir.path();
-    perceptron().write(&d.join("mlp.onnx"));
-    perceptron_data(&d.join("data.safetensors"), 30, |i| (i % 3) as i32);
-    let report = json(
-        d,
-        &["inject", "mlp.onnx", "--rank", "2", "--target", "up", "--also-train", "down|up.bias", "-o", "t.onnx"],
-    );
-    assert_eq!(report["also_train"], serde_json::json!(["net.0.up.bias", "net.0.down.weight"]));
-    done(d, &["train", "t.onnx", "--data", "data.safetensors", "--device", "cpu", "--lr", "0.05", "-o", "run"]);
-    let merged = json(d, &["merge", "t.onnx", "--adapter", "run", "-o", "m.onnx", "--device", "cpu"]);
-    assert!(merged["differences"][0]["relative"].as_f64().unwrap() < 1e-5);
-    let (base, new) = (pipeline::read(&d.join("mlp.onnx")).unwrap(), pipeline::read(&d.join("m.onnx")).unwrap());
-    let mut changed: BTreeMap<String, bool> = BTreeMap::new();
-    for name in base.initializers() {
-        changed.insert(name.into(), base.initializer(name).unwrap().bytes != new.initializer(name).unwrap().bytes);
-    }
-    assert!(changed.values().all(|c| *c), "{changed:?}");
-    assert_eq!(
-        base.nodes().map(|(_, n)| n.label()).collect::<Vec<_>>(),
-        new.nodes().map(|(_, n)| n.label()).collect::<Vec<_>>()
-    );
-}
-
-#[test]
-fn shared_weight_is_copied_only_for_the_target() {
-    let dir = tempfile::tempdir().unwrap();
-    let d = dir.path();
-    // A table that rows are looked up in and that the output is projected onto, as tied embeddings are.
-    Net::new(17)
-        .input("ids", I64, &["batch", "seq"])
-        .output("logits", F32, &["batch", "seq", "12"])
-        .initializer(tensor("embed.weight", &[12, 8], &spread(96, 1)))
-        .initializer(ints("unused", &[1], &[0]))
-        .node("/embed/Gather", "Gather", &["embed.weight", "ids"], &["h"], &[])
-        .node("/head/Transpose", "Transpose", &["embed.weight"], &["wt"], &[("perm", A::Is(vec![1, 0]))])
-        .node("/head/MatMul", "MatMul", &["h", "wt"], &["logits"], &[])
-        .write(&d.join("tied.onnx"));
-    let ids = Tensor::i32([6, 5], (0..30).map(|i| i * 7 % 12).collect());
-    let labels = Tensor::i32([6, 5], (0..30).map(|i| i * 5 % 12).collect());
-    write_tensors(&d.join("data.safetensors"), &[("ids", ids), ("labels", labels)]);
-    done(d, &["inject", "tied.onnx", "--rank", "2", "-o", "t.onnx"]);
-    done(
-        d,
-        &[
-            "train",
-            "t.onnx",
-            "--data",
-            "data.safetensors",
-            "--device",
-            "cpu",
-            "--lr",
-            "0.05",
-            "--epochs",
-            "4",
-            "-o",
-            "run",
-        ],
-    );
-    let report = json(d, &["merge", "t.onnx", "--adapter", "run", "-o", "m.onnx", "--device", "cpu"]);
-    assert!(report["differences"][0]["relative"].as_f64().unwrap() < 1e-5, "{report}");
-    let (base, new) = (pipeline::read(&d.join("tied.onnx")).unwrap(), pipeline::read(&d.join("m.onnx")).unwrap());
-    assert_eq!(base.initializer("embed.weight").unwrap().bytes, new.initializer("embed.weight").unwrap().bytes);
-    assert!(new.is_initializer("head.weight.merged"));
-}
-
-#[test]
-fn data_of_the_wrong_kind_of_batch_is_padded_or_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let d = dir.path();
-    let mut net = perceptron();
-    net.graph.input.clear();
-    net = net.input("x", F32, &["4", "4"]);
-    net.write(&d.join("fixed.onnx"));
-    perceptron().write(&d.join("open.onnx"));
-    // Ten rows in batches of four: the last batch of a fixed graph is filled up with rows that do not count.
-    perceptron_data(&d.join("data.safetensors"), 10, |i| (i % 3) as i32);
-    for model in ["fixed", "open"] {
-        done(d, &["inject", &format!("{model}.onnx"), "--rank", "2"]);
-        let how = ["--no-shuffle", "--batch-size", "4", "--device", "cpu", "--lr", "0.05", "-o", model];
-        done(d, &[&["train", &format!("{model}.reslora.onnx"), "--data", "data.safetensors"], &how[..]].concat());
-    }
-    let losses =
-        |run: &str| -> Vec<f64> { metrics(&d.join(run)).iter().map(|m| m["loss"].as_f64().unwrap()).collect() };
-    for (a, b) in losses("fixed").iter().zip(losses("open")) {
-        assert!((a - b).abs() < 1e-6, "{a} and {b}");
-    }
-    let ran = cli(d, &["train", "fixed.reslora.onnx", "--data", "data.safetensors", "--device", "cpu", "-o", "no"]);
-    assert!(ran.code == 1 && ran.err.contains("hint: --batch-size 4"), "{}", ran.err);
 }
 
 #[test]

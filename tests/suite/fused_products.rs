@@ -1,4 +1,4 @@
-//! Products with more in them (a second term, what is added, what they end in), in every kernel.
+//! Products with more in them (a second term, what is added, what they end in) and groups of products, in every kernel.
 
 use crate::gpu::available;
 use crate::products::{assert_valid_cooperative, close, hardware_traits, open};
@@ -8,18 +8,18 @@ use reslora_compile::ops::{self, Cooperative, GpuCall, GpuTraits, RULES, Sample,
 use reslora_compile::plan::{self, Layout};
 use std::collections::BTreeSet;
 
-const OP: &str = "matmul_fused";
-
-fn samples() -> Vec<Sample> {
-    (ops::find(OP).expect("a primitive").samples)()
+/// Problems, each with its operation.
+fn samples() -> Vec<(&'static str, Sample)> {
+    let of = |op| (ops::find(op).expect("a primitive").samples)().into_iter().map(move |s| (op, s));
+    ["matmul_fused", "matmul_group"].into_iter().flat_map(of).collect()
 }
 
 /// A sample's results on a device.
-fn on(sample: &Sample, device: &mut dyn Device) -> Vec<Tensor> {
+fn on((op, sample): &(&str, Sample), device: &mut dyn Device) -> Vec<Tensor> {
     let mut b = Builder::new(RULES);
     let name = |i: usize| format!("x{i}");
     let inputs: Vec<_> = sample.inputs.iter().enumerate().map(|(i, (ty, _))| b.input(&name(i), ty.clone())).collect();
-    let results = b.emit_all(OP, &inputs, sample.attrs.clone()).expect("a product");
+    let results = b.emit_all(op, &inputs, sample.attrs.clone()).expect("a product");
     results.iter().enumerate().for_each(|(i, &y)| b.output(format!("y{i}"), y, Sink::Fetch));
     let id = device.load(plan::plan(b.graph, &Layout::default(), device.limits()).expect("a plan")).expect("loaded");
     let drawn = sample.inputs.iter().enumerate().map(|(i, (ty, fill))| (name(i), draw(ty, *fill, i as u64)));
@@ -27,10 +27,10 @@ fn on(sample: &Sample, device: &mut dyn Device) -> Vec<Tensor> {
     device.collect(true).expect("collected").remove(0).runs.remove(0).into_iter().map(|(_, t)| t).collect()
 }
 
-fn call<T>(sample: &Sample, traits: GpuTraits, f: impl FnOnce(&GpuCall) -> T) -> T {
+fn call<T>((op, sample): &(&str, Sample), traits: GpuTraits, f: impl FnOnce(&GpuCall) -> T) -> T {
     let types_in: Vec<Type> = sample.inputs.iter().map(|x| x.0.clone()).collect();
     let refs: Vec<&Type> = types_in.iter().collect();
-    let types_out = (ops::find(OP).unwrap().infer)(&refs, &sample.attrs).unwrap();
+    let types_out = (ops::find(op).unwrap().infer)(&refs, &sample.attrs).unwrap();
     f(&GpuCall { attrs: &sample.attrs, types_in: &types_in, types_out: &types_out, traits, packed: &[], variant: None })
 }
 
@@ -40,7 +40,7 @@ fn every_kernel_computes_what_the_host_computes() {
         return;
     }
     let want: Vec<Vec<Tensor>> = samples().iter().map(|s| on(s, &mut Cpu::new(None))).collect();
-    let offered = |s: &Sample| call(s, hardware_traits(), |c| ops::candidates(OP, c));
+    let offered = |s: &(&str, Sample)| call(s, hardware_traits(), |c| ops::candidates(s.0, c));
     let kernels: BTreeSet<&str> = samples().iter().flat_map(offered).collect();
     assert!(kernels.len() > 6, "only {kernels:?}");
     let mut first: Vec<Option<Vec<Tensor>>> = vec![None; want.len()];
@@ -63,11 +63,11 @@ fn kernels_in_cooperative_matrices_are_valid() {
     for (size, width, one_width) in [(16, 32, true), (8, 32, true), (16, 64, false)] {
         let cooperative = Some(Cooperative { size, width, one_width });
         let traits = GpuTraits { cooperative, ..hardware_traits() };
-        for s in samples() {
+        for (op, s) in samples().into_iter().filter(|s| s.0 == "matmul_fused") {
             let s = s.clone().with(s.attrs.with("halves", Attr::Bool(true)));
-            call(&s, traits, |c| {
-                for name in ops::candidates(OP, c) {
-                    assert_valid_cooperative(OP, &GpuCall { variant: Some(name), ..*c });
+            call(&(op, s), traits, |c| {
+                for name in ops::candidates(op, c) {
+                    assert_valid_cooperative(op, &GpuCall { variant: Some(name), ..*c });
                     kernels.insert(name);
                 }
             });

@@ -1,8 +1,9 @@
-//! The whole test suite in one binary, so that dependencies are linked once.
+//! The whole test suite but for `allocations.rs` in one binary, so that dependencies are linked once.
 
 mod architecture;
 mod build;
 mod cli;
+mod cli_trained;
 mod data;
 mod files;
 mod fused_products;

@@ -32,6 +32,31 @@ pub const CASES: &[(&str, &str, &str)] = &[
            return "y" = %4"#,
     ),
     (
+        "group_products",
+        "adapters on queries, keys and values, their scales, and the gradients of their first factors; a gate that comes too late",
+        r#"%0: f32[64,32] = input "x"
+           %1: f32[4,32] = input "a_q"
+           %2: f32[4,32] = input "a_k"
+           %3: f32[4,32] = input "a_v"
+           %4: f32[] = constant [2.0]
+           %5: f32[64,4] = matmul(%0, %1) {trans_a=false, trans_b=true}
+           %6: f32[64,4] = mul(%5, %4)
+           %7: f32[64,4] = matmul(%0, %2) {trans_a=false, trans_b=true}
+           %8: f32[64,4] = mul(%7, %4)
+           %9: f32[64,4] = exp(%6)
+           %10: f32[64,4] = matmul(%0, %3) {trans_a=false, trans_b=true}
+           %11: f32[64,4] = mul(%4, %10)
+           %12: f32[4,32] = matmul(%9, %0) {trans_a=true, trans_b=false}
+           %13: f32[4,32] = matmul(%8, %0) {trans_a=true, trans_b=false}
+           %14: f32[4,32] = add(%12, %2)
+           %15: f32[64,4] = matmul(%0, %14) {trans_a=false, trans_b=true}
+           %16: f32[64,4] = mul(%15, %4)
+           return "y" = %11
+           return "da" = %13
+           return "z" = %14
+           return "late" = %16"#,
+    ),
+    (
         "sink_scales",
         "the scale of an adapter's term",
         r#"%0: f32[6,2] = input "t"

@@ -6,13 +6,22 @@ use reslora_compile::device::{Cpu, Device};
 use reslora_compile::ir::{Attr, Attrs, Builder, DType, Graph, Leaf, Sink, Tensor, Type, Weight};
 use reslora_compile::ops::host::Buffer;
 use reslora_compile::ops::{self, Fill, RULES, draw};
-use reslora_compile::passes::{self, ATTEND, BACKWARD, BY_ROWS, END, FORWARD, FUSE, JOIN, MIXED, Pass};
+use reslora_compile::passes::{self, ATTEND, BACKWARD, BY_ROWS, END, FORWARD, FUSE, GROUP, JOIN, MIXED, Pass};
 use reslora_compile::pipeline;
 use reslora_compile::train::Purpose;
 use std::collections::{BTreeMap, BTreeSet};
 
 fn all() -> impl Iterator<Item = &'static Pass> {
-    FORWARD.iter().chain(ATTEND).chain(JOIN).chain(BACKWARD).chain(BY_ROWS).chain(MIXED).chain(FUSE).chain(END)
+    FORWARD
+        .iter()
+        .chain(ATTEND)
+        .chain(JOIN)
+        .chain(BACKWARD)
+        .chain(BY_ROWS)
+        .chain(MIXED)
+        .chain(GROUP)
+        .chain(FUSE)
+        .chain(END)
 }
 
 fn find(name: &str) -> &'static Pass {

@@ -171,6 +171,7 @@ impl Device for Gpu {
             by_rows: self.info.software,
             busy_rows: if self.info.software { 256 } else { 1024 },
             endings: true,
+            groups: !self.info.software,
         }
     }
 
@@ -194,7 +195,7 @@ impl Device for Gpu {
     }
 
     fn load(&mut self, plan: Plan) -> Result<PlanId, DeviceError> {
-        let packed = if self.half_weights { halves::packable(&plan) } else { BTreeSet::new() };
+        let packed = if self.half_weights { halves::packable(&plan, crate::ops::unpacks) } else { BTreeSet::new() };
         let mut own = Own { inputs: HashMap::new(), constants: HashMap::new(), packed };
         for info in &plan.graph.values {
             if let Def::Leaf(Leaf::Weight(w)) = &info.def {

@@ -75,7 +75,7 @@ impl Gpu {
         for run in runs {
             let loaded = &self.plans[run.plan.0];
             let mut parts = Vec::new();
-            for ((name, _), t) in loaded.plan.graph.inputs().into_iter().zip(inputs_of(&loaded.plan, run)?) {
+            for ((name, _), t) in loaded.plan.graph.inputs().zip(inputs_of(&loaded.plan, run)?) {
                 parts.push((loaded.inputs[name].clone(), upload.len() as u64 * 4, t.elements() as u64 * 4));
                 upload.extend_from_slice(t.words());
             }
@@ -132,7 +132,7 @@ impl Gpu {
             return Err(self.failed("the adapter has no timestamps"));
         }
         let loaded = &self.plans[run.plan.0];
-        for ((name, _), t) in loaded.plan.graph.inputs().into_iter().zip(inputs_of(&loaded.plan, run)?) {
+        for ((name, _), t) in loaded.plan.graph.inputs().zip(inputs_of(&loaded.plan, run)?) {
             if t.elements() > 0 {
                 self.queue.write_buffer(&loaded.inputs[name], 0, bytemuck::cast_slice(t.words()));
             }
