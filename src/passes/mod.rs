@@ -11,6 +11,7 @@ pub mod group_products;
 pub mod halve_operands;
 pub mod join_low_rank;
 pub mod lay_out_by_rows;
+pub mod push_slices;
 pub mod recognise_activation;
 pub mod recognise_attention;
 pub mod recognise_linear_cross_entropy;
@@ -81,6 +82,8 @@ pub static ATTEND_BY_PRODUCTS: &[Pass] = &[
 pub static JOIN: &[Pass] = &[
     Pass { name: "join_low_rank", run: join_low_rank::join_low_rank },
     Pass { name: "sink_scales", run: join_low_rank::sink_scales },
+    Pass { name: "push_slices", run: push_slices::push_slices },
+    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
 ];
 

@@ -57,6 +57,46 @@ pub const CASES: &[(&str, &str, &str)] = &[
            return "late" = %16"#,
     ),
     (
+        "push_slices",
+        "the first position of a layer: its queries, a row for all, a norm and what follows; keys and values stay whole",
+        r#"%0: f32[2,5,8] = input "h"
+           %1: f32[10,8] = reshape(%0) {shape=[10,8]}
+           %2: f32[8,8] = input "w_q"
+           %3: f32[10,8] = matmul(%1, %2) {trans_a=false, trans_b=true}
+           %4: f32[2,5,2,4] = reshape(%3) {shape=[2,5,2,4]}
+           %5: f32[8,8] = input "w_k"
+           %6: f32[10,8] = matmul(%1, %5) {trans_a=false, trans_b=true}
+           %7: f32[2,5,2,4] = reshape(%6) {shape=[2,5,2,4]}
+           %8: f32[1,1,5,5] = input "bias"
+           %9: f32[2,5,2,4], %10: f32[2,2,5,2] = attention(%4, %7, %7, %8) {scale=0.5, seq_k=true, seq_q=true, seq_v=true, seq_y=true}
+           %11: f32[2,5,8] = reshape(%9) {shape=[2,5,8]}
+           %12: f32[2,5,8] = add(%11, %0)
+           %13: f32[10,8] = reshape(%12) {shape=[10,8]}
+           %14: f32[8] = input "scale"
+           %15: f32[8] = input "shift"
+           %16: f32[10,8], %17: f32[10], %18: f32[10] = layer_norm(%13, %14, %15) {eps=0.001}
+           %19: f32[10,8] = gelu(%16)
+           %20: f32[2,5,8] = reshape(%19) {shape=[2,5,8]}
+           %21: f32[5,1] = input "position"
+           %22: f32[2,5,8] = add(%20, %21)
+           %23: f32[2,1,8] = slice(%22) {axis=1, len=1, start=3, step=1}
+           return "y" = %23"#,
+    ),
+    (
+        "push_slices",
+        "rotated rows and a transpose; what others read as well is computed whole",
+        r#"%0: f32[2,3,5,4] = input "x"
+           %1: f32[1,1,5,4] = input "cos"
+           %2: f32[1,1,5,4] = input "sin"
+           %3: f32[2,3,5,4] = exp(%0)
+           %4: f32[2,3,5,4] = rotary(%3, %1, %2)
+           %5: f32[2,5,3,4] = transpose(%4) {perm=[0,2,1,3]}
+           %6: f32[2,1,3,4] = slice(%5) {axis=1, len=1, start=4, step=1}
+           %7: f32[6,20] = reshape(%3) {shape=[6,20]}
+           return "y" = %6
+           return "z" = %7"#,
+    ),
+    (
         "sink_scales",
         "the scale of an adapter's term",
         r#"%0: f32[6,2] = input "t"

@@ -308,7 +308,7 @@ fn training_in_mixed_precision() {
         assert!(off(&cpu, &full) < 5e-3, "{name}: {:.1e}", off(&cpu, &full));
         if available() {
             let (gpu, _) = oracle::train_case(&case, "init.safetensors", &mixed, crate::gpu::gpu);
-            assert!(off(&gpu, &cpu) < 2e-3, "{name}: {:.1e}", off(&gpu, &cpu));
+            assert!(off(&gpu, &cpu) < 3e-3, "{name}: {:.1e}", off(&gpu, &cpu));
         }
     }
 }
