@@ -8,7 +8,7 @@
 //! of -∞ gives zeros, not NaN.
 
 use super::gemm::{Matrix, Target, gemm};
-use super::heads::{FLAGS, Heads, KEYS, ROWS, Rule, exponents, fold, gathered};
+use super::heads::{FLAGS, Heads, KEYS, ROWS, Rule, exponents, fold, gathered, right};
 use super::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
@@ -133,8 +133,8 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
                 for key in seen.clone().step_by(KEYS) {
                     let n = KEYS.min(seen.end - key);
                     let s = &mut scores[..rows * n];
-                    let keys = gathered(k, h.k.at(b, kv, key), h.k.row, [n, h.width], k_part);
-                    let (queries, keys) = (Matrix::new(queries, h.width, 1), Matrix::new(keys, 1, h.width));
+                    let (keys, key_row) = right(k, h.k.at(b, kv, key), h.k.row, [n, h.width], k_part);
+                    let (queries, keys) = (Matrix::new(queries, h.width, 1), Matrix::new(keys, 1, key_row));
                     let out = Target { data: &Shared::new(s), at: 0, row: n };
                     // SAFETY: the scratch is this task's own.
                     unsafe { gemm([rows, n, h.width], queries, keys, out, false, false) };
@@ -145,8 +145,8 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
                     if !first {
                         parallel::simd_call(earlier);
                     }
-                    let values = gathered(v, h.v.at(b, kv, key), h.v.row, [n, h.value], k_part);
-                    let (p, values) = (Matrix::new(s, n, 1), Matrix::new(values, h.value, 1));
+                    let (values, value_row) = right(v, h.v.at(b, kv, key), h.v.row, [n, h.value], k_part);
+                    let (p, values) = (Matrix::new(s, n, 1), Matrix::new(values, value_row, 1));
                     let out = Target { data: &y, at: y_at, row: h.y.row };
                     // SAFETY: one task a block of rows.
                     unsafe { gemm([rows, h.value, n], p, values, out, !first, false) };

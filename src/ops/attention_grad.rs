@@ -6,7 +6,7 @@
 
 use super::attention::{params, problems, tile};
 use super::gemm::{Matrix, Target, gemm};
-use super::heads::{Heads, KEYS, ROWS, Rule, gathered};
+use super::heads::{Heads, KEYS, ROWS, Rule, gathered, right};
 use super::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
@@ -139,15 +139,15 @@ impl<T: Real> Call<'_, T> {
             let (k_at, v_at) = (h.k.at(b, kv, key), h.v.at(b, kv, key));
             let (p, ds) = (&mut p_part[..rows * n], &mut ds_part[..rows * n]);
             let (k_part, v_part) = kv_part.split_at_mut(KEYS * h.width);
-            let keys = gathered(k, k_at, h.k.row, [n, h.width], k_part);
-            let values = gathered(v, v_at, h.v.row, [n, h.value], v_part);
+            let (keys, key_row) = right(k, k_at, h.k.row, [n, h.width], k_part);
+            let (values, value_row) = right(v, v_at, h.v.row, [n, h.value], v_part);
             {
                 let (p, ds) = (Shared::new(p), Shared::new(ds));
                 let at = |data| Target { data, at: 0, row: n };
                 // SAFETY: the scratch is this task's own.
                 unsafe {
-                    gemm([rows, n, h.width], queries, Matrix::new(keys, 1, h.width), at(&p), false, false);
-                    gemm([rows, n, h.value], gradients, Matrix::new(values, 1, h.value), at(&ds), false, false);
+                    gemm([rows, n, h.width], queries, Matrix::new(keys, 1, key_row), at(&p), false, false);
+                    gemm([rows, n, h.value], gradients, Matrix::new(values, 1, value_row), at(&ds), false, false);
                 }
             }
             let bias = |r: usize| self.rule.bias(b, head, from + r, key, n);
@@ -161,7 +161,7 @@ impl<T: Real> Call<'_, T> {
                 let dk = part(&self.dk, k_at, h.k.row);
                 gemm([n, h.width, rows], Matrix::new(ds, 1, n), queries, dk, !fresh, false);
                 let dq = part(&self.dq, q_at, h.q.row);
-                let keys = Matrix::new(keys, h.width, 1);
+                let keys = Matrix::new(keys, key_row, 1);
                 gemm([rows, h.width, n], Matrix::new(ds, n, 1), keys, dq, key != seen.start, false);
             }
         }

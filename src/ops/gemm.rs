@@ -58,6 +58,14 @@ pub struct Term<'a, T> {
 /// What is done with results: it is given rectangles, their rows and columns, each when its elements are final, and none twice.
 pub type Then<'f> = &'f (dyn Fn(Range<usize>, Range<usize>) + Sync);
 
+/// Whether products copy their right operand side by side as they go, wherever its rows are.
+pub fn packs_rights<T: Real>() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return single::is_f32::<T>() && super::gemm_avx512::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
 /// `y = a b`, or `y += a b` with `add`: `(m, k)` by `(k, n)`. With `threads` on all cores, else on the calling one.
 ///
 /// # Safety
@@ -167,7 +175,7 @@ mod single {
     use super::{Elements, Matrix, Real, Shared, Start, Target, Term};
     use std::any::TypeId;
 
-    fn is_f32<T: Real>() -> bool {
+    pub(super) fn is_f32<T: Real>() -> bool {
         TypeId::of::<T>() == TypeId::of::<f32>()
     }
 

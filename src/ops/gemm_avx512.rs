@@ -21,6 +21,9 @@ const ROWS: usize = 8;
 const DEPTH: usize = 384;
 /// The most panels of one task: packed, they fit the second level of cache.
 const TASK_PANELS: usize = 4;
+/// Steps of k that all panels of a task get before the next ones: rows as they are stored are read on and on, rather than a panel's
+/// width of each.
+const STRIP: usize = 16;
 /// Rows that one visit of a task's panels multiplies: they stay in the second level of cache beside the panels.
 const BLOCK: usize = 16 * ROWS;
 
@@ -197,18 +200,22 @@ unsafe fn task(p: Product, rows: std::ops::Range<usize>, columns: std::ops::Rang
             // Of the second term, all at the end.
             let more = if last { second.k } else { 0 };
             let width = |j: usize| PANEL.min(n - j * PANEL);
-            for j in 0..panels {
+            let strip = if first.b_col == 1 && panels > 1 { STRIP } else { deep.max(1) };
+            for (p, j) in (0..deep).step_by(strip).flat_map(|p| (0..panels).map(move |j| (p, j))) {
                 let room = width(j).next_multiple_of(LANES);
-                let column = columns.start + j * PANEL;
                 // SAFETY: the panel is within b, its packed form within the buffer.
                 unsafe {
-                    let b = first.b.add(from * first.b_row + column * first.b_col);
-                    let to = packed.add(j * each);
-                    pack(deep, width(j), b, first.b_row, first.b_col, to, room);
-                    if more > 0 {
-                        let b = second.b.add(column * second.b_col);
-                        pack(more, width(j), b, second.b_row, second.b_col, to.add(deep * room), room);
-                    }
+                    let b = first.b.add((from + p) * first.b_row + (columns.start + j * PANEL) * first.b_col);
+                    let to = packed.add(j * each + p * room);
+                    pack(strip.min(deep - p), width(j), b, first.b_row, first.b_col, to, room);
+                }
+            }
+            for j in (0..panels).filter(|_| more > 0) {
+                let room = width(j).next_multiple_of(LANES);
+                // SAFETY: as above.
+                unsafe {
+                    let b = second.b.add((columns.start + j * PANEL) * second.b_col);
+                    pack(more, width(j), b, second.b_row, second.b_col, packed.add(j * each + deep * room), room);
                 }
             }
             for top in (0..m).step_by(BLOCK) {

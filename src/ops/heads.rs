@@ -1,5 +1,6 @@
 //! What `attention` and its gradient share: extents, where heads lie in memory, and how scores become probabilities.
 
+use super::gemm::packs_rights;
 use super::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -239,6 +240,20 @@ pub fn gathered<'a, T: Copy>(
         to.copy_from_slice(&data[at + r * row..][..width]);
     }
     into
+}
+
+/// [`gathered`] for what stands on the right of a product, and the distance of its rows: products that pack it read it where it is.
+pub fn right<'a, T: Real>(
+    data: &'a [T],
+    at: usize,
+    row: usize,
+    [rows, width]: [usize; 2],
+    into: &'a mut [T],
+) -> (&'a [T], usize) {
+    match packs_rights::<T>() {
+        true => (&data[at..at + (rows - 1) * row + width], row),
+        false => (gathered(data, at, row, [rows, width], into), width),
+    }
 }
 
 /// Scores of one row to exponents; gives the largest, NaN not counting.
