@@ -2,6 +2,7 @@
 //! top of its base, and gradients that several products add up to. Where that operand ends there, the sum is in place. An adapter's term
 //! on a base that nothing else reads becomes further columns of that product's K.
 
+use super::join_low_rank::terms;
 use super::rewrite::{Rewriter, each_node};
 use crate::ir::{Attr, BuildError, Graph, Node, Shape, Value};
 
@@ -26,6 +27,45 @@ pub fn sink_bias(graph: &Graph) -> Result<Graph, BuildError> {
         debug_assert_eq!(r.b.shape(all), r.old.shape(sum));
         let all = r.b.reshape(all, r.old.shape(y).clone())?;
         r.set(y, all);
+        Ok(true)
+    })
+}
+
+/// Adds what is no product first where a sum is of several products and one other: `((p + q) + r)` is `((p + r) + q)`, in which each
+/// product starts from a sum.
+pub fn order_terms(graph: &Graph) -> Result<Graph, BuildError> {
+    let uses = graph.uses();
+    // Sums that are a term of another's.
+    let mut inner = vec![false; graph.values.len()];
+    for node in graph.nodes.iter().filter(|n| n.op == "add") {
+        let alike = |v: &&Value| graph.shape(**v) == graph.shape(node.outputs[0]) && uses[v.index()] == 1;
+        node.inputs.iter().filter(alike).for_each(|v| inner[v.index()] = true);
+    }
+    each_node(graph, |r, node| {
+        let y = node.outputs[0];
+        let mut all = Vec::new();
+        if node.op != "add" || inner[y.index()] {
+            return Ok(false);
+        }
+        terms(r.old, &uses, y, &mut all);
+        let is_product = |v: &&Value| depth(r.old, &uses, **v).is_some();
+        let (products, others): (Vec<&Value>, Vec<&Value>) = all.iter().partition(is_product);
+        let (2.., &[&other]) = (products.len(), &others[..]) else { return Ok(false) };
+        if r.old.shape(other) != r.old.shape(y) {
+            return Ok(false);
+        }
+        r.b.set_origin(node.origin.clone());
+        let mut sum = r.get(other);
+        // Each of few terms behind one of many, which it goes along with.
+        let few = |v: &&Value| depth(r.old, &uses, **v).is_some_and(|k| k <= FEW);
+        let (few, many): (Vec<&Value>, Vec<&Value>) = products.into_iter().partition(few);
+        let mut few = few.into_iter();
+        let pairs: Vec<&Value> = many.into_iter().flat_map(|v| [Some(v), few.next()]).flatten().collect();
+        for &product in pairs.into_iter().chain(few) {
+            let product = r.get(product);
+            sum = r.b.add(product, sum)?;
+        }
+        r.set(y, sum);
         Ok(true)
     })
 }

@@ -31,7 +31,7 @@ fn low_rank(g: &Graph, v: Value) -> Option<LowRank> {
 }
 
 /// What the operands of a sum are sums of; those that nothing else reads are taken apart.
-fn terms(g: &Graph, uses: &[usize], v: Value, out: &mut Vec<Value>) {
+pub fn terms(g: &Graph, uses: &[usize], v: Value, out: &mut Vec<Value>) {
     match g.inputs_of(v, "add") {
         Some(&[x, y]) if g.shape(x) == g.shape(y) => {
             for v in [x, y] {

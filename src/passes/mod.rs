@@ -108,11 +108,16 @@ pub static MIXED: &[Pass] = &[Pass { name: "halve_operands", run: halve_operands
 /// After that and before `FUSE`, whose passes would take a product apart from its fellows, for devices that gain by it.
 pub static GROUP: &[Pass] = &[Pass { name: "group_products", run: group_products::group_products }];
 
-/// `sink_bias` before `fuse_addend`, so that biases are not left over; elementwise chains take what remains. No pass that looks into matmuls may come after, but for `END`. `recompute` repeats operations, which `common_subexpressions` would undo, and what it repeats
+/// `sink_bias` before `fuse_addend`, so that biases are not left over; elementwise chains take what remains. `dead_code` between them, since
+/// each asks whether a product has other readers. No pass that looks into matmuls may come after, but for `END`. `recompute` repeats operations, which `common_subexpressions` would undo, and what it repeats
 /// may fuse with its reader.
 pub static FUSE: &[Pass] = &[
     Pass { name: "sink_bias", run: fuse_addend::sink_bias },
+    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
+    Pass { name: "order_terms", run: fuse_addend::order_terms },
+    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
     Pass { name: "fuse_addend", run: fuse_addend::fuse_addend },
+    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
     Pass { name: "fuse_residual", run: fuse_addend::fuse_residual },
     Pass { name: "fuse_terms", run: fuse_addend::fuse_terms },
     Pass { name: "recompute", run: recompute::recompute },

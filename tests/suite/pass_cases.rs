@@ -97,6 +97,20 @@ pub const CASES: &[(&str, &str, &str)] = &[
            return "z" = %7"#,
     ),
     (
+        "order_terms",
+        "a gradient of two products and what comes by the residual",
+        r#"%0: f32[6,4] = input "g"
+           %1: f32[5,4] = input "w"
+           %2: f32[6,3] = input "h"
+           %3: f32[5,3] = input "v"
+           %4: f32[6,5] = input "residual"
+           %5: f32[6,5] = matmul(%0, %1) {trans_a=false, trans_b=true}
+           %6: f32[6,5] = matmul(%2, %3) {trans_a=false, trans_b=true}
+           %7: f32[6,5] = add(%5, %6)
+           %8: f32[6,5] = add(%7, %4)
+           return "y" = %8"#,
+    ),
+    (
         "sink_scales",
         "the scale of an adapter's term",
         r#"%0: f32[6,2] = input "t"
