@@ -65,7 +65,7 @@ fn groups(graph: &Graph) -> Vec<Group> {
     let mut all = Vec::new();
     // The later of two products that one operation reads takes it.
     for (m, node) in graph.nodes.iter().enumerate().rev() {
-        if node.op.starts_with("matmul") && node.attrs.get_program().is_none() {
+        if matches!(node.op.as_str(), "matmul" | "matmul_fused") && node.attrs.get_program().is_none() {
             let mut of = readers[node.outputs[0].index()].clone();
             of.sort_by_key(|&i| places[i]);
             of.dedup();

@@ -1,6 +1,7 @@
 //! The device kernels on whatever adapter is there, a software one included.
 
 use crate::oracle;
+use crate::products::open;
 use reslora_compile::device::{Device, Gpu, GpuOptions, Run};
 use reslora_compile::ir::{Builder, DType, Sink, Tensor, Value};
 use reslora_compile::ops::{self, Gpu as GpuKernel, PRIMITIVES, RULES, draw};
@@ -89,6 +90,18 @@ fn oracle_probe_with_sharded_weights() {
 fn oracle_probe() {
     if available() {
         oracle::fixtures().iter().for_each(|c| oracle::check_probe(c, gpu));
+    }
+}
+
+/// The programs and kernels that a hardware adapter gets, without races.
+fn as_hardware() -> Box<dyn Device> {
+    Box::new(open(Some("matmul 64x64x16.4x4"), false))
+}
+
+#[test]
+fn oracle_training_as_on_hardware() {
+    if available() {
+        oracle::fixtures().iter().for_each(|c| oracle::check_training(c, as_hardware));
     }
 }
 

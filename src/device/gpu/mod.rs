@@ -168,10 +168,10 @@ impl Device for Gpu {
             value_words: self.value_words,
             weight_words: self.weight_words,
             arena_words: arena as usize,
-            by_rows: self.info.software,
-            busy_rows: if self.info.software { 256 } else { 1024 },
+            by_rows: self.traits.software,
+            busy_rows: if self.traits.software { 256 } else { 1024 },
             endings: true,
-            groups: !self.info.software,
+            groups: !self.traits.software,
         }
     }
 
