@@ -116,12 +116,21 @@ impl Cpu {
         *self.weight_numbers.entry((weight.key(), form)).or_insert_with(|| {
             // Where the file holds the words as they are wanted, its pages serve in place of a copy.
             let as_is = || Held::new(weight.held().cloned().unwrap_or_else(|| Arc::new(weight.load())), Form::AsIs);
-            let converted =
-                |words: Option<Arc<dyn Words>>| words.map(|words| Held::new(words, form)).unwrap_or_else(as_is);
+            let converted = |convert: fn(&[f32]) -> Option<Vec<u32>>| {
+                let words = match weight.held() {
+                    Some(held) => {
+                        let words = convert(bytemuck::cast_slice(held.words()));
+                        held.release();
+                        words
+                    }
+                    None => weight.load().as_f32().and_then(convert),
+                };
+                words.map(|words| Held::new(Arc::new(words), form)).unwrap_or_else(as_is)
+            };
             self.weights.push(match form {
                 Form::AsIs => as_is(),
-                Form::Rounded => converted(halves::round(&weight.load()).map(|t| Arc::new(t) as Arc<dyn Words>)),
-                Form::Packed => converted(halves::pack(&weight.load()).map(|w| Arc::new(w) as Arc<dyn Words>)),
+                Form::Rounded => converted(halves::round),
+                Form::Packed => converted(halves::pack),
             });
             number
         })

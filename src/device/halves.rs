@@ -1,6 +1,6 @@
 //! Frozen weights as halves: which, and their bits. Rounding is to the nearest half, ties to even.
 
-use crate::ir::{DType, Def, Leaf, Tensor, Value};
+use crate::ir::{DType, Def, Leaf, Value};
 use crate::plan::{Place, Plan, Step};
 use half::f16;
 use std::collections::BTreeSet;
@@ -35,35 +35,33 @@ pub fn packable(plan: &Plan, unpacks: fn(&str, usize, usize) -> bool) -> BTreeSe
     all
 }
 
-/// The nearest halves; `None` where an element is not finite as a half, which leaves the whole weight as it is.
-fn nearest(tensor: &Tensor) -> Option<Vec<f16>> {
-    let halves: Vec<f16> = tensor.as_f32()?.iter().map(|&x| f16::from_f32(x)).collect();
-    halves.iter().all(|h| h.is_finite()).then_some(halves)
+/// The nearest half; `None` where it is not finite, which leaves the whole weight as it is.
+fn nearest(x: f32) -> Option<f16> {
+    Some(f16::from_f32(x)).filter(|h| h.is_finite())
 }
 
 /// Two halves in a word, the first in the lower bits.
-pub fn pack(tensor: &Tensor) -> Option<Vec<u32>> {
-    let word = |pair: &[f16]| pair[0].to_bits() as u32 | (pair.get(1).map_or(0, |h| h.to_bits()) as u32) << 16;
-    nearest(tensor).map(|halves| halves.chunks(2).map(word).collect())
+pub fn pack(weight: &[f32]) -> Option<Vec<u32>> {
+    let bits = |x: Option<&f32>| x.map_or(Some(0), |&x| nearest(x).map(|h| h.to_bits() as u32));
+    weight.chunks(2).map(|pair| Some(bits(pair.first())? | bits(pair.get(1))? << 16)).collect()
 }
 
-/// The same values, as f32.
-pub fn round(tensor: &Tensor) -> Option<Tensor> {
-    nearest(tensor).map(|halves| Tensor::f32(tensor.shape().to_vec(), halves.iter().map(|h| h.to_f32()).collect()))
+/// The same values as words of f32.
+pub fn round(weight: &[f32]) -> Option<Vec<u32>> {
+    weight.iter().map(|&x| nearest(x).map(|h| h.to_f32().to_bits())).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::{pack, round};
-    use crate::ir::Tensor;
 
     #[test]
     fn halves_are_the_nearest_and_what_is_out_of_range_stays() {
-        let x = Tensor::f32([3], vec![1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, -65504.0]);
-        assert_eq!(round(&x).unwrap().as_f32().unwrap(), [1.0, 1.0 + 4.0 / 2048.0, -65504.0]);
+        let x = [1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, -65504.0];
+        assert_eq!(round(&x).unwrap(), [1.0f32, 1.0 + 4.0 / 2048.0, -65504.0].map(f32::to_bits));
         assert_eq!(pack(&x).unwrap(), [0x3c02_3c00, 0xfbff]);
         for beyond in [65520.0, f32::INFINITY, f32::NAN] {
-            assert!(pack(&Tensor::f32([2], vec![1.0, beyond])).is_none());
+            assert!(pack(&[1.0, beyond]).is_none());
         }
     }
 }

@@ -119,6 +119,9 @@ pub struct Weight {
 pub trait Words: Send + Sync {
     /// The same words at the same place each time.
     fn words(&self) -> &[u32];
+
+    /// Says that they will hardly be read again, so that memory may go to others meanwhile.
+    fn release(&self) {}
 }
 
 impl Weight {

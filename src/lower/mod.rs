@@ -453,6 +453,10 @@ impl Words for Stored {
     fn words(&self) -> &[u32] {
         self.in_place().expect("a model's bytes stay where they are")
     }
+
+    fn release(&self) {
+        self.model.release(&self.name);
+    }
 }
 
 /// A tensor of the file on the host. 64-bit integers beyond 32 bits (such as "to the end") become the nearest.

@@ -17,6 +17,10 @@ impl ExternalFile {
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
+
+    pub(super) fn mapped(&self) -> &memmap2::Mmap {
+        &self.bytes
+    }
 }
 
 /// The external files of one model, each mapped once.

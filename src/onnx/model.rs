@@ -17,6 +17,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The bytes of a file, mapped.
 pub(super) type Source = Arc<memmap2::Mmap>;
 
+/// Only a hint: pages of a file that is mapped to be read hold nothing that the file does not.
+fn forget(map: &memmap2::Mmap, range: &Range<usize>) {
+    #[cfg(unix)]
+    {
+        // SAFETY: nothing writes to the mapping, so that its pages are the same when they are read again.
+        let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+    }
+    #[cfg(not(unix))]
+    let _ = (map, range);
+}
+
 /// Identifies a node within one model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub usize);
@@ -170,6 +181,15 @@ impl Model {
             (None, Data::Typed) => typed_bytes(&t.header, element),
         };
         Some(TensorView { name: key, element, dims, bytes })
+    }
+
+    /// Lets go of the memory that holds an initializer's pages; they are read from the file again where they are needed.
+    pub fn release(&self, name: &str) {
+        match self.initializers.get(name).map(|t| (&t.replaced, &t.data)) {
+            Some((None, Data::Raw(range))) => forget(&self.source, range),
+            Some((None, Data::External { file, range })) => forget(file.mapped(), range),
+            _ => {}
+        }
     }
 
     /// The version of a domain's operators; 0 if the model does not import it.

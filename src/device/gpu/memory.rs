@@ -48,7 +48,7 @@ impl Gpu {
             return Ok(());
         }
         let tensor = w.load();
-        let halves = if packed { halves::pack(&tensor) } else { None };
+        let halves = if packed { tensor.as_f32().and_then(halves::pack) } else { None };
         if packed && halves.is_none() {
             self.out_of_range.insert(key.clone());
             own.packed.remove(&key);
