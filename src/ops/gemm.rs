@@ -20,7 +20,7 @@ impl<'a, T> Matrix<'a, T> {
 
     /// Whether every element of an `(m, n)` matrix is within the data.
     fn holds(&self, m: usize, n: usize) -> bool {
-        m * n == 0 || (m - 1) * self.row + (n - 1) * self.col < self.data.len()
+        m * n == 0 || (m - 1) * self.row + (n - 1) * self.col < self.data.count()
     }
 }
 

@@ -140,7 +140,7 @@ impl<T> Clone for Elements<'_, T> {
 impl<T> Copy for Elements<'_, T> {}
 
 impl<'a, T> Elements<'a, T> {
-    pub fn len(self) -> usize {
+    pub fn count(self) -> usize {
         match self {
             Elements::Full(x) => x.len(),
             Elements::Halves(x) => x.len(),

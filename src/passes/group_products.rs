@@ -24,6 +24,9 @@ struct Member {
 /// What members have in common: the operand that they share, the attributes of the group and the shape of the other operand.
 type Kind = (Value, String, Vec<usize>);
 
+/// The operand that members share, the attributes of their group, and them.
+type Group<'a> = (Value, &'a Attrs, &'a [Member]);
+
 /// Groups products.
 pub fn group_products(graph: &Graph) -> Result<Graph, BuildError> {
     let (uses, readers) = (graph.uses(), readers(graph));
@@ -34,7 +37,7 @@ pub fn group_products(graph: &Graph) -> Result<Graph, BuildError> {
         }
     }
     // Groups by the node that they go before, and what they replace.
-    let mut groups: BTreeMap<usize, Vec<(Value, &Attrs, &[Member])>> = BTreeMap::new();
+    let mut groups: BTreeMap<usize, Vec<Group>> = BTreeMap::new();
     let mut replaced = vec![false; graph.nodes.len()];
     for ((shared, ..), (attrs, members)) in &kinds {
         let mut rest = &members[..];
