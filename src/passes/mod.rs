@@ -78,7 +78,8 @@ pub static ATTEND_BY_PRODUCTS: &[Pass] = &[
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
 ];
 
-/// Before differentiation too, so that the gradients of what adapters compute are cheaper as well. Left out under `--no-fuse`.
+/// Before differentiation too, so that the gradients of what adapters compute, and of positions that nothing reads, are cheaper as well.
+/// Left out under `--no-fuse`.
 pub static JOIN: &[Pass] = &[
     Pass { name: "join_low_rank", run: join_low_rank::join_low_rank },
     Pass { name: "sink_scales", run: join_low_rank::sink_scales },
@@ -108,9 +109,10 @@ pub static MIXED: &[Pass] = &[Pass { name: "halve_operands", run: halve_operands
 /// After that and before `FUSE`, whose passes would take a product apart from its fellows, for devices that gain by it.
 pub static GROUP: &[Pass] = &[Pass { name: "group_products", run: group_products::group_products }];
 
-/// `sink_bias` before `fuse_addend`, so that biases are not left over; elementwise chains take what remains. `dead_code` between them, since
-/// each asks whether a product has other readers. No pass that looks into matmuls may come after, but for `END`. `recompute` repeats operations, which `common_subexpressions` would undo, and what it repeats
-/// may fuse with its reader.
+/// `sink_bias` and `order_terms` before `fuse_addend`, so that nothing is left over that a product could start from, and `dead_code`
+/// between them, since each asks whether a product has other readers; elementwise chains take what remains. No pass that looks into matmuls
+/// may come after, but for `END`. `recompute` repeats operations, which `common_subexpressions` would undo, and what it repeats may fuse with
+/// its reader.
 pub static FUSE: &[Pass] = &[
     Pass { name: "sink_bias", run: fuse_addend::sink_bias },
     Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
