@@ -224,10 +224,12 @@ pub fn added_in_place(op: &str, inputs: usize, attrs: &crate::ir::Attrs) -> Opti
     }
 }
 
-/// Whether a host kernel can read this input, of so many axes, as halves (see [`Data::Half`]).
+/// Whether a host kernel can read this input, of so many axes, as halves (see [`Data::Half`]). Products do it where they pack right
+/// operands: elsewhere each would make a whole copy first.
 pub fn unpacks_on_host(op: &str, input: usize, axes: usize) -> bool {
     match op {
-        "matmul" | "matmul_fused" => input == 1,
+        "matmul" | "matmul_fused" => input == 1 && gemm::packs_rights::<f32>(),
+        "linear_cross_entropy" => unpacks(op, input, axes) && gemm::packs_rights::<f32>(),
         _ => unpacks(op, input, axes),
     }
 }
