@@ -67,8 +67,8 @@ pub struct Usage(pub String);
 #[derive(clap::Args, Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct DataArgs {
-    /// A Hugging Face tokenizer.json, for text
-    #[arg(long, value_name = "FILE")]
+    /// A Hugging Face tokenizer.json, or a folder that holds one, for text [default: beside the model]
+    #[arg(long, value_name = "FILE|DIR")]
     pub tokenizer: Option<PathBuf>,
     /// Tokens kept of each text
     #[arg(long, default_value_t = 512, value_name = "N")]
@@ -85,6 +85,25 @@ pub struct DataArgs {
     /// A scalar output of the model that is its loss
     #[arg(long, value_name = "NAME")]
     pub loss_output: Option<String>,
+    /// For `messages`: the name of one of the tokenizer's chat templates, or a file with a template
+    #[arg(long, value_name = "NAME|FILE")]
+    pub chat_template: Option<String>,
+    /// What the classes are called, in order [default: id2label of the config.json beside the model]
+    #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub label_names: Vec<String>,
+    /// Move the labels of .safetensors and .npz one position to the left, so that each is the next token
+    #[arg(long)]
+    #[serde(default)]
+    pub shift_labels: bool,
+    /// Columns of text files under other names: text=review,label=stars
+    #[arg(long, value_name = "NAME=COLUMN,...", value_delimiter = ',')]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns: Vec<String>,
+    /// Add no special tokens (beginning and end of sequence) to texts
+    #[arg(long)]
+    #[serde(default)]
+    pub no_special_tokens: bool,
 }
 
 #[derive(clap::Args, Clone, Debug, Serialize, Deserialize)]
@@ -147,8 +166,23 @@ impl DataArgs {
         Calibration { data, batch_size: self.batch_size, max_length: self.max_length, loss, loss_output }
     }
 
-    pub fn read(&self, path: &Path, printer: &Printer) -> anyhow::Result<Dataset> {
-        let options = data::Options { tokenizer: self.tokenizer.clone(), max_length: self.max_length };
+    /// Reads a data file for a model, whose folder may hold a tokenizer and the names of classes.
+    pub fn read(&self, path: &Path, model: &Path, printer: &Printer) -> anyhow::Result<Dataset> {
+        let columns = self.columns.iter().map(|c| match c.split_once('=') {
+            Some((name, column)) if !name.is_empty() && !column.is_empty() => Ok((name.into(), column.into())),
+            _ => Err(Usage(format!("--columns '{c}' is not NAME=COLUMN\nhint: --columns text=review,label=stars"))),
+        });
+        let folder = model.parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+        let options = data::Options {
+            tokenizer: self.tokenizer.clone(),
+            beside: folder.map(Path::to_path_buf),
+            max_length: self.max_length,
+            chat_template: self.chat_template.clone(),
+            label_names: self.label_names.clone(),
+            special_tokens: !self.no_special_tokens,
+            columns: columns.collect::<Result<_, _>>()?,
+            shift_labels: self.shift_labels,
+        };
         let data = data::read(path, &options).map_err(Error::from)?;
         data.notes.iter().for_each(|n| printer.note(n));
         Ok(data)

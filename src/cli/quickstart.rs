@@ -64,7 +64,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     for (name, bytes) in FILES {
         std::fs::write(dir.join(name), bytes).with_context(|| format!("cannot write {}", dir.join(name).display()))?;
     }
-    let options = data::Options { tokenizer: None, max_length: 512 };
+    let options = data::Options::default();
     let read = |name: &str| data::read(&dir.join(name), &options).map_err(Error::from);
     let (train, test) = (read("train.safetensors")?, read("test.safetensors")?);
     let mut device = args.device.open()?;

@@ -45,7 +45,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let (first, second) = (pipeline::read(&args.first)?, pipeline::read(&args.second)?);
     let batches: Vec<Inputs> = match &args.data {
         Some(path) => {
-            let data = args.how.read(path, printer)?;
+            let data = args.how.read(path, &args.first, printer)?;
             let specs = pipeline::input_specs(&first);
             let all: Vec<usize> = (0..data.len()).collect();
             let batches = all.chunks(args.how.batch_size).take(BATCHES);

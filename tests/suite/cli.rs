@@ -92,7 +92,7 @@ fn bert_case_from_inject_to_merge() {
     let trained = adapter::read(&dir.path().join("run")).unwrap();
     assert_eq!(trained.tensors.len(), 16);
 
-    let all = reslora_compile::train::data::Options { tokenizer: None, max_length: 512 };
+    let all = reslora_compile::train::data::Options::default();
     let all = reslora_compile::train::data::read(&case.dir.join("data.safetensors"), &all).unwrap();
     let reslora_compile::train::data::Source::Tensors { tensors, .. } = all.subset(0..16).source else { panic!() };
     let calib: Vec<(&str, Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();

@@ -70,7 +70,7 @@ fn tokenizer(dir: &Path, sentence: bool) -> std::path::PathBuf {
 fn read(dir: &Path, sentence: bool, max_length: usize, lines: &str) -> Result<Dataset, String> {
     let path = dir.join("data.jsonl");
     std::fs::write(&path, lines).unwrap();
-    let options = Options { tokenizer: Some(tokenizer(dir, sentence)), max_length };
+    let options = Options { tokenizer: Some(tokenizer(dir, sentence)), max_length, ..Options::default() };
     data::read(&path, &options).map_err(|e| e.to_string().replace(&format!("{}", dir.display()), "DIR"))
 }
 
@@ -182,7 +182,7 @@ fn wrong_lines_are_named() {
     check("{\"words\": \"a\"}", "line 1: expected 'text' and 'label'");
     check("\n", "it holds no example");
     std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
-    let options = Options { tokenizer: Some(dir.path().join("tokenizer.json")), max_length: 8 };
+    let options = Options { tokenizer: Some(dir.path().join("tokenizer.json")), max_length: 8, ..Options::default() };
     let error = data::read(&dir.path().join("data.jsonl"), &options).unwrap_err().to_string();
     assert!(error.contains("cannot read the tokenizer"), "{error}");
 }
@@ -205,7 +205,7 @@ fn npz_holds_tensors_too() {
     zip.start_file("labels.npy", zip::write::SimpleFileOptions::default()).unwrap();
     zip.write_all(&npy(&[3], [2i64, -100, 0])).unwrap();
     zip.finish().unwrap();
-    let data = data::read(&path, &Options { tokenizer: None, max_length: 1 }).unwrap();
+    let data = data::read(&path, &Options { max_length: 1, ..Options::default() }).unwrap();
     assert_eq!((data.len(), data.label_type()), (3, Some(DType::I32)));
     let x = InputSpec { name: "x".into(), dtype: DType::F32, dims: Some(vec![Axis::Unknown, Axis::Fixed(2)]) };
     let batch = data.batch(&[x], &[2, 1], 1).unwrap();

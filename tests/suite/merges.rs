@@ -42,7 +42,7 @@ fn trained(case: &Case, dir: &Path) -> (Arc<Model>, Adapter, Dataset) {
     let injected = case.injected("init.safetensors", &dir.join("t.onnx"));
     let finals = case.expected.tensors.iter().filter_map(|(n, v)| Some((n.strip_prefix("final.")?, v)));
     let tensors = finals.filter(|(n, _)| *n != "logits").map(|(n, v)| (n.to_string(), v.clone())).collect();
-    let options = data::Options { tokenizer: None, max_length: 512 };
+    let options = data::Options::default();
     let data = data::read(&case.dir.join("data.safetensors"), &options).unwrap();
     (injected, Adapter { tensors, ..Adapter::default() }, data)
 }

@@ -149,7 +149,7 @@ pub fn relative(a: &ArrayD<f32>, b: &ArrayD<f32>) -> f64 {
 pub fn train_case(case: &Case, adapter: &str, settings: &Settings, open: Open) -> (Vec<f64>, Adapter) {
     let dir = tempfile::tempdir().unwrap();
     let model = case.injected(adapter, &dir.path().join("t.onnx"));
-    let options = data::Options { tokenizer: None, max_length: 512 };
+    let options = data::Options::default();
     let data = data::read(&case.dir.join("data.safetensors"), &options).unwrap();
     let mut device = open();
     let request = TrainRequest {
@@ -270,7 +270,7 @@ fn logits_never_stand_in_memory() {
         let dir = tempfile::tempdir().unwrap();
         let model = case.injected("init.safetensors", &dir.path().join("t.onnx"));
         let mut trainee = pipeline::load(&model, None).unwrap();
-        let options = data::Options { tokenizer: None, max_length: 512 };
+        let options = data::Options::default();
         let data = data::read(&case.dir.join("data.safetensors"), &options).unwrap();
         trainee.set_loss(&data, 2, 512, None, None).unwrap();
         let batch = data.batch(&pipeline::input_specs(&model), &[0, 1], 512).unwrap();
@@ -304,7 +304,7 @@ pub fn measure_merges(case: &Case, open: Open) -> (f64, String) {
             adapter.tensors.insert(name.to_string(), value.clone());
         }
     }
-    let options = data::Options { tokenizer: None, max_length: 512 };
+    let options = data::Options::default();
     let all = data::read(&case.dir.join("data.safetensors"), &options).unwrap();
     // The oracle calibrates on the first eight micro-batches of two, and looks at the logits of the first.
     let calibration = all.subset(0..16.min(all.len()));

@@ -1,6 +1,6 @@
 //! Batches: which examples, in what order, and as which tensors.
 
-use super::{Axis, DataError, Dataset, InputSpec, Source, Task, TextExample, tensors};
+use super::{Axis, DataError, Dataset, InputSpec, Label, Source, Task, TextExample, tensors};
 use crate::ir::{DType, Tensor};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -125,7 +125,10 @@ impl Dataset {
         }
         let labels = match task {
             Task::Classify => {
-                let label = |(r, t): (usize, &&TextExample)| if r < real { t.labels[0] } else { -100 };
+                let label = |(r, t): (usize, &&TextExample)| match &t.label {
+                    Some(Label::Class(c)) if r < real => *c,
+                    _ => -100,
+                };
                 Tensor::i32([rows], texts.iter().enumerate().map(label).collect())
             }
             _ => {

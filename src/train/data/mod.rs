@@ -2,11 +2,13 @@
 
 mod batch;
 mod chat;
+mod labels;
 mod tensors;
 mod text;
 mod tokenizer;
 
 pub use batch::{Batch, Order, buckets};
+pub use labels::Label;
 
 use crate::ir::{DType, Tensor};
 use std::collections::BTreeMap;
@@ -45,8 +47,10 @@ pub enum Task {
 pub struct TextExample {
     pub ids: Vec<i32>,
     pub type_ids: Vec<i32>,
-    /// One class, or one label a position, aligned with the logits (no shift).
+    /// One label a position, aligned with the logits (no shift); empty where an example is classified.
     pub labels: Vec<i32>,
+    /// The label of the whole example; `None` where each position has one.
+    pub label: Option<Label>,
 }
 
 /// Examples, along the first axis of every tensor or one after the other.
@@ -70,9 +74,37 @@ pub struct Dataset {
 /// How to read a data file.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// A `tokenizer.json`, or a folder that holds one. `None` looks in [`Options::beside`].
     pub tokenizer: Option<PathBuf>,
+    /// The model's folder, where `tokenizer.json` is looked for if none is given.
+    pub beside: Option<PathBuf>,
     /// Tokens kept of each text.
     pub max_length: usize,
+    /// A named template of the tokenizer's, or a file.
+    pub chat_template: Option<String>,
+    /// What the classes are called, in order; empty where that is not known.
+    pub label_names: Vec<String>,
+    /// Whether special tokens are added to texts.
+    pub special_tokens: bool,
+    /// Columns of the file under the names used here: `("text", "review")` reads `review` as `text`.
+    pub columns: Vec<(String, String)>,
+    /// Move the labels of tensors one position to the left: each is the next token.
+    pub shift_labels: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            tokenizer: None,
+            beside: None,
+            max_length: 512,
+            chat_template: None,
+            label_names: vec![],
+            special_tokens: true,
+            columns: vec![],
+            shift_labels: false,
+        }
+    }
 }
 
 /// Why data cannot be used.
@@ -190,7 +222,12 @@ impl Dataset {
         let bad = |label: i32| label >= classes as i32 || label < 0 && label != -100;
         let line = match &self.source {
             Source::Text { examples, .. } => {
-                examples.iter().enumerate().find_map(|(i, e)| e.labels.iter().find(|l| bad(**l)).map(|l| (i, *l)))
+                let class = |e: &TextExample| match &e.label {
+                    Some(Label::Class(c)) => Some(*c),
+                    _ => None,
+                };
+                let all = |e: &TextExample| e.labels.iter().copied().chain(class(e)).find(|l| bad(*l));
+                examples.iter().enumerate().find_map(|(i, e)| all(e).map(|l| (i, l)))
             }
             Source::Tensors { tensors, examples } => tensors.get("labels").and_then(|t| {
                 let labels = t.as_i32()?;

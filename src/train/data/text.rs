@@ -1,7 +1,7 @@
 //! Data sets of text: one JSON object a line.
 
 use super::tokenizer::{self, Text};
-use super::{DataError, Options, Source, Task, TextExample, chat};
+use super::{DataError, Label, Options, Source, Task, TextExample, chat};
 use serde_json::Value;
 use std::path::Path;
 
@@ -44,11 +44,10 @@ fn example(text: &Text, object: &Value) -> Result<(Task, TextExample), String> {
         _ => Err(format!("'{key}' must be text")),
     };
     if !object["label"].is_null() {
-        let label = object["label"].as_i64().and_then(|l| i32::try_from(l).ok());
-        let label = label.ok_or_else(|| format!("'label' must be a whole number, not {}", object["label"]))?;
+        let label = Label::read(&object["label"], &[])?;
         let main = string("text")?.ok_or("there is no 'text'")?;
         let (ids, type_ids) = text.encode(main, string("text_pair")?)?;
-        return Ok((Task::Classify, TextExample { ids, type_ids, labels: vec![label] }));
+        return Ok((Task::Classify, TextExample { ids, type_ids, labels: vec![], label: Some(label) }));
     }
     let pieces: Vec<(String, bool)> = if let Some(messages) = object["messages"].as_array() {
         return Ok((Task::LanguageModel, language(text, &chat::pieces(text, messages)?, false)?));
@@ -86,7 +85,7 @@ fn language(text: &Text, pieces: &[(String, bool)], framed: bool) -> Result<Text
     let mut labels: Vec<i32> = (1..ids.len()).map(|t| if counts[t] { ids[t] } else { -100 }).collect();
     labels.push(-100);
     labels.truncate(ids.len());
-    Ok(TextExample { type_ids: vec![0; ids.len()], ids, labels })
+    Ok(TextExample { type_ids: vec![0; ids.len()], ids, labels, label: None })
 }
 
 /// Keeps `n` tokens. A classified text keeps its last token, which closes the sequence; a sequence of a language model
