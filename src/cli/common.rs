@@ -3,12 +3,14 @@
 use crate::device::DeviceError;
 use crate::inject::InjectError;
 use crate::lower::loss::Loss;
+use crate::onnx::Model;
 use crate::pipeline::{self, Calibration, DeviceChoice, Error, Numbers};
 use crate::train::data::{self, Dataset};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// How a subcommand ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +82,7 @@ pub struct DataArgs {
     #[serde(flatten)]
     pub device: DeviceArg,
     /// What to train on, or measure
-    #[arg(long, default_value = "auto", value_name = "LOSS", value_parser = ["auto", "cross-entropy", "mse"])]
+    #[arg(long, default_value = "auto", value_name = "LOSS", value_parser = ["auto", "cross-entropy", "mse", "binary-cross-entropy"])]
     pub loss: String,
     /// A scalar output of the model that is its loss
     #[arg(long, value_name = "NAME")]
@@ -163,16 +165,16 @@ impl DataArgs {
     /// A data set, as these flags say it is run.
     pub fn calibration<'a>(&'a self, data: &'a Dataset) -> Calibration<'a> {
         let (loss, loss_output) = (self.loss(), self.loss_output.as_deref());
-        Calibration { data, batch_size: self.batch_size, max_length: self.max_length, loss, loss_output }
+        Calibration { loss, loss_output, ..Calibration::new(data, self.batch_size, self.max_length) }
     }
 
     /// Reads a data file for a model, whose folder may hold a tokenizer and the names of classes.
-    pub fn read(&self, path: &Path, model: &Path, printer: &Printer) -> anyhow::Result<Dataset> {
+    pub fn read(&self, path: &Path, model: &Arc<Model>, printer: &Printer) -> anyhow::Result<Dataset> {
         let columns = self.columns.iter().map(|c| match c.split_once('=') {
             Some((name, column)) if !name.is_empty() && !column.is_empty() => Ok((name.into(), column.into())),
             _ => Err(Usage(format!("--columns '{c}' is not NAME=COLUMN\nhint: --columns text=review,label=stars"))),
         });
-        let folder = model.parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+        let folder = model.path().parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
         let options = data::Options {
             tokenizer: self.tokenizer.clone(),
             beside: folder.map(Path::to_path_buf),
@@ -184,6 +186,7 @@ impl DataArgs {
             shift_labels: self.shift_labels,
         };
         let data = data::read(path, &options).map_err(Error::from)?;
+        let data = pipeline::within_positions(model, data)?;
         data.notes.iter().for_each(|n| printer.note(n));
         Ok(data)
     }
@@ -192,6 +195,7 @@ impl DataArgs {
         match self.loss.as_str() {
             "cross-entropy" => Some(Loss::CrossEntropy),
             "mse" => Some(Loss::MeanSquare),
+            "binary-cross-entropy" => Some(Loss::BinaryCrossEntropy),
             _ => None,
         }
     }

@@ -39,7 +39,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     args.how.check()?;
     let model = pipeline::read(&args.model)?;
     let adapter = args.adapter.as_deref().map(adapter::read).transpose().map_err(Error::from)?;
-    let data = args.how.read(&args.data, &args.model, printer)?;
+    let data = args.how.read(&args.data, &model, printer)?;
     let mut device = args.how.device.open_for(&args.types)?;
     let request = EvalRequest {
         model: &model,
@@ -52,6 +52,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         mixed: args.types.mixed(),
     };
     let e = pipeline::evaluate(&request, device.as_mut())?;
+    e.notes.iter().for_each(|n| printer.note(n));
     let result = Result_ {
         loss: e.loss,
         accuracy: e.accuracy,

@@ -87,9 +87,9 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         None => newest_run(&args.model, injected.metadata(BASE_KEY))?,
     };
     let adapter = adapter::read(&path).map_err(Error::from)?;
-    let calibrate = args.calibrate.as_ref().map(|c| args.how.read(c, &args.model, printer)).transpose()?;
+    let calibrate = args.calibrate.as_ref().map(|c| args.how.read(c, &injected, printer)).transpose()?;
     let config = run_config(&path);
-    let read = |file: &Path, how: &DataArgs| how.read(file, &args.model, &Printer { json: true }).ok();
+    let read = |file: &Path, how: &DataArgs| how.read(file, &injected, &Printer { json: true }).ok();
     let fallback = match (&calibrate, &config) {
         (None, Some(run)) => read(&run.data, &run.how),
         _ => None,

@@ -42,6 +42,10 @@ impl Progress {
 }
 
 impl Observer for Progress {
+    fn note(&mut self, text: &str) {
+        eprintln!("note: {text}");
+    }
+
     fn started(&mut self, total: u64, done: u64) {
         self.total = total;
         self.since = Instant::now();

@@ -124,7 +124,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
 
     say("verify", "the merged file in an engine that is not ours");
     let rows: Vec<usize> = (0..BATCH).collect();
-    let batch = test.batch(&pipeline::input_specs(&model), &rows, 512).map_err(Error::from)?.inputs;
+    let batch = test.batch(&data::Feed::new(pipeline::input_specs(&model), 512), &rows).map_err(Error::from)?.inputs;
     let check = verify::against_ours(&model, &batch)?;
 
     let row = |model, file: &Path, e: &Evaluation| Row {

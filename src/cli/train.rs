@@ -151,8 +151,8 @@ impl Args {
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let settings = args.settings()?;
     let model = pipeline::read(&args.model)?;
-    let data = args.how.read(&args.data, &args.model, printer)?;
-    let eval = args.eval.as_ref().map(|path| args.how.read(path, &args.model, printer)).transpose()?;
+    let data = args.how.read(&args.data, &model, printer)?;
+    let eval = args.eval.as_ref().map(|path| args.how.read(path, &model, printer)).transpose()?;
     let mut device = args.how.device.open_for(&args.types)?;
     if args.resume && args.output.is_none() {
         return Err(Usage("--resume needs -o RUN_DIR, the run to go on with".into()).into());

@@ -4,6 +4,7 @@ use super::common::{DataArgs, Outcome, Printer, exceeds, table};
 use crate::ir::Tensor;
 use crate::onnx::Model;
 use crate::pipeline::{self, Error};
+use crate::train::data;
 use crate::verify::{self, Difference, Feed, Output};
 use anyhow::Result;
 use serde::Serialize;
@@ -45,13 +46,11 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let (first, second) = (pipeline::read(&args.first)?, pipeline::read(&args.second)?);
     let batches: Vec<Inputs> = match &args.data {
         Some(path) => {
-            let data = args.how.read(path, &args.first, printer)?;
-            let specs = pipeline::input_specs(&first);
+            let data = args.how.read(path, &first, printer)?;
+            let feed = data::Feed::new(pipeline::input_specs(&first), args.how.max_length);
             let all: Vec<usize> = (0..data.len()).collect();
             let batches = all.chunks(args.how.batch_size).take(BATCHES);
-            batches
-                .map(|rows| Ok(data.batch(&specs, rows, args.how.max_length)?.inputs))
-                .collect::<Result<_, Error>>()?
+            batches.map(|rows| Ok(data.batch(&feed, rows)?.inputs)).collect::<Result<_, Error>>()?
         }
         None => vec![pipeline::synthetic(&first, 0)?],
     };

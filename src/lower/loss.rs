@@ -14,23 +14,71 @@ pub enum Loss {
     CrossEntropy,
     /// Float labels of the output's shape.
     MeanSquare,
+    /// Float labels of the output's shape, from 0 to 1: the cross-entropy of a sigmoid of each output.
+    BinaryCrossEntropy,
 }
 
+/// A float label that does not count.
+const UNCOUNTED: f32 = -1.267_650_6e30;
+
 /// Adds `Σ loss · scale` over the rows of `logits`, the run's input `scale` being one over the number of counted labels
-/// (or elements). Returns it, and for cross-entropy the number of rows whose largest logit is their label.
-pub fn attach(b: &mut Builder, loss: Loss, logits: Value) -> Result<(Value, Option<Value>), BuildError> {
+/// (or elements). `class_axis` is the axis of the classes where that is not the last. Returns the sum, and where labels
+/// name classes the number of those that the largest logit hits.
+pub fn attach(
+    b: &mut Builder,
+    loss: Loss,
+    logits: Value,
+    class_axis: Option<usize>,
+) -> Result<(Value, Option<Value>), BuildError> {
     let shape = b.shape(logits).clone();
     let scale = b.input(LOSS_SCALE, Type::f32([]));
+    let axes: Vec<usize> = (0..shape.len()).collect();
     match loss {
         Loss::MeanSquare => {
             let labels = b.input(LABELS, Type::f32(shape.clone()));
+            let out = uncounted(b, labels)?;
+            let labels = b.select(out, logits, labels)?;
             let difference = b.sub(logits, labels)?;
             let square = b.mul(difference, difference)?;
-            let axes: Vec<usize> = (0..shape.len()).collect();
             let sum = b.reduce_sum(square, &axes, false)?;
             Ok((b.mul(sum, scale)?, None))
         }
+        Loss::BinaryCrossEntropy => {
+            let labels = b.input(LABELS, Type::f32(shape.clone()));
+            let out = uncounted(b, labels)?;
+            let counts = b.unary("not", out)?;
+            let counts = b.cast(counts, DType::F32)?;
+            let zero = b.scalar(0.0);
+            let labels = b.select(out, zero, labels)?;
+            // log(1 + eˣ) is the cross-entropy of class 0 under the logits (0, x); less x times the label is the loss.
+            let n = shape.elements();
+            let (x, z) = (b.reshape(logits, [n, 1])?, b.reshape(labels, [n])?);
+            let zeros = b.constant(Tensor::f32([n, 1], vec![0.0; n]));
+            let pair = b.concat(&[zeros, x], 1)?;
+            let first = b.constant(Tensor::i32([n], vec![0; n]));
+            let soft = b.binary("cross_entropy", pair, first)?;
+            let flat = b.reshape(x, [n])?;
+            let part = b.mul(flat, z)?;
+            let each = b.sub(soft, part)?;
+            let counts = b.reshape(counts, [n])?;
+            let each = b.mul(each, counts)?;
+            let sum = b.reduce_sum(each, &[0], false)?;
+            let half = b.scalar(0.5);
+            let (said, is) = (b.binary("less", zero, flat)?, b.binary("less", half, z)?);
+            let differ = b.binary("xor", said, is)?;
+            let hit = b.unary("not", differ)?;
+            let hit = b.cast(hit, DType::F32)?;
+            let hit = b.mul(hit, counts)?;
+            let correct = b.reduce_sum(hit, &[0], false)?;
+            Ok((b.mul(sum, scale)?, Some(correct)))
+        }
         Loss::CrossEntropy => {
+            let (mut logits, mut shape) = (logits, shape);
+            if let Some(axis) = class_axis.filter(|a| a + 1 < shape.len()) {
+                let order: Vec<usize> = (0..shape.len()).filter(|d| *d != axis).chain([axis]).collect();
+                logits = b.transpose(logits, &order)?;
+                shape = b.shape(logits).clone();
+            }
             let classes = shape.last().copied().unwrap_or(1);
             let rows = shape.elements() / classes.max(1);
             let labels = b.input(LABELS, Type::i32(&shape[..shape.len().saturating_sub(1)]));
@@ -46,6 +94,12 @@ pub fn attach(b: &mut Builder, loss: Loss, logits: Value) -> Result<(Value, Opti
             Ok((b.mul(sum, scale)?, Some(correct)))
         }
     }
+}
+
+/// Where float labels do not count.
+fn uncounted(b: &mut Builder, labels: Value) -> Result<Value, BuildError> {
+    let mark = b.scalar(f64::from(UNCOUNTED));
+    b.binary("equal", labels, mark)
 }
 
 /// Adds a scalar loss that the model holds, times the run's input `scale`: the micro-batch's share of the step.

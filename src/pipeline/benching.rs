@@ -11,7 +11,7 @@ use crate::ops::{self, RULES};
 use crate::optim::{self, Hyper};
 use crate::plan::{self, Layout};
 use crate::structure::CONFIG_KEY;
-use crate::train::data::{Dataset, Order, Source};
+use crate::train::data::{Dataset, Options, Order, Source};
 use crate::train::metrics::StepMetrics;
 use crate::train::{self, Observer, Purpose, Schedule, Settings, Shapes, Trained};
 use std::collections::{BTreeMap, HashMap};
@@ -111,7 +111,7 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
     trainee.program.mixed = request.mixed;
     let shapes = compile::shapes_at(&model.inputs(), request.batch, request.seq);
     let data = made_up(model, &shapes, request)?;
-    trainee.set_loss(&data, request.batch, usize::MAX, request.loss, None)?;
+    trainee.set_loss(&data, request.batch, request.loss, None)?;
     let gflop = model_flop(model, &shapes)? * 1e-9;
 
     // Compiled once here to be timed, and again by the session below, which finds pipelines and weights in place.
@@ -154,7 +154,7 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
     let blocks = trainee.program.blocks();
     let trained = Trained { parameters: trainee.parameters.clone(), base: None, config, blocks };
     let mut watch = Watch::default();
-    let profile = trainee.session(device, usize::MAX, |session| {
+    let profile = trainee.session(device, |session| {
         let task = train::Task {
             trained: &trained,
             data: &data,
@@ -168,7 +168,7 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
             return Ok(None);
         }
         let all: Vec<usize> = (0..data.len()).collect();
-        let batch = data.batch(session.inputs, &all, usize::MAX)?;
+        let batch = data.batch(session.feed, &all)?;
         let id = session.plan(&batch, purpose)?;
         let run = session.run(id, &batch, batch.counted.max(1) as f64, 0);
         Ok(Some(profile(session.device, &run)?))
@@ -235,7 +235,7 @@ fn made_up(model: &Arc<Model>, shapes: &Shapes, request: &BenchRequest) -> Resul
     if let Some(logits) = outputs.iter().find(|o| o.name == "logits").or(outputs.iter().find(|o| o.element.is_float()))
         && !own
     {
-        let (shape, _) = compile::output_shape(model, shapes, &logits.name)?;
+        let shape = compile::shape_of(model, shapes, &logits.name)?;
         let classes = shape.last().copied().unwrap_or(1).max(1);
         let labels = match request.loss {
             Some(Loss::MeanSquare) => {
@@ -256,7 +256,15 @@ fn made_up(model: &Arc<Model>, shapes: &Shapes, request: &BenchRequest) -> Resul
         tensors.insert(crate::ir::inputs::LABELS.into(), labels);
     }
     let source = Source::Tensors { tensors, examples: request.batch };
-    Ok(Dataset { path: PathBuf::from("made up"), source, digest: String::new(), notes: vec![] })
+    Ok(Dataset {
+        path: PathBuf::from("made up"),
+        source,
+        digest: String::new(),
+        notes: vec![],
+        limit: None,
+        pad_id: None,
+        options: Options::default(),
+    })
 }
 
 /// 4 for each weight of a linear node and row: forward, and the gradient of its input.

@@ -50,7 +50,7 @@ pub fn synthetic_at(model: &Arc<Model>, shapes: &Shapes, seed: u64) -> Result<In
 /// The float outputs of a model on some inputs.
 pub fn infer(trainee: &Trainee, inputs: &[Vec<(String, Tensor)>], device: &mut dyn Device) -> Result<Outputs, Error> {
     let mut all: Outputs = BTreeMap::new();
-    trainee.session(device, usize::MAX, |session| {
+    trainee.session(device, |session| {
         for batch in inputs {
             let run = Batch { inputs: batch.clone(), labels: None, examples: 0, counted: 0, tokens: 0 };
             let plan = session.plan(&run, Purpose::Infer)?;

@@ -2,7 +2,7 @@
 
 use super::{Error, ValueShapes};
 use crate::calibrate::{self, BlockValues};
-use crate::ir::{Builder, DType, Graph, Leaf, Sink, Value, outputs};
+use crate::ir::{Builder, Graph, Leaf, Sink, Value, outputs};
 use crate::lower::loss::{self, Loss};
 use crate::lower::{self, Lowered, Request};
 use crate::onnx::{self, Dim, Linear, Model, Signature};
@@ -16,8 +16,14 @@ use std::sync::Arc;
 /// Where the loss comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LossChoice {
-    /// Added to this output.
-    Added { loss: Loss, logits: String },
+    /// Added to what the model computes.
+    Added {
+        loss: Loss,
+        /// The value that it is taken on.
+        logits: String,
+        /// The axis of the classes, where it is not the last.
+        class_axis: Option<usize>,
+    },
     /// This scalar output of the model's own.
     Held { output: String },
 }
@@ -140,8 +146,8 @@ impl Program {
                 let value = loss::attach_held(&mut b, values[output])?;
                 b.output(outputs::LOSS, value, Sink::Fetch);
             }
-            (_, Some(LossChoice::Added { loss, logits })) => {
-                let (value, correct) = loss::attach(&mut b, *loss, values[logits])?;
+            (_, Some(LossChoice::Added { loss, logits, class_axis })) => {
+                let (value, correct) = loss::attach(&mut b, *loss, values[logits], *class_axis)?;
                 b.output(outputs::LOSS, value, Sink::Fetch);
                 if let (Purpose::Evaluate, Some(correct)) = (purpose, correct) {
                     b.output(outputs::CORRECT, correct, Sink::Fetch);
@@ -271,59 +277,15 @@ pub fn index_bounds(graph: &Graph) -> BTreeMap<String, usize> {
     bounds
 }
 
-/// Which loss: what was asked for, else what the data's labels and the model's outputs suggest. Shapes are those of a
-/// batch of the data.
-pub fn choose_loss(
-    model: &Arc<Model>,
-    shapes: &Shapes,
-    asked: Option<Loss>,
-    loss_output: Option<&str>,
-    label_type: Option<DType>,
-) -> Result<LossChoice, Error> {
-    let all = model.outputs();
-    if let Some(name) = loss_output {
-        let known = all.iter().any(|o| o.name == name);
-        if !known {
-            let have: Vec<&str> = all.iter().map(|o| o.name.as_str()).collect();
-            return Err(Error::Usage(format!(
-                "there is no output '{name}'\nhint: its outputs are {}",
-                have.join(", ")
-            )));
-        }
-        return Ok(LossChoice::Held { output: name.into() });
-    }
-    let own_labels = model.inputs().iter().any(|i| i.name == "labels");
-    if asked.is_none() && (own_labels || label_type.is_none()) {
-        let names: Vec<String> = all.iter().filter(|o| o.element.is_float()).map(|o| o.name.clone()).collect();
-        let trained = BTreeSet::new();
-        let request = Request { model, shapes, trained: &trained, wanted: &names, training: false };
-        let Lowered { b, values } = lower::lower(&request)?;
-        let scalars = names.iter().filter(|n| b.shape(values[*n]).elements() == 1);
-        let mut scalars: Vec<&String> = scalars.collect();
-        scalars.sort_by_key(|n| n.as_str() != "loss");
-        return match scalars.first() {
-            Some(name) => Ok(LossChoice::Held { output: name.to_string() }),
-            None => Err(Error::Usage(
-                "the data holds no 'labels', and the model has no scalar output to train on\n\
-                 hint: add a tensor 'labels', or name the loss with --loss-output"
-                    .into(),
-            )),
-        };
-    }
-    let logits = all.iter().find(|o| o.name == "logits").or(all.iter().find(|o| o.element.is_float()));
-    let logits = logits.ok_or_else(|| Error::Model("the model has no float output to train on".into()))?.name.clone();
-    let loss = match (asked, label_type) {
-        (Some(loss), _) => loss,
-        (None, Some(DType::F32)) => Loss::MeanSquare,
-        (None, _) => Loss::CrossEntropy,
-    };
-    Ok(LossChoice::Added { loss, logits })
+/// The model lowered at some shapes as far as some of its values.
+pub fn lowered_graph(model: &Arc<Model>, shapes: &Shapes, wanted: &[String]) -> Result<Graph, Error> {
+    let trained = BTreeSet::new();
+    Ok(lower::lower(&Request { model, shapes, trained: &trained, wanted, training: false })?.b.graph)
 }
 
-/// Shape of the output that a loss is added to.
-pub fn output_shape(model: &Arc<Model>, shapes: &Shapes, name: &str) -> Result<(Vec<usize>, Graph), Error> {
+/// Shape of a value at some shapes of the inputs.
+pub fn shape_of(model: &Arc<Model>, shapes: &Shapes, name: &str) -> Result<Vec<usize>, Error> {
     let (wanted, trained) = (vec![name.to_string()], BTreeSet::new());
-    let request = Request { model, shapes, trained: &trained, wanted: &wanted, training: false };
-    let Lowered { b, values } = lower::lower(&request)?;
-    Ok((b.shape(values[name]).0.clone(), b.graph))
+    let Lowered { b, values } = lower::lower(&Request { model, shapes, trained: &trained, wanted: &wanted, training: false })?;
+    Ok(b.shape(values[name]).0.clone())
 }

@@ -3,7 +3,7 @@
 use super::compile::{Signal, Tap};
 use super::merging::Calibration;
 use super::training::{Trainee, load};
-use super::{Error, inferring, input_specs};
+use super::{Error, inferring};
 use crate::adapter::{Adapter, Moments, Norms};
 use crate::calibrate::moment_output;
 use crate::device::{Device, Run};
@@ -11,7 +11,7 @@ use crate::ir::Tensor;
 use crate::merge::{self, Delta, Prepared, Solution, Statistics, Strategy};
 use crate::onnx::{self, Model, NodeId};
 use crate::train::Purpose;
-use crate::train::data::Dataset;
+use crate::train::data::{Dataset, Feed};
 use ndarray::{Array2, Axis};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -124,13 +124,12 @@ fn over(
     trainee: &Trainee,
     data: &Dataset,
     batches: &[Vec<usize>],
-    max_length: usize,
     device: &mut dyn Device,
     each: &mut dyn FnMut(usize, Fetched),
 ) -> Result<(), Error> {
-    trainee.session(device, max_length, |session| {
+    trainee.session(device, |session| {
         for (k, examples) in batches.iter().enumerate() {
-            let batch = data.batch(session.inputs, examples, max_length)?;
+            let batch = data.batch(session.feed, examples)?;
             let plan = session.plan(&batch, Purpose::Calibrate)?;
             session.device.submit(vec![Run { plan, inputs: batch.inputs }])?;
             each(k, session.device.collect(true)?.into_iter().flat_map(|f| f.runs).flatten().collect());
@@ -143,15 +142,15 @@ fn over(
 fn batches(c: &Calibration) -> Vec<(bool, Vec<usize>)> {
     let n = c.data.len();
     let kept = n - held_back(n);
-    let chunks = |range: Range<usize>| {
-        range.collect::<Vec<_>>().chunks(c.batch_size.max(1)).map(<[_]>::to_vec).collect::<Vec<_>>()
-    };
+    let feed = Feed { padding: c.padding, ..Feed::default() };
+    let chunks = |range: Range<usize>| c.data.batches(&feed, &range.collect::<Vec<_>>(), c.batch_size);
     let fit = chunks(0..kept).into_iter().map(|b| (false, b));
     fit.chain(chunks(kept..n).into_iter().map(|b| (true, b))).collect()
 }
 
-/// A parametrised program that gives signals.
-fn with_signals(mut trainee: Trainee, signals: Vec<Signal>) -> Trainee {
+/// A program that gives signals, fed as a calibration says.
+fn with_signals(mut trainee: Trainee, c: &Calibration, signals: Vec<Signal>) -> Trainee {
+    trainee.feed = c.feed(&trainee.program.model);
     trainee.program.signals = signals;
     trainee
 }
@@ -188,8 +187,8 @@ pub fn moments(
         }
         let mut parts: Vec<[Gathering; 2]> =
             signals.iter().map(|s| [Gathering::new(s.sums), Gathering::new(s.sums)]).collect();
-        let trainee = with_signals(load(injected, Some(adapter))?, signals.clone());
-        over(&trainee, c.data, &examples, c.max_length, device, &mut |k, fetched| {
+        let trainee = with_signals(load(injected, Some(adapter))?, c, signals.clone());
+        over(&trainee, c.data, &examples, device, &mut |k, fetched| {
             for (i, (signal, part)) in signals.iter().zip(&mut parts).enumerate() {
                 let part = &mut part[batches[k].0 as usize];
                 let get = |name: &str| matrix(&fetched, i, name).expect("the program gives it");
@@ -287,23 +286,23 @@ pub fn fit_in_order(task: &Task, device: &mut dyn Device) -> Result<Judged, Erro
             taken.iter().map(|(_, t)| Signal { x: None, t: Some(t.clone()), sums: false }).collect();
         let plain: Vec<Signal> =
             taken.iter().map(|(x, _)| Signal { x: Some(x.clone()), t: None, sums: false }).collect();
-        let live = with_signals(load(injected, Some(adapter))?, live);
+        let live = with_signals(load(injected, Some(adapter))?, c, live);
         let mut ts: Vec<Fetched> = Vec::new();
-        over(&live, c.data, &examples, c.max_length, device, &mut |_, fetched| ts.push(fetched))?;
+        over(&live, c.data, &examples, device, &mut |_, fetched| ts.push(fetched))?;
         let mut found: [Vec<(Moments, Moments)>; 2] = [vec![], vec![]];
         for (model, found) in merged.iter().zip(&mut found) {
             let model = Arc::new(model.clone());
             let trainee = Trainee {
                 program: inferring(&model),
-                inputs: input_specs(&model),
+                feed: c.feed(&model),
                 parameters: BTreeMap::new(),
                 base: None,
             };
-            let trainee = with_signals(trainee, plain.clone());
+            let trainee = with_signals(trainee, c, plain.clone());
             let sums = |path: &String| starts[path].ncols() <= WIDE;
             let mut parts: Vec<[Gathering; 2]> =
                 group.iter().map(|g| [Gathering::new(sums(g)), Gathering::new(sums(g))]).collect();
-            over(&trainee, c.data, &examples, c.max_length, device, &mut |k, fetched| {
+            over(&trainee, c.data, &examples, device, &mut |k, fetched| {
                 for (i, part) in parts.iter_mut().enumerate() {
                     let part = &mut part[batches[k].0 as usize];
                     let x = matrix(&fetched, i, "x").expect("the program gives it");

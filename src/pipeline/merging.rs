@@ -1,6 +1,7 @@
 //! Merging with the statistics it needs, and checking what came out.
 
 use super::comparing::{Inputs, compare_outputs, synthetic};
+use super::surveying::survey;
 use super::training::{self, EvalRequest, TrainRequest, load};
 use super::{Error, fitting, input_specs};
 use crate::adapter::{Adapter, Norms};
@@ -12,7 +13,7 @@ use crate::lower::loss::Loss;
 use crate::merge::{self, Delta, MergeError, Report, Statistics, Strategy};
 use crate::onnx::{self, ElementType, Model};
 use crate::structure::{Config, Structure};
-use crate::train::data::Dataset;
+use crate::train::data::{Dataset, Feed, Padding};
 use crate::train::{Purpose, Settings};
 use crate::verify::Difference;
 use regex::Regex;
@@ -27,16 +28,37 @@ pub struct Calibration<'a> {
     pub max_length: usize,
     pub loss: Option<Loss>,
     pub loss_output: Option<&'a str>,
+    /// Whether texts may be padded, as [`merge`] finds out.
+    pub padding: Padding,
 }
 
 impl<'a> Calibration<'a> {
     /// With the loss that data and model suggest.
     pub fn new(data: &'a Dataset, batch_size: usize, max_length: usize) -> Calibration<'a> {
-        Calibration { data, batch_size, max_length, loss: None, loss_output: None }
+        let padding = Padding::default();
+        Calibration { data, batch_size, max_length, loss: None, loss_output: None, padding }
+    }
+
+    /// How batches are made for a model.
+    pub fn feed(&self, model: &Model) -> Feed {
+        Feed { padding: self.padding, ..Feed::new(input_specs(model), self.max_length) }
+    }
+
+    /// Finds out whether texts may be padded.
+    fn surveyed(mut self, model: &Arc<Model>, device: &mut dyn Device) -> Result<Calibration<'a>, Error> {
+        if self.data.longest().is_some() && self.data.has_labels() {
+            let mut trainee = load(model, None)?;
+            trainee.feed = self.feed(model);
+            trainee.set_loss(self.data, self.batch_size, self.loss, self.loss_output)?;
+            survey(&mut trainee, self.data, device)?;
+            self.padding = trainee.feed.padding;
+        }
+        Ok(self)
     }
 }
 
 /// What to merge.
+#[derive(Clone)]
 pub struct MergeRequest<'a> {
     pub injected: &'a Arc<Model>,
     pub adapter: &'a Adapter,
@@ -104,6 +126,11 @@ pub fn merge(request: &MergeRequest, device: &mut dyn Device) -> Result<Merged, 
     if let Some(strategy) = request.strategy {
         merge::check_strategy(&config, strategy)?;
     }
+    let mut request = request.clone();
+    for c in [&mut request.calibrate, &mut request.fallback] {
+        *c = c.take().map(|c| c.surveyed(request.injected, device)).transpose()?;
+    }
+    let request = &request;
     let given = request.calibrate.as_ref().or(request.fallback.as_ref());
     let (inputs, compared_on) = match given {
         Some(c) => held_back(request.injected, c)?,
@@ -369,7 +396,7 @@ fn metric(
         }
         _ => (c.data.subset(0..n), c.data.path.display().to_string()),
     };
-    if data.label_type().is_none() && c.loss_output.is_none() {
+    if !data.has_labels() && c.loss_output.is_none() {
         return Ok(None);
     }
     let mut ask = |model, adapter| {
@@ -442,12 +469,13 @@ pub fn calibrate(
     c: &Calibration,
     device: &mut dyn Device,
 ) -> Result<BTreeMap<String, Norms>, Error> {
-    let trainee = load(injected, Some(adapter))?;
+    let mut trainee = load(injected, Some(adapter))?;
+    trainee.feed = c.feed(injected);
     let mut sums = Accumulator::new(&trainee.program.blocks());
-    trainee.session(device, c.max_length, |session| {
+    trainee.session(device, |session| {
         let all: Vec<usize> = (0..c.data.len()).collect();
-        for examples in all.chunks(c.batch_size.max(1)) {
-            let batch = c.data.batch(session.inputs, examples, c.max_length)?;
+        for examples in c.data.batches(session.feed, &all, c.batch_size) {
+            let batch = c.data.batch(session.feed, &examples)?;
             let plan = session.plan(&batch, Purpose::Calibrate)?;
             session.device.submit(vec![Run { plan, inputs: batch.inputs }])?;
             for (name, t) in session.device.collect(true)?.into_iter().flat_map(|f| f.runs).flatten() {
@@ -465,9 +493,10 @@ pub fn calibrate(
 fn held_back(model: &Arc<Model>, c: &Calibration) -> Result<(Vec<Inputs>, String), Error> {
     let n = c.data.len();
     let count = COMPARED.min(n.div_ceil(10)).max(1);
-    let specs = input_specs(model);
+    let feed = c.feed(model);
     let rows: Vec<usize> = (n - count..n).collect();
-    let batches = rows.chunks(c.batch_size.max(1)).map(|r| Ok(c.data.batch(&specs, r, c.max_length)?.inputs));
+    let batches = c.data.batches(&feed, &rows, c.batch_size);
+    let batches = batches.iter().map(|r| Ok(c.data.batch(&feed, r)?.inputs));
     let inputs: Result<Vec<_>, Error> = batches.collect();
     Ok((inputs?, format!("the last {count} examples of {}", c.data.path.display())))
 }

@@ -7,6 +7,7 @@
 //! ```
 
 mod benching;
+mod choosing;
 mod comparing;
 mod compile;
 mod devices;
@@ -15,6 +16,7 @@ mod error;
 mod fitting;
 mod inspecting;
 mod merging;
+mod surveying;
 
 mod training;
 
@@ -27,6 +29,7 @@ pub use error::Error;
 pub use inspecting::{Found, Inspection, MemoryNeed, dot, inspect};
 pub use merging::{Calibration, MERGE_KEY, MergeRequest, Merged, Metric, Polished, calibrate, merge};
 
+pub use surveying::within_positions;
 pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};
 
 pub use crate::onnx::{FileDiff, diff};

@@ -1,10 +1,12 @@
 //! Training and evaluation from files.
 
+use super::choosing::{self, Chosen};
 use super::compile::{self, LossChoice, ModelCompiler, Program};
+use super::surveying::survey;
 use super::{Error, input_specs};
 use crate::adapter::Adapter;
 use crate::device::Device;
-use crate::ir::DType;
+use crate::ir::{DType, Graph};
 use crate::lower::loss::Loss;
 use crate::merge;
 use crate::onnx::Model;
@@ -12,7 +14,7 @@ use crate::ops::RULES;
 use crate::plan::{Layout, parameters_state};
 use crate::structure::{BASE_KEY, Config};
 use crate::train::checkpoint::{self, Checkpoint};
-use crate::train::data::{Dataset, InputSpec};
+use crate::train::data::{DataError, Dataset, Feed, LabelForm};
 use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, Totals, Trained};
 use ndarray::ArrayD;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -20,9 +22,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// A model with what is trained in it, ready to be compiled for a device.
+#[derive(Clone)]
 pub struct Trainee {
     pub program: Program,
-    pub inputs: Vec<InputSpec>,
+    /// How batches are made for it.
+    pub feed: Feed,
     /// First values of the parameters.
     pub parameters: BTreeMap<String, ArrayD<f32>>,
     pub base: Option<String>,
@@ -68,8 +72,8 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
     let model = model.clone();
     let program = Program { model, trained, loss: None, config, outputs, signals: vec![], fuse: true, mixed: false };
     let base = program.model.metadata(BASE_KEY).map(String::from);
-    let inputs = input_specs(&program.model);
-    Ok(Trainee { program, inputs, parameters, base })
+    let feed = Feed::new(input_specs(&program.model), usize::MAX);
+    Ok(Trainee { program, feed, parameters, base })
 }
 
 /// What to train.
@@ -100,10 +104,11 @@ fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpoint>), Erro
     }
     trainee.program.fuse = request.fuse;
     trainee.program.mixed = request.settings.mixed;
-    let (size, length) = (request.settings.batch_size, request.max_length);
-    trainee.set_loss(request.data, size, length, request.loss, request.loss_output)?;
+    let size = request.settings.batch_size;
+    trainee.feed.max_length = request.max_length;
+    trainee.set_loss(request.data, size, request.loss, request.loss_output)?;
     if let Some(eval) = request.eval {
-        trainee.check(eval, size, length)?;
+        trainee.check(eval, size)?;
     }
     let resume = match request.resume {
         true => Some(checkpoint::read(&request.dir.join("last"))?),
@@ -114,11 +119,12 @@ fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpoint>), Erro
 
 /// Trains an injected model.
 pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn Observer) -> Result<Outcome, Error> {
-    let (trainee, resume) = prepare(request)?;
+    let (mut trainee, resume) = prepare(request)?;
+    survey(&mut trainee, request.data, device)?.iter().for_each(|n| observer.note(n));
     let config = request.model.metadata(crate::structure::CONFIG_KEY).unwrap_or_default().to_string();
     let blocks = trainee.program.blocks();
     let trained = Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, blocks };
-    trainee.session(device, request.max_length, |session| {
+    trainee.session(device, |session| {
         let r = request;
         let task =
             train::Task { trained: &trained, data: r.data, eval: r.eval, settings: r.settings, dir: r.dir, resume };
@@ -140,7 +146,7 @@ pub struct EvalRequest<'a> {
 }
 
 /// What an evaluation gave.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
     pub totals: Totals,
     /// Mean loss over counted labels.
@@ -148,71 +154,98 @@ pub struct Evaluation {
     /// Hits among counted labels, where labels are classes.
     pub accuracy: Option<f64>,
     pub perplexity: Option<f64>,
+    /// What a user should know about how it was measured.
+    pub notes: Vec<String>,
 }
 
-/// Evaluates a model, with an adapter if it was injected for one.
+/// Evaluates a model, with an adapter if it was injected for one. A loss that is not a finite number is an error.
 pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evaluation, Error> {
     let mut trainee = load(request.model, request.adapter)?;
     trainee.program.mixed = request.mixed;
-    trainee.set_loss(request.data, request.batch_size, request.max_length, request.loss, request.loss_output)?;
-    let totals = trainee
-        .session(device, request.max_length, |session| Ok(session.evaluate(request.data, request.batch_size)?))?;
+    trainee.feed.max_length = request.max_length;
+    let mut notes = vec![trainee.set_loss(request.data, request.batch_size, request.loss, request.loss_output)?];
+    notes.extend(survey(&mut trainee, request.data, device)?);
+    let totals = trainee.session(device, |session| Ok(session.evaluate(request.data, request.batch_size)?))?;
     let e = train::evaluation(&totals, request.data, 0, 0.0);
-    Ok(Evaluation { totals, loss: e.eval_loss, accuracy: e.eval_accuracy, perplexity: e.eval_perplexity })
+    if !e.eval_loss.is_finite() {
+        let rows: Vec<String> = totals.not_finite.iter().map(|r| (r + 1).to_string()).collect();
+        let (path, rows) = (request.data.path.clone(), rows.join(", "));
+        let why = format!(
+            "the loss is {} (not a finite number); it comes from examples {rows}\n\
+             hint: look at those rows, and at the model's outputs for them",
+            e.eval_loss
+        );
+        return Err(DataError::Fit { path, why }.into());
+    }
+    Ok(Evaluation { totals, loss: e.eval_loss, accuracy: e.eval_accuracy, perplexity: e.eval_perplexity, notes })
 }
 
 impl Trainee {
-    /// Chooses the loss from what was asked and what the data holds, and checks the data against the model.
+    /// Chooses the loss from what was asked and what the data holds, and checks the data against the model. Returns why.
     pub fn set_loss(
         &mut self,
         data: &Dataset,
         batch_size: usize,
-        max_length: usize,
         asked: Option<Loss>,
         output: Option<&str>,
-    ) -> Result<(), Error> {
-        let shapes = self.shapes(data, batch_size, max_length)?;
-        let choice = compile::choose_loss(&self.program.model, &shapes, asked, output, data.label_type())?;
+    ) -> Result<String, Error> {
+        data.check_tensors(&self.feed.inputs)?;
+        data.check_values()?;
+        let shapes = self.shapes(data, batch_size)?;
+        let Chosen { choice, form, why, shape, graph } =
+            choosing::choose(&self.program.model, &shapes, asked, output, data)?;
+        self.feed.holds_loss = matches!(choice, LossChoice::Held { .. });
+        self.feed.labels = form;
         self.program.loss = Some(choice);
-        self.check(data, batch_size, max_length)
+        self.check_against(data, batch_size, &shape, &graph)?;
+        Ok(why)
     }
 
     /// The shapes of a data set's first batch.
-    fn shapes(&self, data: &Dataset, batch_size: usize, max_length: usize) -> Result<Shapes, Error> {
-        let first: Vec<usize> = (0..data.len().min(batch_size.max(1))).collect();
-        let batch = data.batch(&self.inputs, &first, max_length)?;
+    fn shapes(&self, data: &Dataset, batch_size: usize) -> Result<Shapes, Error> {
+        // Labels take no part, and before the loss is chosen nobody knows their form.
+        let feed = Feed { labels: LabelForm::AsGiven, ..self.feed.clone() };
+        let batch = data.batch(&feed, &first(data, batch_size))?;
         Ok(batch.inputs.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect())
     }
 
     /// Checks a data set: its tensors against the inputs, its labels against the loss, its indices against the tables
     /// they are looked up in.
-    pub fn check(&self, data: &Dataset, batch_size: usize, max_length: usize) -> Result<(), Error> {
-        let shapes = self.shapes(data, batch_size, max_length)?;
+    pub fn check(&self, data: &Dataset, batch_size: usize) -> Result<(), Error> {
+        data.check_tensors(&self.feed.inputs)?;
+        data.check_values()?;
+        let shapes = self.shapes(data, batch_size)?;
         let name = match self.program.loss.as_ref().expect("the loss is chosen first") {
             LossChoice::Added { logits, .. } => logits,
             LossChoice::Held { output } => output,
         };
-        let (shape, graph) = compile::output_shape(&self.program.model, &shapes, name)?;
-        data.check_indices(&compile::index_bounds(&graph))?;
-        if let Some(LossChoice::Added { loss, logits }) = &self.program.loss {
-            let classes = shape.last().copied().unwrap_or(0);
-            let wanted = match loss {
-                Loss::CrossEntropy => (DType::I32, &shape[..shape.len().saturating_sub(1)]),
-                Loss::MeanSquare => (DType::F32, &shape[..]),
-            };
-            let first: Vec<usize> = (0..data.len().min(batch_size.max(1))).collect();
-            let batch = data.batch(&self.inputs, &first, max_length)?;
-            let labels = batch.labels.as_ref();
-            let fits = labels.is_some_and(|l| l.dtype() == wanted.0 && l.shape() == wanted.1);
-            if !fits {
-                let have = labels.map_or("there are none".to_string(), |l| format!("they are {}", l.ty()));
-                let want = crate::ir::Type::new(wanted.0, wanted.1);
-                let why = format!("output '{logits}' is {shape:?}, so labels must be {want}, but {have}");
-                return Err(crate::train::data::DataError::Fit { path: data.path.clone(), why }.into());
+        let shape = compile::shape_of(&self.program.model, &shapes, name)?;
+        let graph = compile::lowered_graph(&self.program.model, &shapes, std::slice::from_ref(name))?;
+        self.check_against(data, batch_size, &shape, &graph)
+    }
+
+    fn check_against(&self, data: &Dataset, batch_size: usize, shape: &[usize], graph: &Graph) -> Result<(), Error> {
+        data.check_indices(&compile::index_bounds(graph))?;
+        let Some(LossChoice::Added { loss, logits, class_axis }) = &self.program.loss else { return Ok(()) };
+        let last = shape.len().saturating_sub(1);
+        let axis = class_axis.unwrap_or(last);
+        let wanted = match loss {
+            Loss::CrossEntropy => {
+                (DType::I32, shape.iter().enumerate().filter(|(d, _)| *d != axis).map(|(_, n)| *n).collect())
             }
-            if *loss == Loss::CrossEntropy {
-                data.check_labels(classes)?;
-            }
+            Loss::MeanSquare | Loss::BinaryCrossEntropy => (DType::F32, shape.to_vec()),
+        };
+        if *loss == Loss::CrossEntropy {
+            data.check_labels(shape.get(axis).copied().unwrap_or(0))?;
+        }
+        let batch = data.batch(&self.feed, &first(data, batch_size))?;
+        let labels = batch.labels.as_ref();
+        let fits = labels.is_some_and(|l| l.dtype() == wanted.0 && l.shape() == &wanted.1[..]);
+        if !fits {
+            let have = labels.map_or("there are none".to_string(), |l| format!("they are {}", l.ty()));
+            let want = crate::ir::Type::new(wanted.0, wanted.1);
+            let why = format!("output '{logits}' is {shape:?}, so labels must be {want}, but {have}");
+            return Err(DataError::Fit { path: data.path.clone(), why }.into());
         }
         Ok(())
     }
@@ -221,7 +254,6 @@ impl Trainee {
     pub fn session<T>(
         &self,
         device: &mut dyn Device,
-        max_length: usize,
         f: impl FnOnce(&mut Session) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let sizes = self.program.parameters();
@@ -240,12 +272,16 @@ impl Trainee {
         let mut session = Session {
             device,
             compiler: &mut compiler,
-            inputs: &self.inputs,
+            feed: &self.feed,
             layout: &layout,
             holds_loss,
-            max_length,
             plans: HashMap::new(),
         };
         f(&mut session)
     }
+}
+
+/// The examples of a data set's first batch.
+fn first(data: &Dataset, batch_size: usize) -> Vec<usize> {
+    (0..data.len().min(batch_size.max(1))).collect()
 }

@@ -63,6 +63,8 @@ pub struct Trained {
 
 /// Follows a run as it goes.
 pub trait Observer {
+    /// Something the user should know before the first step.
+    fn note(&mut self, _text: &str) {}
     fn started(&mut self, _total: u64, _done: u64) {}
     fn step(&mut self, _metrics: &StepMetrics) {}
     fn evaluated(&mut self, _metrics: &EvalMetrics, _best: bool) {}
@@ -106,6 +108,11 @@ pub enum TrainError {
     Resume { path: PathBuf, why: String },
     #[error("the loss of step {step} is {loss}\nhint: a smaller --lr, longer --warmup-steps, or --clip-norm 1")]
     NotFinite { step: u64, loss: f64 },
+    #[error(
+        "no label counts in step {step}: all of them are -100\n\
+         hint: leave out examples without labels, or take a larger --batch-size"
+    )]
+    NothingCounts { step: u64 },
     #[error("{0}")]
     Settings(String),
 }
@@ -163,7 +170,7 @@ pub fn train(
 pub fn evaluation(totals: &Totals, data: &Dataset, step: u64, seconds: f64) -> EvalMetrics {
     let n = totals.counted.max(1) as f64;
     let loss = totals.loss / n;
-    let language = data.task() == data::Task::LanguageModel;
+    let language = data.next_token();
     EvalMetrics {
         step,
         eval_loss: loss,

@@ -1,7 +1,7 @@
 //! A run in progress: what is on the device, what is on its way back, and what has been written.
 
 use super::checkpoint::{self, Checkpoint, Progress};
-use super::data::Dataset;
+use super::data::{Dataset, Padding};
 use super::metrics::{EvalMetrics, StepMetrics, Writer};
 use super::scale::LossScale;
 use super::{Observer, Outcome, Purpose, STATISTICS_STEPS, Session, Settings, TrainError, Trained, evaluation};
@@ -69,7 +69,8 @@ impl<'a, 'b> RunState<'a, 'b> {
             ("base".into(), trained.base.clone().unwrap_or_default()),
             ("precision".into(), if settings.mixed { "mixed" } else { "f32" }.to_string()),
         ]);
-        let accumulates = settings.accumulate > 1;
+        // Texts of one batch that may not be padded run one length after the other.
+        let accumulates = settings.accumulate > 1 || session.feed.padding == Padding::Never;
         let flats = reserve(session, settings, accumulates)?;
         let limits = session.device.limits();
         let (clip, scaled) = (settings.clip_norm, settings.mixed);
@@ -158,16 +159,20 @@ impl<'a, 'b> RunState<'a, 'b> {
         let micro: Vec<_> = self
             .examples(step)
             .iter()
-            .map(|e| self.data.batch(self.session.inputs, e, self.session.max_length))
+            .flat_map(|e| self.data.batches(self.session.feed, e, self.settings.batch_size))
+            .map(|e| self.data.batch(self.session.feed, &e))
             .collect::<Result<_, _>>()?;
         let counted: usize = micro.iter().map(|b| b.counted).sum();
+        if counted == 0 {
+            return Err(TrainError::NothingCounts { step: step + 1 });
+        }
         let scale = self.scale.map_or(1.0, |s| s.scale);
         let statistics = !self.trained.blocks.is_empty() && step + STATISTICS_STEPS >= self.total;
         let mut runs = Vec::new();
         for (k, batch) in micro.iter().enumerate() {
             let plan = self.session.plan(batch, Purpose::Train { statistics })?;
             let seed = draw_seed(self.settings.order.seed, step, k);
-            runs.push(self.session.run(plan, batch, counted.max(1) as f64 / scale, seed));
+            runs.push(self.session.run(plan, batch, counted as f64 / scale, seed));
             if let Some(plans) = self.accumulate {
                 runs.push(Run { plan: plans[(k > 0) as usize], inputs: vec![] });
             }

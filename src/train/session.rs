@@ -1,7 +1,7 @@
 //! A device with a model on it: plans compiled for each shape as batches bring them.
 
 use super::TrainError;
-use super::data::{Batch, Dataset, InputSpec};
+use super::data::{Batch, Dataset, Feed};
 use crate::device::{Device, PlanId, Run};
 use crate::ir::{Graph, Tensor, inputs, outputs};
 use crate::plan::{Layout, Plan};
@@ -38,21 +38,25 @@ pub trait Compiler {
 pub struct Session<'a> {
     pub device: &'a mut dyn Device,
     pub compiler: &'a mut dyn Compiler,
-    pub inputs: &'a [InputSpec],
+    pub feed: &'a Feed,
     pub layout: &'a Layout,
     /// The loss is a scalar output of the model's own.
     pub holds_loss: bool,
-    pub max_length: usize,
     pub plans: HashMap<(Shapes, Purpose), PlanId>,
 }
 
 /// Sums over a data set.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Totals {
     pub loss: f64,
     pub correct: Option<f64>,
     pub counted: usize,
+    /// Examples (from 0) whose loss is not a finite number, a few of them; or all of a batch where no single one is to blame.
+    pub not_finite: Vec<usize>,
 }
+
+/// The most examples that [`Totals::not_finite`] lists.
+const NAMED: usize = 8;
 
 impl Session<'_> {
     /// The plan for a batch, compiled if it is the first of its shape.
@@ -82,24 +86,45 @@ impl Session<'_> {
         Run { plan, inputs: all }
     }
 
-    /// Loss and hits over a whole data set, in order.
+    /// Loss and hits over a whole data set.
     pub fn evaluate(&mut self, data: &Dataset, batch_size: usize) -> Result<Totals, TrainError> {
         let mut totals = Totals::default();
         let all: Vec<usize> = (0..data.len()).collect();
-        for examples in all.chunks(batch_size) {
-            let batch = data.batch(self.inputs, examples, self.max_length)?;
-            let plan = self.plan(&batch, Purpose::Evaluate)?;
-            let run = self.run(plan, &batch, 1.0, 0);
-            self.device.submit(vec![run])?;
-            totals.counted += batch.counted;
-            for fetched in self.device.collect(true)? {
-                for (name, t) in fetched.runs.into_iter().flatten() {
-                    let value = t.as_f32().and_then(|x| x.first()).map_or(0.0, |&x| x as f64);
-                    match name.as_str() {
-                        outputs::LOSS => totals.loss += value,
-                        outputs::CORRECT => *totals.correct.get_or_insert(0.0) += value,
-                        _ => {}
+        for examples in data.batches(self.feed, &all, batch_size) {
+            let one = self.measure(data, &examples)?;
+            if !one.loss.is_finite() && totals.not_finite.len() < NAMED {
+                let mut bad = Vec::new();
+                for e in examples.iter().take(if examples.len() > 1 { examples.len() } else { 0 }) {
+                    if !self.measure(data, &[*e])?.loss.is_finite() {
+                        bad.push(*e);
                     }
+                }
+                totals.not_finite.extend(if bad.is_empty() { examples.clone() } else { bad });
+            }
+            totals.loss += one.loss;
+            totals.counted += one.counted;
+            if let Some(correct) = one.correct {
+                *totals.correct.get_or_insert(0.0) += correct;
+            }
+        }
+        totals.not_finite.truncate(NAMED);
+        Ok(totals)
+    }
+
+    /// Loss and hits over one batch.
+    fn measure(&mut self, data: &Dataset, examples: &[usize]) -> Result<Totals, TrainError> {
+        let batch = data.batch(self.feed, examples)?;
+        let plan = self.plan(&batch, Purpose::Evaluate)?;
+        let run = self.run(plan, &batch, 1.0, 0);
+        self.device.submit(vec![run])?;
+        let mut totals = Totals { counted: batch.counted, ..Totals::default() };
+        for fetched in self.device.collect(true)? {
+            for (name, t) in fetched.runs.into_iter().flatten() {
+                let value = t.as_f32().and_then(|x| x.first()).map_or(0.0, |&x| x as f64);
+                match name.as_str() {
+                    outputs::LOSS => totals.loss += value,
+                    outputs::CORRECT => *totals.correct.get_or_insert(0.0) += value,
+                    _ => {}
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Batches: which examples, in what order, and as which tensors.
 
-use super::{Axis, DataError, Dataset, InputSpec, Label, Source, Task, TextExample, tensors};
+use super::labels::UNCOUNTED;
+use super::{Axis, DataError, Dataset, InputSpec, Label, LabelForm, Source, Task, TextExample, tensors};
 use crate::ir::{DType, Tensor};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -15,7 +16,7 @@ pub struct Batch {
     pub labels: Option<Tensor>,
     /// Examples, without rows that only fill up a fixed batch.
     pub examples: usize,
-    /// Labels that count: those that are not -100, or every element of float labels.
+    /// Labels that count: those that are not -100, or every element of float labels but those of rows that fill up.
     pub counted: usize,
     /// Positions that are not padding, or examples where there are no positions.
     pub tokens: usize,
@@ -51,10 +52,76 @@ pub fn buckets(length: usize) -> usize {
     }
 }
 
+/// Whether texts of a batch are padded to one length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Padding {
+    /// On the side that the tokenizer's configuration names.
+    #[default]
+    AsConfigured,
+    /// After the text, whatever the configuration names.
+    Right,
+    /// Never: padding would change the model's results. Batches hold texts of one length.
+    Never,
+}
+
+/// How batches are made for a model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Feed {
+    pub inputs: Vec<InputSpec>,
+    /// Tokens kept of each text.
+    pub max_length: usize,
+    pub padding: Padding,
+    pub labels: LabelForm,
+    /// The model holds its loss, which counts every row of a batch.
+    pub holds_loss: bool,
+}
+
+impl Feed {
+    pub fn new(inputs: Vec<InputSpec>, max_length: usize) -> Feed {
+        Feed { inputs, max_length, ..Feed::default() }
+    }
+
+    /// The number of positions that the model's `input_ids` are declared with.
+    pub fn fixed_length(&self) -> Option<usize> {
+        let declared = self.inputs.iter().find(|i| i.name == "input_ids").and_then(|i| i.dims.as_deref());
+        match declared {
+            Some([_, Axis::Fixed(n)]) => Some(*n),
+            _ => None,
+        }
+    }
+}
+
+/// How the rows of a batch of texts are laid out.
+struct TextShape {
+    /// Examples; rows beyond them only fill up.
+    real: usize,
+    pad: i32,
+    /// Whether padding stands before the text.
+    left: bool,
+    /// Positions to pad to at least.
+    at_least: usize,
+}
+
 impl Dataset {
+    /// The examples in batches of at most `size`, in order; where nothing may be padded, each batch holds texts of one length.
+    pub fn batches(&self, feed: &Feed, examples: &[usize], size: usize) -> Vec<Vec<usize>> {
+        let size = size.max(1);
+        let Source::Text { examples: texts, .. } = &self.source else {
+            return examples.chunks(size).map(<[usize]>::to_vec).collect();
+        };
+        if feed.padding != Padding::Never {
+            return examples.chunks(size).map(<[usize]>::to_vec).collect();
+        }
+        let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for &e in examples {
+            by_length.entry(texts[e].ids.len()).or_default().push(e);
+        }
+        by_length.values().flat_map(|group| group.chunks(size).map(<[usize]>::to_vec)).collect()
+    }
+
     /// The tensors of some examples, as the model's inputs.
-    pub fn batch(&self, inputs: &[InputSpec], examples: &[usize], max_length: usize) -> Result<Batch, DataError> {
-        let fixed = inputs.iter().find_map(|i| match i.dims.as_deref() {
+    pub fn batch(&self, feed: &Feed, examples: &[usize]) -> Result<Batch, DataError> {
+        let fixed = feed.inputs.iter().find_map(|i| match i.dims.as_deref() {
             Some([Axis::Fixed(n), _, ..]) => Some((*n, i.name.as_str())),
             _ => None,
         });
@@ -67,16 +134,36 @@ impl Dataset {
                 let why = format!("input '{name}' holds {n} examples\nhint: --batch-size {n}");
                 return Err(self.misfit(why));
             }
+            if feed.holds_loss {
+                let why = format!(
+                    "the model takes {n} examples at a time and holds its loss, which would count rows that only fill \
+                     up a batch of {}\nhint: give a multiple of {n} examples with --batch-size {n} (there are {})",
+                    rows.len(),
+                    self.len()
+                );
+                return Err(self.misfit(why));
+            }
             rows.resize(n, rows[0]);
         }
-        let batch = match &self.source {
-            Source::Text { task, examples: texts, pad_id } => {
+        match &self.source {
+            Source::Text { task, examples: texts, pad_id, pad_left } => {
                 let texts: Vec<&TextExample> = rows.iter().map(|&r| &texts[r]).collect();
-                self.text_batch(inputs, *task, &texts, examples.len(), *pad_id, max_length)?
+                let left = *pad_left && feed.padding == Padding::AsConfigured;
+                let shape = TextShape { real: examples.len(), pad: *pad_id, left, at_least: 0 };
+                self.text_batch(feed, *task, &texts, shape)
             }
-            Source::Tensors { tensors, .. } => self.tensor_batch(inputs, tensors, &rows, examples.len())?,
+            Source::Tensors { tensors, .. } => self.tensor_batch(feed, tensors, &rows, examples.len()),
+        }
+    }
+
+    /// A batch of one text that is padded to at least `length` positions, as far as the model goes.
+    pub fn padded(&self, feed: &Feed, example: usize, length: usize) -> Result<Batch, DataError> {
+        let Source::Text { task, examples, pad_id, pad_left } = &self.source else {
+            return self.batch(feed, &[example]);
         };
-        Ok(batch)
+        let left = *pad_left && feed.padding == Padding::AsConfigured;
+        let shape = TextShape { real: 1, pad: *pad_id, left, at_least: length };
+        self.text_batch(feed, *task, &[&examples[example]], shape)
     }
 
     fn misfit(&self, why: String) -> DataError {
@@ -85,69 +172,74 @@ impl Dataset {
 
     fn text_batch(
         &self,
-        inputs: &[InputSpec],
+        feed: &Feed,
         task: Task,
         texts: &[&TextExample],
-        real: usize,
-        pad: i32,
-        max_length: usize,
+        shape: TextShape,
     ) -> Result<Batch, DataError> {
+        let TextShape { real, pad, left, at_least } = shape;
         let rows = texts.len();
-        let longest = texts.iter().map(|t| t.ids.len()).max().unwrap_or(1);
-        let declared = inputs.iter().find(|i| i.name == "input_ids").and_then(|i| i.dims.as_deref());
-        let length = match declared {
-            Some([_, Axis::Fixed(n)]) if longest > *n => {
+        let longest = texts.iter().map(|t| t.ids.len()).max().unwrap_or(1).max(1);
+        if !feed.inputs.iter().any(|i| i.name == "input_ids") {
+            return Err(self.misfit("the model has no input 'input_ids', which text needs".into()));
+        }
+        let length = match (feed.fixed_length(), feed.padding) {
+            (Some(n), _) if longest > n => {
                 return Err(
                     self.misfit(format!("a text has {longest} tokens but the model takes {n}\nhint: --max-length {n}"))
                 );
             }
-            Some([_, Axis::Fixed(n)]) => *n,
-            _ => buckets(longest).min(max_length.max(longest)),
+            (Some(n), _) => n,
+            (None, Padding::Never) => longest,
+            (None, _) => buckets(longest.max(at_least)).min(feed.max_length).min(self.limit.unwrap_or(usize::MAX)).max(longest),
         };
-        let fill = |of: &dyn Fn(&TextExample) -> &[i32], pad: i32| {
-            let row = |t: &&TextExample| {
-                let mut ids = of(t).to_vec();
-                ids.resize(length, pad);
-                ids
-            };
-            Tensor::i32([rows, length], texts.iter().flat_map(row).collect())
+        let padded = |mut xs: Vec<i32>, fill: i32| {
+            let missing = length.saturating_sub(xs.len());
+            xs.resize(length, fill);
+            if left {
+                xs.rotate_right(missing);
+            }
+            xs
         };
-        let ones = |t: &TextExample| t.ids.len();
-        let mask: Vec<i32> =
-            texts.iter().flat_map(|t| (0..length).map(|p| (p < ones(t)) as i32).collect::<Vec<_>>()).collect();
+        let all = |of: &dyn Fn(usize, &TextExample) -> Vec<i32>, fill: i32| {
+            let flat = texts.iter().enumerate().flat_map(|(r, t)| padded(of(r, t), fill)).collect();
+            Tensor::i32([rows, length], flat)
+        };
         let mut known = BTreeMap::from([
-            ("input_ids".to_string(), fill(&|t| &t.ids, pad)),
-            ("attention_mask".to_string(), Tensor::i32([rows, length], mask)),
-            ("token_type_ids".to_string(), fill(&|t| &t.type_ids, 0)),
+            ("input_ids".to_string(), all(&|_, t| t.ids.clone(), pad)),
+            ("attention_mask".to_string(), all(&|_, t| vec![1; t.ids.len()], 0)),
+            ("token_type_ids".to_string(), all(&|_, t| t.type_ids.clone(), 0)),
         ]);
-        if !inputs.iter().any(|i| i.name == "input_ids") {
-            return Err(self.misfit("the model has no input 'input_ids', which text needs".into()));
-        }
-        let labels = match task {
-            Task::Classify => {
-                let label = |(r, t): (usize, &&TextExample)| match &t.label {
-                    Some(Label::Class(c)) if r < real => *c,
-                    _ => -100,
-                };
+        let labels = match (task, &feed.labels) {
+            (Task::Classify, LabelForm::AsGiven) => {
+                let class = |t: &TextExample| t.label.as_ref().and_then(Label::class).unwrap_or(-100);
+                let label = |(r, t): (usize, &&TextExample)| if r < real { class(t) } else { -100 };
                 Tensor::i32([rows], texts.iter().enumerate().map(label).collect())
             }
-            _ => {
-                let row = |(r, t): (usize, &&TextExample)| {
-                    let mut labels = if r < real { t.labels.clone() } else { vec![] };
-                    labels.resize(length, -100);
-                    labels
-                };
-                Tensor::i32([rows, length], texts.iter().enumerate().flat_map(row).collect())
+            (Task::Classify, LabelForm::Numbers(trailing)) => {
+                let width: usize = trailing.iter().product();
+                let mut flat = Vec::with_capacity(rows * width);
+                for (r, t) in texts.iter().enumerate() {
+                    let numbers = t.label.as_ref().filter(|_| r < real).map(Label::numbers);
+                    let numbers = numbers.unwrap_or_else(|| vec![UNCOUNTED; width]);
+                    if numbers.len() != width {
+                        let why = format!("a label holds {} numbers, and the model has {width} outputs", numbers.len());
+                        return Err(self.misfit(why));
+                    }
+                    flat.extend(numbers.iter().map(|&x| if x == -100.0 { UNCOUNTED } else { x }));
+                }
+                Tensor::f32([&[rows], &trailing[..]].concat(), flat)
             }
+            _ => all(&|r, t| if r < real { t.labels.clone() } else { vec![] }, -100),
         };
         let tokens = texts[..real].iter().map(|t| t.ids.len()).sum();
-        let inputs = complete(inputs, &mut known, rows, length).map_err(|why| self.misfit(why))?;
+        let inputs = complete(&feed.inputs, &mut known, rows, length).map_err(|why| self.misfit(why))?;
         Ok(Batch { inputs, counted: counted(&labels), labels: Some(labels), examples: real, tokens })
     }
 
     fn tensor_batch(
         &self,
-        inputs: &[InputSpec],
+        feed: &Feed,
         tensors: &BTreeMap<String, Tensor>,
         rows: &[usize],
         real: usize,
@@ -155,25 +247,115 @@ impl Dataset {
         let mut known: BTreeMap<String, Tensor> =
             tensors.iter().map(|(name, t)| (name.clone(), tensors::rows(t, rows))).collect();
         // A graph that holds its loss may read `labels` itself.
-        let own = inputs.iter().any(|i| i.name == "labels");
+        let own = feed.inputs.iter().any(|i| i.name == "labels");
         let mut labels = if own { known.get("labels").cloned() } else { known.remove("labels") };
-        if let (Some(Tensor::I32(a)), true) = (&mut labels, rows.len() > real) {
-            a.slice_axis_mut(ndarray::Axis(0), (real..).into()).fill(-100);
+        if let (LabelForm::Numbers(trailing), false) = (&feed.labels, own) {
+            labels = labels.as_ref().map(|l| as_numbers(l, trailing)).transpose().map_err(|why| self.misfit(why))?;
+        }
+        if rows.len() > real {
+            match &mut labels {
+                Some(Tensor::I32(a)) => a.slice_axis_mut(ndarray::Axis(0), (real..).into()).fill(-100),
+                Some(Tensor::F32(a)) => a.slice_axis_mut(ndarray::Axis(0), (real..).into()).fill(UNCOUNTED),
+                _ => {}
+            }
         }
         let length = known.get("input_ids").and_then(|t| t.shape().get(1).copied()).unwrap_or(1);
+        if !known.contains_key("attention_mask")
+            && feed.inputs.iter().any(|i| i.name == "attention_mask")
+            && let (Some(pad), Some(ids)) = (self.pad_id, known.get("input_ids").and_then(Tensor::as_i32))
+        {
+            let mask = ids.chunks(length.max(1)).flat_map(|row| unpadded(row, pad)).collect();
+            known.insert("attention_mask".into(), Tensor::i32([rows.len(), length], mask));
+        }
         let tokens = match known.get("attention_mask") {
-            Some(mask) => mask.as_i32().map_or(real, |m| m.iter().map(|&x| x as usize).sum()),
+            Some(mask) => match (mask.as_i32(), mask.as_f32()) {
+                (Some(m), _) => m.iter().take(real * length).filter(|x| **x != 0).count(),
+                (_, Some(m)) => m.iter().take(real * length).filter(|x| **x == 1.0).count(),
+                _ => mask.words().iter().take(real * length).filter(|x| **x != 0).count(),
+            },
             None => real * length,
         };
         let counted = labels.as_ref().map_or(real, counted);
-        let inputs = complete(inputs, &mut known, rows.len(), length).map_err(|why| self.misfit(why))?;
+        let inputs = complete(&feed.inputs, &mut known, rows.len(), length).map_err(|why| self.misfit(why))?;
         Ok(Batch { inputs, labels, examples: real, counted, tokens })
     }
+
+    /// Refuses tensors that no input reads, and ids that look padded where nothing says what padding is.
+    pub fn check_tensors(&self, inputs: &[InputSpec]) -> Result<(), DataError> {
+        let Source::Tensors { tensors, .. } = &self.source else { return Ok(()) };
+        let reads = |name: &str| inputs.iter().any(|i| i.name == name);
+        if let Some(name) = tensors.keys().find(|n| *n != "labels" && !reads(n)) {
+            let near = inputs.iter().max_by(|a, b| {
+                strsim::jaro_winkler(name, &a.name).total_cmp(&strsim::jaro_winkler(name, &b.name))
+            });
+            let near = near.map_or("it has none".into(), |i| format!("the nearest is '{}'", i.name));
+            return Err(self.misfit(format!(
+                "it holds '{name}', which no input of the model reads; {near}\n\
+                 hint: name each tensor after the graph input it is for, and leave out what the model does not take"
+            )));
+        }
+        let Some(ids) = tensors.get("input_ids").filter(|_| reads("attention_mask")) else { return Ok(()) };
+        if tensors.contains_key("attention_mask") || self.pad_id.is_some() {
+            return Ok(());
+        }
+        let width = ids.shape().get(1).copied().unwrap_or(1).max(1);
+        match ids.as_i32().and_then(|x| looks_padded(x, width)) {
+            Some(id) => Err(self.misfit(format!(
+                "rows of 'input_ids' look padded with {id}, but there is no 'attention_mask' and nothing names the \
+                 padding token\nhint: add a tensor 'attention_mask' (1 where a token counts, 0 where it is padding), or \
+                 put a config.json with pad_token_id beside the model"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Labels as floats of the output's shape; -100 does not count.
+fn as_numbers(labels: &Tensor, trailing: &[usize]) -> Result<Tensor, String> {
+    let numbers: Vec<f32> = match labels {
+        Tensor::F32(a) => a.iter().copied().collect(),
+        Tensor::I32(a) => a.iter().map(|&x| if x == -100 { UNCOUNTED } else { x as f32 }).collect(),
+        Tensor::Bool(a) => a.iter().map(|&x| x as f32).collect(),
+    };
+    let rows = labels.shape()[0];
+    if rows * trailing.iter().product::<usize>() != numbers.len() {
+        return Err(format!("'labels' is {}, which does not fit outputs of {trailing:?} for each example", labels.ty()));
+    }
+    Ok(Tensor::f32([&[rows], trailing].concat(), numbers))
+}
+
+/// 0 where a row begins or ends in padding, 1 between.
+fn unpadded(row: &[i32], pad: i32) -> Vec<i32> {
+    let first = row.iter().position(|&x| x != pad).unwrap_or(0);
+    let last = row.iter().rposition(|&x| x != pad).unwrap_or(row.len().saturating_sub(1));
+    (0..row.len()).map(|p| i32::from((first..=last).contains(&p))).collect()
+}
+
+/// The id that rows end, or begin, in runs of: two equal ids or more, in runs of different lengths from row to row.
+fn looks_padded(ids: &[i32], width: usize) -> Option<i32> {
+    let runs = |row: &[i32], back: bool| {
+        let edge = if back { row[row.len() - 1] } else { row[0] };
+        let same = |x: &&i32| **x == edge;
+        let run = if back { row.iter().rev().take_while(same).count() } else { row.iter().take_while(same).count() };
+        (edge, run)
+    };
+    for back in [true, false] {
+        let all: Vec<(i32, usize)> = ids.chunks_exact(width).map(|row| runs(row, back)).collect();
+        let long: Vec<&(i32, usize)> = all.iter().filter(|r| r.1 >= 2).collect();
+        let Some(&&(id, run)) = long.first() else { continue };
+        let alike = long.iter().all(|r| r.0 == id);
+        let differ = all.iter().any(|r| r.0 != id || r.1 != run);
+        if alike && differ && width > 2 {
+            return Some(id);
+        }
+    }
+    None
 }
 
 fn counted(labels: &Tensor) -> usize {
     match labels {
         Tensor::I32(a) => a.iter().filter(|&&l| l != -100).count(),
+        Tensor::F32(a) => a.iter().filter(|&&l| l != UNCOUNTED).count(),
         other => other.elements(),
     }
 }
@@ -228,8 +410,11 @@ fn made(
         "token_type_ids" if ids => Ok(Tensor::i32([rows, length], vec![0; rows * length])),
         "attention_mask" if ids => Ok(Tensor::i32([rows, length], vec![1; rows * length])),
         "position_ids" if ids => {
-            let ones = vec![1; rows * length];
-            let mask = known.get("attention_mask").and_then(Tensor::as_i32).unwrap_or(&ones);
+            let mask: Vec<i32> = match known.get("attention_mask") {
+                Some(Tensor::F32(m)) => m.iter().map(|&x| i32::from(x == 1.0)).collect(),
+                Some(mask) => mask.words().iter().map(|&x| i32::from(x != 0)).collect(),
+                None => vec![1; rows * length],
+            };
             let row = |m: &[i32]| {
                 let mut seen = -1;
                 let at = |&keep: &i32| {

@@ -7,8 +7,8 @@ mod tensors;
 mod text;
 mod tokenizer;
 
-pub use batch::{Batch, Order, buckets};
-pub use labels::Label;
+pub use batch::{Batch, Feed, Order, Padding, buckets};
+pub use labels::{Label, LabelForm, LabelKind};
 
 use crate::ir::{DType, Tensor};
 use std::collections::BTreeMap;
@@ -56,7 +56,13 @@ pub struct TextExample {
 /// Examples, along the first axis of every tensor or one after the other.
 #[derive(Clone, Debug)]
 pub enum Source {
-    Text { task: Task, examples: Vec<TextExample>, pad_id: i32 },
+    Text {
+        task: Task,
+        examples: Vec<TextExample>,
+        pad_id: i32,
+        /// Whether texts are padded before their first token.
+        pad_left: bool,
+    },
     Tensors { tensors: BTreeMap<String, Tensor>, examples: usize },
 }
 
@@ -69,6 +75,12 @@ pub struct Dataset {
     pub digest: String,
     /// What a user should know, such as how many examples were cut short.
     pub notes: Vec<String>,
+    /// The most positions that the model takes, where that is known.
+    pub limit: Option<usize>,
+    /// The padding token of ids in tensors, where the model or its tokenizer names one.
+    pub pad_id: Option<i32>,
+    /// How it was read.
+    pub options: Options,
 }
 
 /// How to read a data file.
@@ -138,14 +150,55 @@ pub fn read(path: &Path, options: &Options) -> Result<Dataset, DataError> {
         }
     };
     let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-    let data = Dataset { path: path.to_path_buf(), source, digest, notes };
+    let pad_id = match &source {
+        Source::Tensors { tensors, .. } if !tensors.contains_key("attention_mask") => pad_token(options)?,
+        _ => None,
+    };
+    let mut data =
+        Dataset { path: path.to_path_buf(), source, digest, notes, limit: None, pad_id, options: options.clone() };
+    if options.shift_labels {
+        data.shift_labels()?;
+    } else if data.copies_ids() {
+        data.notes.push(format!(
+            "{}: 'labels' equal 'input_ids' at every position, and labels are not shifted here: the model is trained to \
+             repeat its input\nhint: --shift-labels makes each label the next token",
+            path.display()
+        ));
+    }
     match data.len() {
         0 => Err(DataError::Format { path: path.to_path_buf(), why: "it holds no example".into() }),
         _ => Ok(data),
     }
 }
 
+/// The padding token's id, as the tokenizer given or the config.json beside the model names it.
+fn pad_token(options: &Options) -> Result<Option<i32>, DataError> {
+    if options.tokenizer.is_some() {
+        return Ok(Some(tokenizer::open(options.tokenizer.as_ref().expect("just asked"))?.pad));
+    }
+    let Some(folder) = &options.beside else { return Ok(None) };
+    let config = std::fs::read(folder.join("config.json")).ok();
+    let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    Ok(config.and_then(|c| c["pad_token_id"].as_i64()).and_then(|id| i32::try_from(id).ok()))
+}
+
 impl Dataset {
+    /// Moves the labels of tensors one position to the left.
+    fn shift_labels(&mut self) -> Result<(), DataError> {
+        let misfit = |why: &str| DataError::Fit { path: self.path.clone(), why: why.into() };
+        match &mut self.source {
+            Source::Text { .. } => {
+                self.notes.push("--shift-labels has no effect on text, whose labels are the next token already".into());
+            }
+            Source::Tensors { tensors, .. } => {
+                let labels = tensors.get("labels").and_then(labels::shifted);
+                let labels = labels.ok_or_else(|| misfit("--shift-labels needs integer 'labels' with positions"))?;
+                tensors.insert("labels".into(), labels);
+            }
+        }
+        Ok(())
+    }
+
     /// Number of examples.
     pub fn len(&self) -> usize {
         match &self.source {
@@ -165,20 +218,37 @@ impl Dataset {
         }
     }
 
-    /// The element type of the labels; `None` if the data holds none.
-    pub fn label_type(&self) -> Option<DType> {
+    /// Whether the data holds labels.
+    pub fn has_labels(&self) -> bool {
         match &self.source {
-            Source::Text { .. } => Some(DType::I32),
-            Source::Tensors { tensors, .. } => tensors.get("labels").map(Tensor::dtype),
+            Source::Text { .. } => true,
+            Source::Tensors { tensors, .. } => tensors.contains_key("labels"),
         }
+    }
+
+    /// Tokens of the longest text; `None` for tensors, which are used as they are.
+    pub fn longest(&self) -> Option<usize> {
+        match &self.source {
+            Source::Text { examples, .. } => examples.iter().map(|e| e.ids.len()).max(),
+            Source::Tensors { .. } => None,
+        }
+    }
+
+    /// The same file with texts cut at another length.
+    pub fn cut_at(&self, max_length: usize) -> Result<Dataset, DataError> {
+        let options = Options { max_length, ..self.options.clone() };
+        Ok(Dataset { limit: self.limit, ..read(&self.path, &options)? })
     }
 
     /// The same file with some of its examples.
     pub fn subset(&self, keep: std::ops::Range<usize>) -> Dataset {
         let source = match &self.source {
-            Source::Text { task, examples, pad_id } => {
-                Source::Text { task: *task, examples: examples[keep].to_vec(), pad_id: *pad_id }
-            }
+            Source::Text { task, examples, pad_id, pad_left } => Source::Text {
+                task: *task,
+                examples: examples[keep].to_vec(),
+                pad_id: *pad_id,
+                pad_left: *pad_left,
+            },
             Source::Tensors { tensors, .. } => {
                 let n = keep.len();
                 let rows: Vec<usize> = keep.collect();
@@ -215,33 +285,5 @@ impl Dataset {
             }
         }
         Ok(())
-    }
-
-    /// Checks every label against the number of classes; says which example is wrong.
-    pub fn check_labels(&self, classes: usize) -> Result<(), DataError> {
-        let bad = |label: i32| label >= classes as i32 || label < 0 && label != -100;
-        let line = match &self.source {
-            Source::Text { examples, .. } => {
-                let class = |e: &TextExample| match &e.label {
-                    Some(Label::Class(c)) => Some(*c),
-                    _ => None,
-                };
-                let all = |e: &TextExample| e.labels.iter().copied().chain(class(e)).find(|l| bad(*l));
-                examples.iter().enumerate().find_map(|(i, e)| all(e).map(|l| (i, l)))
-            }
-            Source::Tensors { tensors, examples } => tensors.get("labels").and_then(|t| {
-                let labels = t.as_i32()?;
-                let at = labels.iter().position(|l| bad(*l))?;
-                Some((at / (labels.len() / (*examples).max(1)).max(1), labels[at]))
-            }),
-        };
-        let Some((example, label)) = line else { return Ok(()) };
-        let why = format!(
-            "label {label} of example {} is out of range: the model has {classes} classes, 0 to {}\n\
-             hint: -100 marks what does not count",
-            example + 1,
-            classes.saturating_sub(1)
-        );
-        Err(DataError::Fit { path: self.path.clone(), why })
     }
 }

@@ -14,7 +14,7 @@ pub fn read(path: &Path, bytes: &[u8], options: &Options, notes: &mut Vec<String
     for (number, line) in content.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
         let bad = |why: String| DataError::Line { path: path.to_path_buf(), line: number + 1, why };
         let object: Value = serde_json::from_str(line).map_err(|e| bad(e.to_string()))?;
-        let (kind, mut example) = example(&text, &object).map_err(bad)?;
+        let (kind, mut example) = example(&text, &object, &options.label_names).map_err(bad)?;
         if *task.get_or_insert(kind) != kind {
             return Err(bad("some lines have a 'label' and some do not".into()));
         }
@@ -34,17 +34,17 @@ pub fn read(path: &Path, bytes: &[u8], options: &Options, notes: &mut Vec<String
     if empty > 0 {
         notes.push(format!("{}: {empty} texts have nothing left to learn and are left out", path.display()));
     }
-    Ok(Source::Text { task: task.unwrap_or(Task::Classify), examples, pad_id: text.pad })
+    Ok(Source::Text { task: task.unwrap_or(Task::Classify), examples, pad_id: text.pad, pad_left: false })
 }
 
-fn example(text: &Text, object: &Value) -> Result<(Task, TextExample), String> {
+fn example(text: &Text, object: &Value, names: &[String]) -> Result<(Task, TextExample), String> {
     let string = |key: &str| match &object[key] {
         Value::Null => Ok(None),
         Value::String(s) => Ok(Some(s.as_str())),
         _ => Err(format!("'{key}' must be text")),
     };
     if !object["label"].is_null() {
-        let label = Label::read(&object["label"], &[])?;
+        let label = Label::read(&object["label"], names)?;
         let main = string("text")?.ok_or("there is no 'text'")?;
         let (ids, type_ids) = text.encode(main, string("text_pair")?)?;
         return Ok((Task::Classify, TextExample { ids, type_ids, labels: vec![], label: Some(label) }));
