@@ -125,7 +125,7 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
         }
     }
     let purpose = Purpose::Train { statistics: !trainee.program.blocks().is_empty() };
-    let mut compiler = ModelCompiler { program: trainee.program.clone(), layout, limits };
+    let mut compiler = ModelCompiler { program: trainee.program.clone(), layout, limits, own: HashMap::new() };
     let planned = train::Compiler::compile(&mut compiler, &shapes, purpose).map_err(train::TrainError::Compile)?;
     let plan_s = began.elapsed().as_secs_f64();
     let (arenas, arenas_least, kernels) = (planned.arena_bytes(), planned.lower_bound * 4, planned.steps.len());
@@ -170,7 +170,8 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
         let all: Vec<usize> = (0..data.len()).collect();
         let batch = data.batch(session.feed, &all)?;
         let id = session.plan(&batch, purpose)?;
-        let run = session.run(id, &batch, batch.counted.max(1) as f64, 0);
+        let (weights, total) = session.weights(std::slice::from_ref(&batch))?;
+        let run = session.run(id, &batch, weights[0], total, 0);
         Ok(Some(profile(session.device, &run)?))
     })?;
     let steps_ms: Vec<f64> = watch.seconds.iter().skip(WARM).map(|s| s * 1e3).collect();

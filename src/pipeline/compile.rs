@@ -1,5 +1,6 @@
 //! From a model and a shape to a plan.
 
+use super::weighing::OwnLoss;
 use super::{Error, ValueShapes};
 use crate::calibrate::{self, BlockValues};
 use crate::ir::{Builder, Graph, Leaf, Sink, Value, outputs};
@@ -9,8 +10,9 @@ use crate::onnx::{self, Dim, Linear, Model, Signature};
 use crate::passes;
 use crate::plan::{self, Layout, Limits, Plan};
 use crate::structure::{Config, Structure, a_name};
-use crate::train::{CompileError, Compiler, Purpose, Shapes};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::train::data::Batch;
+use crate::train::{CompileError, Compiler, Purpose, Shapes, Weight};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Where the loss comes from.
@@ -69,12 +71,24 @@ pub struct ModelCompiler {
     pub program: Program,
     pub layout: Layout,
     pub limits: Limits,
+    /// How the model's own loss counts batches, by shape.
+    pub own: HashMap<Shapes, OwnLoss>,
 }
 
 impl Compiler for ModelCompiler {
     fn compile(&mut self, shapes: &Shapes, purpose: Purpose) -> Result<Plan, CompileError> {
         let graph = self.program.graph(shapes, purpose, self.limits)?;
         Ok(plan::plan(graph, &self.layout, self.limits)?)
+    }
+
+    fn weigh(&mut self, batch: &Batch) -> Result<Weight, CompileError> {
+        let Some(LossChoice::Held { output }) = &self.program.loss else { return Ok(Weight::Unknown) };
+        let shapes: Shapes = batch.inputs.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
+        if !self.own.contains_key(&shapes) {
+            let found = OwnLoss::find(&self.program.model, &shapes, output)?;
+            self.own.insert(shapes.clone(), found);
+        }
+        Ok(self.own[&shapes].weight(&batch.inputs))
     }
 
     fn finish(&mut self, graph: Graph) -> Result<Graph, CompileError> {
@@ -283,9 +297,16 @@ pub fn lowered_graph(model: &Arc<Model>, shapes: &Shapes, wanted: &[String]) -> 
     Ok(lower::lower(&Request { model, shapes, trained: &trained, wanted, training: false })?.b.graph)
 }
 
+/// The model lowered at some shapes as far as one of its values, and that value.
+pub fn lowered_value(model: &Arc<Model>, shapes: &Shapes, name: &str) -> Result<(Graph, Value), Error> {
+    let (wanted, trained) = (vec![name.to_string()], BTreeSet::new());
+    let request = Request { model, shapes, trained: &trained, wanted: &wanted, training: false };
+    let Lowered { b, values } = lower::lower(&request)?;
+    Ok((b.graph, values[name]))
+}
+
 /// Shape of a value at some shapes of the inputs.
 pub fn shape_of(model: &Arc<Model>, shapes: &Shapes, name: &str) -> Result<Vec<usize>, Error> {
-    let (wanted, trained) = (vec![name.to_string()], BTreeSet::new());
-    let Lowered { b, values } = lower::lower(&Request { model, shapes, trained: &trained, wanted: &wanted, training: false })?;
-    Ok(b.shape(values[name]).0.clone())
+    let (graph, value) = lowered_value(model, shapes, name)?;
+    Ok(graph.shape(value).0.clone())
 }

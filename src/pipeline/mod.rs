@@ -14,9 +14,11 @@ mod devices;
 mod doctor;
 mod error;
 mod fitting;
+mod folding;
 mod inspecting;
 mod merging;
 mod surveying;
+mod weighing;
 
 mod training;
 

@@ -5,15 +5,14 @@
 
 use super::Error;
 use super::compile::{self, LossChoice};
+use super::folding::evaluate;
 use super::training::Trainee;
 use crate::device::{Device, Run};
-use crate::ir::{Builder, Graph, Leaf, Tensor, Value};
+use crate::ir::{DType, Graph, Leaf, Tensor, Type};
 use crate::lower::LowerError;
 use crate::onnx::Model;
-use crate::ops::RULES;
 use crate::train::data::{Axis, Batch, DataError, Dataset, Feed, Padding, Source};
 use crate::train::{Purpose, Session, Shapes};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Two results differ if they do by more than this share of the largest one: far above rounding, far below any real effect.
@@ -260,64 +259,22 @@ fn positions_within(graph: &Graph, ids: &[i32]) -> bool {
         if matches!(graph.leaf(graph.through_reshapes(node.inputs[1])), Some(Leaf::Input(_))) {
             return true;
         }
-        match evaluate(graph, node.inputs[1], ids) {
+        match evaluate(graph, node.inputs[1], &|name, ty| row(name, ty, ids)) {
             Some(t) => t.as_i32().is_none_or(|x| x.iter().all(|&i| i < rows && i >= -rows)),
             None => true,
         }
     })
 }
 
-/// The most nodes that computing positions may take.
-const SMALL: usize = 200;
-
-/// A value that depends on ids and mask alone, for a row of ids under a mask of ones; `None` if it depends on more.
-fn evaluate(graph: &Graph, value: Value, ids: &[i32]) -> Option<Tensor> {
-    fn fold(
-        graph: &Graph,
-        v: Value,
-        ids: &[i32],
-        b: &mut Builder,
-        done: &mut HashMap<Value, Value>,
-        left: &mut usize,
-    ) -> Option<Value> {
-        if let Some(&known) = done.get(&v) {
-            return Some(known);
-        }
-        *left = left.checked_sub(1)?;
-        let ty = graph.ty(v).clone();
-        let out = match graph.leaf(v) {
-            Some(Leaf::Constant(t)) => b.constant(t.clone()),
-            Some(Leaf::Input(name)) => {
-                let n = ty.shape.elements();
-                let row: Vec<i32> = match name.as_str() {
-                    "input_ids" => ids.iter().copied().cycle().take(n).collect(),
-                    "attention_mask" => vec![1; n],
-                    "token_type_ids" => vec![0; n],
-                    _ => return None,
-                };
-                let words = match ty.dtype {
-                    crate::ir::DType::F32 => row.iter().map(|&x| (x as f32).to_bits()).collect(),
-                    _ => row.iter().map(|&x| x as u32).collect(),
-                };
-                b.constant(Tensor::from_words(&ty, words))
-            }
-            Some(_) => return None,
-            None => {
-                let node = graph.producer(v)?;
-                let mut inputs = Vec::new();
-                for &i in &node.inputs {
-                    inputs.push(fold(graph, i, ids, b, done, left)?);
-                }
-                let outs = b.emit_all(&node.op, &inputs, node.attrs.clone()).ok()?;
-                let at = node.outputs.iter().position(|o| *o == v)?;
-                outs[at]
-            }
-        };
-        done.insert(v, out);
-        Some(out)
-    }
-    let mut b = Builder::new(RULES);
-    let folded = fold(graph, value, ids, &mut b, &mut HashMap::new(), &mut { SMALL })?;
-    b.constant_of(folded).map(|t| (**t).clone())
+/// What a graph input holds for a row of ids under a mask of ones; `None` for other inputs.
+fn row(name: &str, ty: &Type, ids: &[i32]) -> Option<Tensor> {
+    let n = ty.shape.elements();
+    let row: Vec<i32> = match name {
+        "input_ids" => ids.iter().copied().cycle().take(n).collect(),
+        "attention_mask" => vec![1; n],
+        "token_type_ids" => vec![0; n],
+        _ => return None,
+    };
+    let word = |x: i32| if ty.dtype == DType::F32 { (x as f32).to_bits() } else { x as u32 };
+    Some(Tensor::from_words(ty, row.into_iter().map(word).collect()))
 }
-

@@ -267,7 +267,7 @@ impl Trainee {
             let values: Vec<f32> = values.iter().copied().collect();
             device.write(&parameters_state(slot.segment), slot.offset, bytemuck::cast_slice(&values))?;
         }
-        let mut compiler = ModelCompiler { program: self.program.clone(), layout: layout.clone(), limits };
+        let mut compiler = ModelCompiler { program: self.program.clone(), layout: layout.clone(), limits, own: HashMap::new() };
         let holds_loss = matches!(self.program.loss, Some(LossChoice::Held { .. }));
         let mut session = Session {
             device,

@@ -12,7 +12,7 @@ mod session;
 pub use report::write as write_report;
 pub use scale::LossScale;
 pub use schedule::{SCHEDULES, Schedule};
-pub use session::{CompileError, Compiler, Purpose, Session, Shapes, Totals};
+pub use session::{CompileError, Compiler, Purpose, Session, Shapes, Totals, Weight};
 
 use crate::adapter::{Adapter, AdapterError};
 use crate::device::DeviceError;
@@ -109,6 +109,11 @@ pub enum TrainError {
     #[error("the loss of step {step} is {loss}\nhint: a smaller --lr, longer --warmup-steps, or --clip-norm 1")]
     NotFinite { step: u64, loss: f64 },
     #[error(
+        "the model's own loss does not show what it divides by, so the losses of several batches cannot be put together\n\
+         hint: take every example in one batch (--batch-size), train without --accumulate, or train on the logits"
+    )]
+    OwnLoss,
+    #[error(
         "no label counts in step {step}: all of them are -100\n\
          hint: leave out examples without labels, or take a larger --batch-size"
     )]
@@ -169,7 +174,7 @@ pub fn train(
 /// Metrics of an evaluation from its sums.
 pub fn evaluation(totals: &Totals, data: &Dataset, step: u64, seconds: f64) -> EvalMetrics {
     let n = totals.counted.max(1) as f64;
-    let loss = totals.loss / n;
+    let loss = totals.mean();
     let language = data.next_token();
     EvalMetrics {
         step,

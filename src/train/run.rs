@@ -162,17 +162,17 @@ impl<'a, 'b> RunState<'a, 'b> {
             .flat_map(|e| self.data.batches(self.session.feed, e, self.settings.batch_size))
             .map(|e| self.data.batch(self.session.feed, &e))
             .collect::<Result<_, _>>()?;
-        let counted: usize = micro.iter().map(|b| b.counted).sum();
-        if counted == 0 {
+        let (weights, total) = self.session.weights(&micro)?;
+        if total == 0.0 || micro.iter().all(|b| b.counted == 0) {
             return Err(TrainError::NothingCounts { step: step + 1 });
         }
         let scale = self.scale.map_or(1.0, |s| s.scale);
         let statistics = !self.trained.blocks.is_empty() && step + STATISTICS_STEPS >= self.total;
         let mut runs = Vec::new();
-        for (k, batch) in micro.iter().enumerate() {
+        for (k, (batch, weight)) in micro.iter().zip(weights).filter(|(_, w)| *w != 0.0).enumerate() {
             let plan = self.session.plan(batch, Purpose::Train { statistics })?;
             let seed = draw_seed(self.settings.order.seed, step, k);
-            runs.push(self.session.run(plan, batch, counted as f64 / scale, seed));
+            runs.push(self.session.run(plan, batch, weight, total / scale, seed));
             if let Some(plans) = self.accumulate {
                 runs.push(Run { plan: plans[(k > 0) as usize], inputs: vec![] });
             }

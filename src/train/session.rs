@@ -26,8 +26,21 @@ pub type Shapes = BTreeMap<String, Vec<usize>>;
 /// Why something could not be compiled.
 pub type CompileError = Box<dyn std::error::Error + Send + Sync>;
 
+/// How a loss that the model holds counts a batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Weight {
+    /// It is a sum over the batch's rows.
+    Sum,
+    /// It is a mean, and this is what the batch counts in a mean over several: rows, labels, or weights of classes.
+    Mean(f64),
+    /// The model does not show it.
+    Unknown,
+}
+
 /// Compiles programs; `pipeline` provides it.
 pub trait Compiler {
+    /// How the model's own loss counts a batch.
+    fn weigh(&mut self, batch: &Batch) -> Result<Weight, CompileError>;
     /// The plan of the model for a shape.
     fn compile(&mut self, shapes: &Shapes, purpose: Purpose) -> Result<Plan, CompileError>;
     /// Runs the passes that a graph without a model (such as an optimiser's) needs.
@@ -51,6 +64,10 @@ pub struct Totals {
     pub loss: f64,
     pub correct: Option<f64>,
     pub counted: usize,
+    /// What `loss` is to be divided by.
+    pub weight: f64,
+    /// The model's own loss is a sum over rows.
+    pub sums: bool,
     /// Examples (from 0) whose loss is not a finite number, a few of them; or all of a batch where no single one is to blame.
     pub not_finite: Vec<usize>,
 }
@@ -71,10 +88,37 @@ impl Session<'_> {
         Ok(id)
     }
 
-    /// A run of a plan on a batch. `total` is the number of labels that the loss is a mean over.
-    pub fn run(&self, plan: PlanId, batch: &Batch, total: f64, seed: i32) -> Run {
-        // A loss of the model's own is a mean already: it counts by the batch's share of the labels.
-        let scale = if self.holds_loss { batch.counted as f64 / total } else { 1.0 / total };
+    /// How much each of some batches counts in a mean over all of them, and the sum of that: numbers of labels, or what the
+    /// model's own loss divides by. A loss that is a sum over rows has weights of 1 and a total of 1.
+    pub fn weights(&mut self, batches: &[Batch]) -> Result<(Vec<f64>, f64), TrainError> {
+        if !self.holds_loss {
+            let weights: Vec<f64> = batches.iter().map(|b| b.counted as f64).collect();
+            let total = weights.iter().sum();
+            return Ok((weights, total));
+        }
+        if batches.len() == 1 {
+            return Ok((vec![1.0], 1.0));
+        }
+        let mut weights = Vec::new();
+        let mut sums = false;
+        for batch in batches {
+            match self.compiler.weigh(batch).map_err(TrainError::Compile)? {
+                Weight::Sum => {
+                    sums = true;
+                    weights.push(1.0);
+                }
+                Weight::Mean(w) => weights.push(w),
+                Weight::Unknown => return Err(TrainError::OwnLoss),
+            }
+        }
+        let total = if sums { 1.0 } else { weights.iter().sum() };
+        Ok((weights, total))
+    }
+
+    /// A run of a plan on a batch. `weight` and `total` come from [`Session::weights`].
+    pub fn run(&self, plan: PlanId, batch: &Batch, weight: f64, total: f64, seed: i32) -> Run {
+        // A loss that is added sums over labels; the model's own is a mean already.
+        let scale = if self.holds_loss { weight / total } else { 1.0 / total };
         let mut all: Vec<(String, Tensor)> = batch.inputs.clone();
         if let Some(labels) = &batch.labels
             && !all.iter().any(|(n, _)| n == inputs::LABELS)
@@ -90,12 +134,14 @@ impl Session<'_> {
     pub fn evaluate(&mut self, data: &Dataset, batch_size: usize) -> Result<Totals, TrainError> {
         let mut totals = Totals::default();
         let all: Vec<usize> = (0..data.len()).collect();
-        for examples in data.batches(self.feed, &all, batch_size) {
-            let one = self.measure(data, &examples)?;
+        let groups = data.batches(self.feed, &all, batch_size);
+        for examples in &groups {
+            let one = self.measure(data, examples, groups.len() == 1)?;
             if !one.loss.is_finite() && totals.not_finite.len() < NAMED {
                 let mut bad = Vec::new();
-                for e in examples.iter().take(if examples.len() > 1 { examples.len() } else { 0 }) {
-                    if !self.measure(data, &[*e])?.loss.is_finite() {
+                let alone = examples.len() > 1 && !self.holds_loss;
+                for e in examples.iter().filter(|_| alone) {
+                    if !self.measure(data, &[*e], true)?.loss.is_finite() {
                         bad.push(*e);
                     }
                 }
@@ -103,6 +149,8 @@ impl Session<'_> {
             }
             totals.loss += one.loss;
             totals.counted += one.counted;
+            totals.weight += one.weight;
+            totals.sums |= one.sums;
             if let Some(correct) = one.correct {
                 *totals.correct.get_or_insert(0.0) += correct;
             }
@@ -111,13 +159,25 @@ impl Session<'_> {
         Ok(totals)
     }
 
-    /// Loss and hits over one batch.
-    fn measure(&mut self, data: &Dataset, examples: &[usize]) -> Result<Totals, TrainError> {
+    /// Loss and hits over one batch, which may be the only one.
+    fn measure(&mut self, data: &Dataset, examples: &[usize], only: bool) -> Result<Totals, TrainError> {
         let batch = data.batch(self.feed, examples)?;
+        let (weight, sums) = match self.holds_loss {
+            false => (batch.counted as f64, false),
+            true if only => (1.0, false),
+            true => match self.compiler.weigh(&batch).map_err(TrainError::Compile)? {
+                Weight::Sum => (1.0, true),
+                Weight::Mean(w) => (w, false),
+                Weight::Unknown => return Err(TrainError::OwnLoss),
+            },
+        };
+        let mut totals = Totals { counted: batch.counted, weight, sums, ..Totals::default() };
+        if weight == 0.0 {
+            return Ok(totals);
+        }
         let plan = self.plan(&batch, Purpose::Evaluate)?;
-        let run = self.run(plan, &batch, 1.0, 0);
+        let run = self.run(plan, &batch, weight, 1.0, 0);
         self.device.submit(vec![run])?;
-        let mut totals = Totals { counted: batch.counted, ..Totals::default() };
         for fetched in self.device.collect(true)? {
             for (name, t) in fetched.runs.into_iter().flatten() {
                 let value = t.as_f32().and_then(|x| x.first()).map_or(0.0, |&x| x as f64);
@@ -129,5 +189,12 @@ impl Session<'_> {
             }
         }
         Ok(totals)
+    }
+}
+
+impl Totals {
+    /// The mean loss, or the sum where the model's own loss is one.
+    pub fn mean(&self) -> f64 {
+        if self.sums { self.loss } else { self.loss / self.weight }
     }
 }

@@ -8,6 +8,7 @@ mod data;
 mod files;
 mod fused_products;
 mod gpu;
+mod inputs;
 mod inspection;
 mod merges;
 mod models;

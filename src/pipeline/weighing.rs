@@ -1,0 +1,122 @@
+//! How a loss that a model holds counts the rows of a batch, so that losses of several batches can be put together.
+//!
+//! A mean over a batch is a sum divided by something: the number of rows, of labels that count, or the sum of their
+//! classes' weights. That number is the batch's weight in a mean over several batches. A sum has no weight: sums add up.
+
+use super::folding::{Given, evaluate};
+use super::{Error, compile};
+use crate::ir::{Graph, Tensor, Value};
+use crate::onnx::Model;
+use crate::train::{Shapes, Weight};
+use std::sync::Arc;
+
+/// What the sum over rows in a loss is divided by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Divisor {
+    pub by: f64,
+    /// Whether it depends on the data, as a number of labels that count does.
+    pub computed: bool,
+}
+
+const ONE: Divisor = Divisor { by: 1.0, computed: false };
+
+/// The divisor of a loss in a lowered graph, whose inputs are `given`; `None` where it is not a sum over rows divided by
+/// something that the inputs alone decide.
+pub fn divisor(graph: &Graph, loss: Value, given: &Given) -> Option<Divisor> {
+    let node = graph.producer(loss)?;
+    let inputs = &node.inputs;
+    match node.op.as_str() {
+        "reshape" | "neg" | "cast" | "broadcast" | "transpose" => divisor(graph, inputs[0], given),
+        "div" => Some(divisor(graph, inputs[0], given)?.times(scalar(graph, inputs[1], given)?)),
+        "mul" => {
+            let (factor, rest) = match (scalar(graph, inputs[1], given), scalar(graph, inputs[0], given)) {
+                (Some(f), _) => (f, inputs[0]),
+                (_, Some(f)) => (f, inputs[1]),
+                _ => return None,
+            };
+            Some(divisor(graph, rest, given)?.times(factor.inverse()?))
+        }
+        "reduce_sum" => Some(divisor(graph, inputs[0], given).unwrap_or_else(|| inner(graph, inputs[0], given))),
+        // Two terms that count alike.
+        "add" | "sub" => {
+            let (a, b) = (divisor(graph, inputs[0], given)?, divisor(graph, inputs[1], given)?);
+            ((a.by.abs() - b.by.abs()).abs() <= 1e-6 * a.by.abs() && a.computed == b.computed).then_some(a)
+        }
+        _ => None,
+    }
+}
+
+/// What each term of a sum is divided by.
+fn inner(graph: &Graph, v: Value, given: &Given) -> Divisor {
+    let Some(node) = graph.producer(v) else { return ONE };
+    let inputs = &node.inputs;
+    let constant = |v: Value| scalar(graph, v, given).filter(|s| !s.computed);
+    match node.op.as_str() {
+        "reshape" | "neg" | "cast" | "broadcast" | "transpose" => inner(graph, inputs[0], given),
+        "div" => match constant(inputs[1]) {
+            Some(s) => inner(graph, inputs[0], given).times(s),
+            None => ONE,
+        },
+        "mul" => match (constant(inputs[1]), constant(inputs[0])) {
+            (Some(s), _) => s.inverse().map_or(ONE, |s| inner(graph, inputs[0], given).times(s)),
+            (_, Some(s)) => s.inverse().map_or(ONE, |s| inner(graph, inputs[1], given).times(s)),
+            _ => ONE,
+        },
+        _ => ONE,
+    }
+}
+
+/// A value whose elements are all one number that the inputs decide.
+fn scalar(graph: &Graph, v: Value, given: &Given) -> Option<Divisor> {
+    let t = evaluate(graph, v, given)?;
+    let values = t.as_f32()?;
+    let first = *values.first()?;
+    let computed = evaluate(graph, v, &|_, _| None).is_none();
+    values.iter().all(|x| *x == first).then_some(Divisor { by: f64::from(first), computed })
+}
+
+impl Divisor {
+    fn times(self, other: Divisor) -> Divisor {
+        Divisor { by: self.by * other.by, computed: self.computed || other.computed }
+    }
+
+    fn inverse(self) -> Option<Divisor> {
+        (self.by != 0.0).then(|| Divisor { by: 1.0 / self.by, ..self })
+    }
+}
+
+/// How the model's own loss counts batches of one shape.
+pub struct OwnLoss {
+    graph: Graph,
+    loss: Value,
+    /// The weight of every batch, where the data has no part in it.
+    fixed: Option<Weight>,
+}
+
+impl OwnLoss {
+    pub fn find(model: &Arc<Model>, shapes: &Shapes, output: &str) -> Result<OwnLoss, Error> {
+        let (graph, loss) = compile::lowered_value(model, shapes, output)?;
+        let fixed = divisor(&graph, loss, &|_, _| None).map(|here| {
+            // A constant that grows with the rows divides by them; one that stays belongs to a sum.
+            let rows = shapes.values().filter_map(|s| s.first()).max().copied().unwrap_or(1);
+            let mut grown = shapes.clone();
+            grown.values_mut().filter_map(|s| s.first_mut()).filter(|n| **n == rows).for_each(|n| *n += 1);
+            let more = compile::lowered_value(model, &grown, output).ok();
+            match more.and_then(|(graph, loss)| divisor(&graph, loss, &|_, _| None)) {
+                Some(more) if more.by == here.by => Weight::Sum,
+                Some(_) => Weight::Mean(here.by.abs()),
+                None => Weight::Mean(rows as f64),
+            }
+        });
+        Ok(OwnLoss { graph, loss, fixed })
+    }
+
+    /// What one batch counts.
+    pub fn weight(&self, inputs: &[(String, Tensor)]) -> Weight {
+        if let Some(fixed) = self.fixed {
+            return fixed;
+        }
+        let given = |name: &str, _: &crate::ir::Type| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone());
+        divisor(&self.graph, self.loss, &given).map_or(Weight::Unknown, |d| Weight::Mean(d.by.abs()))
+    }
+}
