@@ -196,8 +196,7 @@ pub fn gather_elements(c: &mut Context) -> Lowered {
     let (from, to) = (c.shape(x), c.shape(index));
     let axis = c.axis(c.int("axis", 0), from.len())?;
     let strides = from.strides();
-    let n = c.b.constant(Tensor::i32([], vec![from[axis] as i32]));
-    let wrapped = c.b.binary("modulo", index, n)?;
+    let wrapped = named_row(c, index, from[axis])?;
     let stride = c.b.constant(Tensor::i32([], vec![strides[axis] as i32]));
     let along = c.b.mul(wrapped, stride)?;
     let own = to.strides();
@@ -207,6 +206,13 @@ pub fn gather_elements(c: &mut Context) -> Lowered {
     let at = c.b.add(along, offsets)?;
     let flat = c.b.reshape(x, [from.elements()])?;
     Ok(vec![c.b.gather(flat, at, 0)?])
+}
+
+/// The row among `n` that each index names, counted from the end where it is negative. A lookup of its own, so that an index
+/// beyond the `n` rows is seen as one before it becomes part of a flat place.
+fn named_row(c: &mut Context, index: Value, n: usize) -> Result<Value, Reason> {
+    let rows = c.b.constant(Tensor::i32([n], (0..n as i32).collect()));
+    Ok(c.b.gather(rows, index, 0)?)
 }
 
 pub fn gather_nd(c: &mut Context) -> Lowered {
@@ -225,7 +231,7 @@ pub fn gather_nd(c: &mut Context) -> Lowered {
         let component = c.b.slice(components, 1, k, 1, 1)?;
         let component = c.b.reshape(component, [count])?;
         let n = c.b.constant(Tensor::i32([], vec![extent as i32]));
-        let wrapped = c.b.binary("modulo", component, n)?;
+        let wrapped = named_row(c, component, extent)?;
         flat = Some(match flat {
             None => wrapped,
             Some(sum) => {

@@ -131,6 +131,9 @@ fn reduce(c: &mut Context, log_probability: Value, labels: Value, weight: Option
     let counts = c.b.unary("not", out)?;
     let zero = c.b.constant(Tensor::i32([], vec![0]));
     let class = c.b.select(out, zero, labels)?;
+    // A lookup of its own, so that a label beyond the classes is seen as one.
+    let all = c.b.constant(Tensor::i32([classes], (0..classes as i32).collect()));
+    let class = c.b.gather(all, class, 0)?;
     // Row r's class stands at r C + class of the flattened scores.
     let base = c.b.constant(Tensor::i32([rows], (0..rows).map(|r| (r * classes) as i32).collect()));
     let at = c.b.add(base, class)?;

@@ -113,13 +113,9 @@ fn suggested(output: &str, shape: &[usize], kind: &LabelKind) -> Result<(Loss, O
     let classes = class_axis(shape, kind);
     match kind.dtype {
         DType::I32 | DType::Bool => match classes {
-            _ if single && same_size && kind.zero_one => {
-                bce("labels are 0 or 1 and there is one logit")
-            }
+            _ if single && same_size && kind.zero_one => bce("labels are 0 or 1 and there is one logit"),
             _ if single && same_size => mse("labels are numbers and the model has one output"),
-            Some(axis) if kind.dtype == DType::I32 => {
-                Ok((Loss::CrossEntropy, axis, "labels are class numbers".into()))
-            }
+            Some(axis) if kind.dtype == DType::I32 => Ok((Loss::CrossEntropy, axis, "labels are class numbers".into())),
             _ if same_size && kind.zero_one => lists(kind),
             _ => Err(unfit(output, shape, kind)),
         },

@@ -16,6 +16,7 @@ mod error;
 mod fitting;
 mod folding;
 mod inspecting;
+mod integers;
 mod merging;
 mod surveying;
 mod weighing;

@@ -18,7 +18,6 @@ use std::sync::Arc;
 /// Two results differ if they do by more than this share of the largest one: far above rounding, far below any real effect.
 const DIFFERS: f32 = 1e-4;
 
-
 /// Finds out how batches of `data` must be made, sets the trainee's feed, and returns what a user should know. Refuses
 /// next-token data for a model that sees the next token.
 pub fn survey(trainee: &mut Trainee, data: &Dataset, device: &mut dyn Device) -> Result<Vec<String>, Error> {

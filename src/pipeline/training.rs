@@ -3,7 +3,7 @@
 use super::choosing::{self, Chosen};
 use super::compile::{self, LossChoice, ModelCompiler, Program};
 use super::surveying::survey;
-use super::{Error, input_specs};
+use super::{Error, input_specs, integers};
 use crate::adapter::Adapter;
 use crate::device::Device;
 use crate::ir::{DType, Graph};
@@ -226,6 +226,11 @@ impl Trainee {
 
     fn check_against(&self, data: &Dataset, batch_size: usize, shape: &[usize], graph: &Graph) -> Result<(), Error> {
         data.check_indices(&compile::index_bounds(graph))?;
+        let wanted = match self.program.loss.as_ref() {
+            Some(LossChoice::Added { logits: name, .. } | LossChoice::Held { output: name }) => name,
+            None => return Ok(()),
+        };
+        integers::check(&self.program.model, graph, wanted, data, &self.feed, batch_size)?;
         let Some(LossChoice::Added { loss, logits, class_axis }) = &self.program.loss else { return Ok(()) };
         let last = shape.len().saturating_sub(1);
         let axis = class_axis.unwrap_or(last);
@@ -267,7 +272,8 @@ impl Trainee {
             let values: Vec<f32> = values.iter().copied().collect();
             device.write(&parameters_state(slot.segment), slot.offset, bytemuck::cast_slice(&values))?;
         }
-        let mut compiler = ModelCompiler { program: self.program.clone(), layout: layout.clone(), limits, own: HashMap::new() };
+        let mut compiler =
+            ModelCompiler { program: self.program.clone(), layout: layout.clone(), limits, own: HashMap::new() };
         let holds_loss = matches!(self.program.loss, Some(LossChoice::Held { .. }));
         let mut session = Session {
             device,

@@ -64,6 +64,11 @@ pub fn perceptron_data(path: &Path, rows: usize, label: impl Fn(usize) -> i32) {
     write_tensors(path, &[("x", x), ("labels", Tensor::i32([rows], (0..rows).map(label).collect()))]);
 }
 
+/// How batches are made for a model.
+pub fn feed(model: &reslora_compile::onnx::Model) -> reslora_compile::train::data::Feed {
+    reslora_compile::train::data::Feed::new(pipeline::input_specs(model), 512)
+}
+
 fn case(name: &str) -> Case {
     oracle::fixtures().into_iter().find(|c| c.name() == name).expect("a fixture")
 }
@@ -104,7 +109,7 @@ fn bert_case_from_inject_to_merge() {
             json(dir.path(), &[&["merge", "t.onnx", "--adapter", "run", "--device", "cpu"], &how[..]].concat());
         assert_eq!(report["layers"].as_array().unwrap().len(), 8);
         let merged = pipeline::read(&dir.path().join("merged.onnx")).unwrap();
-        let probe = all.batch(&pipeline::input_specs(&merged), &[0, 1], 512).unwrap().inputs;
+        let probe = all.batch(&feed(&merged), &[0, 1]).unwrap().inputs;
         let trainee = pipeline::load(&merged, None).unwrap();
         let logits = &pipeline::infer(&trainee, &[probe], oracle::cpu().as_mut()).unwrap()["logits"][0];
         let logits = ArrayD::from_shape_vec(logits.shape(), logits.as_f32().unwrap().to_vec()).unwrap();

@@ -2,7 +2,9 @@
 
 use npyz::WriterBuilder;
 use reslora_compile::ir::{DType, Tensor};
-use reslora_compile::train::data::{self, Axis, Batch, Dataset, InputSpec, Options, Order, Source, Task, TextExample};
+use reslora_compile::train::data::{
+    self, Axis, Batch, Dataset, Feed, InputSpec, Options, Order, Source, Task, TextExample,
+};
 use serde_json::json;
 use std::io::Write;
 use std::path::Path;
@@ -113,7 +115,7 @@ fn classified_text_is_framed_padded_and_cut_by_us() {
     assert!(data.notes[0].contains("1 texts were cut at 6 tokens"), "{:?}", data.notes);
 
     let inputs = [open("input_ids"), open("attention_mask"), open("token_type_ids"), open("position_ids")];
-    let batch = data.batch(&inputs, &[0, 1], 512).unwrap();
+    let batch = data.batch(&Feed::new(inputs.to_vec(), 512), &[0, 1]).unwrap();
     assert_eq!(input(&batch, "input_ids").shape(), [2, 16], "padded to a bucket, not to the file's 128");
     assert_eq!(&row(input(&batch, "input_ids"), 1)[4..8], [id("sat"), id("[SEP]"), 0, 0]);
     assert_eq!(&row(input(&batch, "attention_mask"), 0)[4..8], [1, 1, 0, 0]);
@@ -124,7 +126,7 @@ fn classified_text_is_framed_padded_and_cut_by_us() {
 
     // A graph of a fixed batch gets a copy that does not count; one of a fixed length is padded to it.
     let fixed = [spec("input_ids", &[Axis::Fixed(2), Axis::Fixed(9)])];
-    let batch = data.batch(&fixed, &[1], 512).unwrap();
+    let batch = data.batch(&Feed::new(fixed.to_vec(), 512), &[1]).unwrap();
     assert_eq!(input(&batch, "input_ids").shape(), [2, 9]);
     assert_eq!(batch.labels.as_ref().unwrap().as_i32().unwrap(), [0, -100]);
     assert_eq!((batch.examples, batch.counted), (1, 1));
@@ -206,9 +208,9 @@ fn npz_holds_tensors_too() {
     zip.write_all(&npy(&[3], [2i64, -100, 0])).unwrap();
     zip.finish().unwrap();
     let data = data::read(&path, &Options { max_length: 1, ..Options::default() }).unwrap();
-    assert_eq!((data.len(), data.label_type()), (3, Some(DType::I32)));
+    assert_eq!((data.len(), data.label_kind().map(|k| k.dtype)), (3, Some(DType::I32)));
     let x = InputSpec { name: "x".into(), dtype: DType::F32, dims: Some(vec![Axis::Unknown, Axis::Fixed(2)]) };
-    let batch = data.batch(&[x], &[2, 1], 1).unwrap();
+    let batch = data.batch(&Feed::new(vec![x], 1), &[2, 1]).unwrap();
     assert_eq!(input(&batch, "x").as_f32().unwrap(), [2.0, 2.5, 1.0, 1.5]);
     assert_eq!((batch.labels.unwrap().as_i32().unwrap(), batch.counted), (&[0, -100][..], 1));
 }

@@ -63,9 +63,13 @@ fn labels_are_taken_in_the_form_they_have() {
 #[test]
 fn every_form_of_labels_trains() {
     let dir = here();
-    for (model, data) in
-        [("one", "one_binary"), ("one", "one_numbers"), ("many", "many_several"), ("pixels", "pixels"), ("sigmoid", "many_several")]
-    {
+    for (model, data) in [
+        ("one", "one_binary"),
+        ("one", "one_numbers"),
+        ("many", "many_several"),
+        ("pixels", "pixels"),
+        ("sigmoid", "many_several"),
+    ] {
         let (file, data) = (at("labels", &format!("{model}.onnx")), at("labels", &format!("{data}.npz")));
         let (injected, run) = (format!("{model}.reslora.onnx"), format!("{model}-{}", data.len()));
         json(dir.path(), &["inject", &file, "--rank", "1", "-o", &injected, "--target", "."]);
@@ -156,7 +160,8 @@ fn padding_never_changes_a_result() {
     ] {
         let (model, tokenizer, data) = (at(folder, "model.onnx"), at(folder, "tokenizer.json"), at(folder, data));
         for size in ["1", "8"] {
-            let args = ["eval", &model, "--data", &data, "--tokenizer", &tokenizer, "--batch-size", size, "--device", "cpu"];
+            let args =
+                ["eval", &model, "--data", &data, "--tokenizer", &tokenizer, "--batch-size", size, "--device", "cpu"];
             near(&json(dir.path(), &args)["loss"], want, &format!("{folder} in batches of {size}: the loss"));
         }
     }
@@ -186,7 +191,8 @@ fn rows_that_fill_up_a_batch_count_nowhere() {
     assert_eq!(got["counted"], 10);
     near(&got["loss"], 47.855396, "the mean square of ten rows");
     json(dir.path(), &["inject", &model, "-o", "m.onnx"]);
-    let how = ["--no-shuffle", "--max-steps", "2", "--optimizer", "sgd", "--lr", "1e-9", "-o", "run", "--device", "cpu"];
+    let how =
+        ["--no-shuffle", "--max-steps", "2", "--optimizer", "sgd", "--lr", "1e-9", "-o", "run", "--device", "cpu"];
     json(dir.path(), &[&["train", "m.onnx", "--data", &data][..], &how].concat());
     near(&metrics(&dir.path().join("run"))[1]["loss"], 228.9737, "the mean square of the last two rows");
     // A loss that the graph holds would count them.

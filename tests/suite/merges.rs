@@ -244,8 +244,7 @@ fn least_squares_against_the_better_of_the_papers_merges() {
         let (injected, adapter, data) = trained(&case, dir.path());
         let n = data.len();
         let (rows, unseen) = (data.subset(0..n - 8), data.subset(n - 8..n));
-        let batch =
-            |k: usize| unseen.batch(&pipeline::input_specs(&injected), &[2 * k, 2 * k + 1], 512).unwrap().inputs;
+        let batch = |k: usize| unseen.batch(&crate::cli::feed(&injected), &[2 * k, 2 * k + 1]).unwrap().inputs;
         let unseen: Vec<_> = (0..4).map(batch).collect();
         let off = |strategy| {
             let merged = run(&MergeRequest { strategy: Some(strategy), ..request(&injected, &adapter, Some(&rows)) });

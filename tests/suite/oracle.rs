@@ -272,8 +272,8 @@ fn logits_never_stand_in_memory() {
         let mut trainee = pipeline::load(&model, None).unwrap();
         let options = data::Options::default();
         let data = data::read(&case.dir.join("data.safetensors"), &options).unwrap();
-        trainee.set_loss(&data, 2, 512, None, None).unwrap();
-        let batch = data.batch(&pipeline::input_specs(&model), &[0, 1], 512).unwrap();
+        trainee.set_loss(&data, 2, None, None).unwrap();
+        let batch = data.batch(&trainee.feed, &[0, 1]).unwrap();
         let shapes = batch.inputs.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
         let labels = batch.labels.unwrap().shape().to_vec();
         let purpose = Purpose::Train { statistics: false };
@@ -308,7 +308,7 @@ pub fn measure_merges(case: &Case, open: Open) -> (f64, String) {
     let all = data::read(&case.dir.join("data.safetensors"), &options).unwrap();
     // The oracle calibrates on the first eight micro-batches of two, and looks at the logits of the first.
     let calibration = all.subset(0..16.min(all.len()));
-    let probe = all.batch(&pipeline::input_specs(&injected), &[0, 1], 512).unwrap().inputs;
+    let probe = all.batch(&crate::cli::feed(&injected), &[0, 1]).unwrap().inputs;
     let mut device = open();
     for info in STRATEGIES.iter().filter(|s| (s.applies)(case.structure())) {
         let calibrate = Some(Calibration::new(&calibration, 2, 512));

@@ -191,7 +191,9 @@ impl Dataset {
             }
             (Some(n), _) => n,
             (None, Padding::Never) => longest,
-            (None, _) => buckets(longest.max(at_least)).min(feed.max_length).min(self.limit.unwrap_or(usize::MAX)).max(longest),
+            (None, _) => {
+                buckets(longest.max(at_least)).min(feed.max_length).min(self.limit.unwrap_or(usize::MAX)).max(longest)
+            }
         };
         let padded = |mut xs: Vec<i32>, fill: i32| {
             let missing = length.saturating_sub(xs.len());
@@ -285,9 +287,9 @@ impl Dataset {
         let Source::Tensors { tensors, .. } = &self.source else { return Ok(()) };
         let reads = |name: &str| inputs.iter().any(|i| i.name == name);
         if let Some(name) = tensors.keys().find(|n| *n != "labels" && !reads(n)) {
-            let near = inputs.iter().max_by(|a, b| {
-                strsim::jaro_winkler(name, &a.name).total_cmp(&strsim::jaro_winkler(name, &b.name))
-            });
+            let near = inputs
+                .iter()
+                .max_by(|a, b| strsim::jaro_winkler(name, &a.name).total_cmp(&strsim::jaro_winkler(name, &b.name)));
             let near = near.map_or("it has none".into(), |i| format!("the nearest is '{}'", i.name));
             return Err(self.misfit(format!(
                 "it holds '{name}', which no input of the model reads; {near}\n\
@@ -319,7 +321,10 @@ fn as_numbers(labels: &Tensor, trailing: &[usize]) -> Result<Tensor, String> {
     };
     let rows = labels.shape()[0];
     if rows * trailing.iter().product::<usize>() != numbers.len() {
-        return Err(format!("'labels' is {}, which does not fit outputs of {trailing:?} for each example", labels.ty()));
+        return Err(format!(
+            "'labels' is {}, which does not fit outputs of {trailing:?} for each example",
+            labels.ty()
+        ));
     }
     Ok(Tensor::f32([&[rows], trailing].concat(), numbers))
 }

@@ -63,7 +63,10 @@ pub enum Source {
         /// Whether texts are padded before their first token.
         pad_left: bool,
     },
-    Tensors { tensors: BTreeMap<String, Tensor>, examples: usize },
+    Tensors {
+        tensors: BTreeMap<String, Tensor>,
+        examples: usize,
+    },
 }
 
 /// A data set.
@@ -234,6 +237,36 @@ impl Dataset {
         }
     }
 
+    /// The smallest and largest element that the data has for an integer input, padding included; `None` if it has none.
+    pub fn integers(&self, input: &str) -> Option<(i64, i64)> {
+        let wide = |low: i32, high: i32| (i64::from(low), i64::from(high));
+        match &self.source {
+            Source::Text { examples, pad_id, .. } => {
+                let all: Box<dyn Iterator<Item = i32>> = match input {
+                    "input_ids" => Box::new(examples.iter().flat_map(|e| e.ids.iter().copied()).chain([*pad_id])),
+                    "token_type_ids" => Box::new(examples.iter().flat_map(|e| e.type_ids.iter().copied()).chain([0])),
+                    _ => return None,
+                };
+                all.fold(None, |r: Option<(i32, i32)>, x| Some(r.map_or((x, x), |(a, b)| (a.min(x), b.max(x)))))
+                    .map(|(a, b)| wide(a, b))
+            }
+            Source::Tensors { tensors, .. } => {
+                let x = tensors.get(input)?.as_i32()?;
+                Some(wide(*x.iter().min()?, *x.iter().max()?))
+            }
+        }
+    }
+
+    /// The most positions that a batch may have.
+    pub fn positions(&self) -> usize {
+        match &self.source {
+            Source::Text { .. } => buckets(self.longest().unwrap_or(1)).min(self.limit.unwrap_or(usize::MAX)),
+            Source::Tensors { tensors, .. } => {
+                tensors.get("input_ids").and_then(|t| t.shape().get(1).copied()).unwrap_or(1)
+            }
+        }
+    }
+
     /// The same file with texts cut at another length.
     pub fn cut_at(&self, max_length: usize) -> Result<Dataset, DataError> {
         let options = Options { max_length, ..self.options.clone() };
@@ -243,12 +276,9 @@ impl Dataset {
     /// The same file with some of its examples.
     pub fn subset(&self, keep: std::ops::Range<usize>) -> Dataset {
         let source = match &self.source {
-            Source::Text { task, examples, pad_id, pad_left } => Source::Text {
-                task: *task,
-                examples: examples[keep].to_vec(),
-                pad_id: *pad_id,
-                pad_left: *pad_left,
-            },
+            Source::Text { task, examples, pad_id, pad_left } => {
+                Source::Text { task: *task, examples: examples[keep].to_vec(), pad_id: *pad_id, pad_left: *pad_left }
+            }
             Source::Tensors { tensors, .. } => {
                 let n = keep.len();
                 let rows: Vec<usize> = keep.collect();
