@@ -192,12 +192,6 @@ fn check(base: &Model, o: &Options) -> Result<(), InjectError> {
     if o.dropout > 0.0 && opset < 12 {
         return Err(InjectError::Opset { opset, what: "dropout that is active in training only".into() });
     }
-    if base.ir_version() < 4 {
-        return Err(InjectError::Opset {
-            opset,
-            what: format!("initializers of its own (IR version {})", base.ir_version()),
-        });
-    }
     Ok(())
 }
 

@@ -279,6 +279,17 @@ fn missing<'a>(nodes: impl Iterator<Item = (NodeId, &'a Node)>) -> Vec<Unsupport
     out
 }
 
+/// Inputs that pick a branch of the graph rather than carry data, and what they are while training.
+const BRANCHES: &[(&str, bool)] =
+    &[("use_cache_branch", false), ("use_cache", false), ("training_mode", false), ("is_training", false)];
+
+/// What an input that picks a branch is; `None` for inputs that carry data.
+pub fn branch_input(input: &crate::onnx::Signature) -> Option<bool> {
+    let single = input.dims.as_ref().is_none_or(|d| d.len() <= 1);
+    let known = BRANCHES.iter().find(|(name, _)| *name == input.name);
+    known.filter(|_| single && input.element == ElementType::Bool).map(|(_, value)| *value)
+}
+
 /// Lowers what the wanted values depend on.
 pub fn lower(request: &Request) -> Result<Lowered, LowerError> {
     let model = request.model;
@@ -292,6 +303,12 @@ pub fn lower(request: &Request) -> Result<Lowered, LowerError> {
     let mut lowered = Lowered { b: Builder::new(RULES), values: HashMap::new() };
     for input in model.inputs() {
         let fail = |why: &str| LowerError::Input { file: file.clone(), input: input.name.clone(), why: why.into() };
+        if let Some(value) = branch_input(&input) {
+            let extents = input.dims.iter().flatten().map(|_| 1).collect::<Vec<usize>>();
+            let value = lowered.b.constant(Tensor::bool(extents, vec![u32::from(value)]));
+            lowered.values.insert(input.name.clone(), value);
+            continue;
+        }
         let Some(shape) = request.shapes.get(&input.name) else {
             continue;
         };

@@ -1,5 +1,6 @@
 //! Tensor data kept in files beside the model.
 
+use super::element::ElementType;
 use super::read::ReadError;
 use onnx_protobuf::TensorProto;
 use std::collections::HashMap;
@@ -45,6 +46,12 @@ impl Opener {
             entry(key).map(|v| v.parse().map_err(|_| bad(format!("{key} '{v}' is no number")))).transpose()
         };
         let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
+        // Without a length, as much as the tensor takes.
+        let length = length.or_else(|| {
+            let bits = ElementType::from_number(t.data_type).bits()?;
+            let elements = t.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?))?;
+            Some(elements.checked_mul(bits)?.div_ceil(8))
+        });
         let file = match self.files.get(&location) {
             Some(file) => file.clone(),
             None => {

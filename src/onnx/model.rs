@@ -64,6 +64,11 @@ pub(super) struct Initializer {
 pub(super) enum Item {
     Node(NodeId),
     Initializer(String),
+    /// The graph input of an initializer, which IR versions before 4 ask for; `None` for one that is new.
+    InitializerInput {
+        name: String,
+        span: Option<Range<usize>>,
+    },
     /// Any other field, tag and all.
     Other(Range<usize>),
 }
@@ -98,6 +103,8 @@ pub struct Model {
     pub(super) graph_len: usize,
     pub(super) items: Vec<Item>,
     pub(super) nodes: BTreeMap<NodeId, Node>,
+    /// The nodes in an order of execution, where the file has them in another.
+    pub(super) sorted: Option<Vec<NodeId>>,
     /// The bytes of nodes that are as the file has them, tag and all.
     pub(super) node_spans: HashMap<NodeId, Range<usize>>,
     pub(super) initializers: HashMap<String, Initializer>,
@@ -128,12 +135,19 @@ impl Model {
         self.initializers.get(name).map_or(self.revision, |t| t.revision)
     }
 
-    /// Nodes in the file's order, which is one of execution.
+    /// Nodes in an order of execution: the file's own, if it is one.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
-        self.items.iter().filter_map(|item| match item {
-            Item::Node(id) => Some((*id, &self.nodes[id])),
+        let in_file = self.items.iter().filter(|_| self.sorted.is_none()).filter_map(|item| match item {
+            Item::Node(id) => Some(*id),
             _ => None,
-        })
+        });
+        let sorted = self.sorted.iter().flatten().copied();
+        in_file.chain(sorted).map(|id| (id, &self.nodes[&id]))
+    }
+
+    /// Whether the file has its nodes in an order of execution, as ONNX asks.
+    pub fn is_sorted(&self) -> bool {
+        self.sorted.is_none()
     }
 
     pub fn node(&self, id: NodeId) -> &Node {
@@ -287,11 +301,21 @@ impl Model {
             self.nodes.insert(id, node.build());
         }
         self.items.splice(place..place, ids.iter().map(|&id| Item::Node(id)));
+        self.sort_after(anchor, &ids);
         ids
+    }
+
+    /// Puts new nodes after `anchor` in the order of execution.
+    fn sort_after(&mut self, anchor: NodeId, new: &[NodeId]) {
+        if let Some(sorted) = &mut self.sorted {
+            let place = sorted.iter().position(|id| *id == anchor).map_or(sorted.len(), |i| i + 1);
+            sorted.splice(place..place, new.iter().copied());
+        }
     }
 
     pub fn remove_node(&mut self, id: NodeId) {
         self.nodes.remove(&id);
+        self.sorted.iter_mut().for_each(|s| s.retain(|n| *n != id));
         self.node_spans.remove(&id);
         self.items.retain(|i| !matches!(i, Item::Node(n) if *n == id));
     }
@@ -313,6 +337,7 @@ impl Model {
         self.nodes.insert(new, node);
         let place = self.items.iter().position(|i| matches!(i, Item::Node(n) if *n == id)).map_or(0, |i| i + 1);
         self.items.insert(place, Item::Node(new));
+        self.sort_after(id, &[new]);
         new
     }
 
@@ -329,12 +354,23 @@ impl Model {
             Initializer { spans: None, header, data: Data::Memory(bytes), replaced: None, revision: self.revision };
         self.initializers.insert(name.to_string(), new);
         let last = self.items.iter().rposition(|i| matches!(i, Item::Initializer(_) | Item::Node(_)));
-        self.items.insert(last.map_or(0, |i| i + 1), Item::Initializer(name.to_string()));
+        let place = last.map_or(0, |i| i + 1);
+        self.items.insert(place, Item::Initializer(name.to_string()));
+        if self.ir_version() < 4 {
+            self.items.insert(place + 1, Item::InitializerInput { name: name.to_string(), span: None });
+        }
     }
 
     pub fn remove_initializer(&mut self, name: &str) {
         self.initializers.remove(name);
-        self.items.retain(|i| !matches!(i, Item::Initializer(n) if n == name));
+        let gone = |i: &Item| match i {
+            Item::Initializer(n) | Item::InitializerInput { name: n, .. } => n == name,
+            _ => false,
+        };
+        if self.items.iter().any(|i| matches!(i, Item::InitializerInput { name: n, .. } if n == name)) {
+            self.signature.input.retain(|i| i.name != name);
+        }
+        self.items.retain(|i| !gone(i));
     }
 
     /// Gives an initializer other elements of the same type and number, in the form and place the file has them.

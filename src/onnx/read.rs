@@ -6,7 +6,7 @@ use super::model::{Data, Initializer, Item, Model, NodeId, next_revision};
 use super::node::Node;
 use super::wire::{self, Message as Kind, WireError};
 use onnx_protobuf::{GraphProto, Message, ModelProto, TensorProto, tensor_proto::DataLocation};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -96,6 +96,19 @@ fn parse(path: &Path, source: Arc<memmap2::Mmap>) -> Result<Model, ReadError> {
         }
     }
     let signature = GraphProto::parse_from_bytes(&join(bytes, &rest)).map_err(|e| damaged(e.to_string()))?;
+    if header.ir_version < 4 {
+        // Before IR version 4 an initializer is a graph input too: the two go together.
+        for item in &mut items {
+            if let Item::Other(range) = item
+                && let Some(field) = wire::fields(bytes, range.clone()).ok().and_then(|f| f.into_iter().next())
+                && field.number == 11
+                && let Ok(info) = onnx_protobuf::ValueInfoProto::parse_from_bytes(&bytes[field.payload])
+                && initializers.contains_key(&info.name)
+            {
+                *item = Item::InitializerInput { name: info.name, span: Some(range.clone()) };
+            }
+        }
+    }
     let (before, after) = others.into_iter().partition(|r| r.start < graph.all.start);
     let mut model = Model {
         path: path.to_path_buf(),
@@ -106,6 +119,7 @@ fn parse(path: &Path, source: Arc<memmap2::Mmap>) -> Result<Model, ReadError> {
         graph_len: graph.payload.len(),
         items,
         nodes,
+        sorted: None,
         node_spans,
         initializers,
         constants: HashMap::new(),
@@ -115,7 +129,7 @@ fn parse(path: &Path, source: Arc<memmap2::Mmap>) -> Result<Model, ReadError> {
         revision: next_revision(),
     };
     super::inline::inline(&mut model).map_err(damaged)?;
-    check_order(&model).map_err(damaged)?;
+    model.sorted = order(&model).map_err(damaged)?;
     let held = model.nodes().filter(|(_, n)| n.op_type() == "Constant" && n.attr_tensor("value").is_some());
     model.constants = held.filter_map(|(id, n)| Some((n.outputs().first()?.clone(), id))).collect();
     Ok(model)
@@ -168,25 +182,71 @@ fn initializer(
     Ok((name, Initializer { spans: Some(field), header, data, replaced: None, revision: next_revision() }))
 }
 
-/// ONNX wants nodes sorted: each reads only what stands before it.
-fn check_order(model: &Model) -> Result<(), String> {
-    let mut known: std::collections::HashSet<&str> = model.initializers.keys().map(String::as_str).collect();
+/// An order of execution, where the file's own is none. ONNX wants nodes sorted, each reading only what stands before it, but
+/// builders write files that are not, and ONNX Runtime takes them.
+fn order(model: &Model) -> Result<Option<Vec<NodeId>>, String> {
+    let mut known: HashSet<&str> = model.initializers.keys().map(String::as_str).collect();
     known.extend(model.signature.input.iter().map(|i| i.name.as_str()));
     known.extend(model.signature.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(|v| v.name.as_str()));
-    for (_, node) in model.nodes() {
-        for input in node.inputs().iter().filter(|i| !i.is_empty()) {
-            if !known.contains(input.as_str()) {
-                return Err(format!("node '{}' reads '{input}', which nothing before it computes", node.label()));
-            }
-        }
+    let mut makers: HashMap<&str, NodeId> = HashMap::new();
+    for (id, node) in model.nodes() {
         for output in node.outputs().iter().filter(|o| !o.is_empty()) {
-            if !known.insert(output) {
+            if known.contains(output.as_str()) || makers.insert(output, id).is_some() {
                 return Err(format!("value '{output}' of node '{}' is defined twice", node.label()));
             }
         }
     }
-    match model.signature.output.iter().find(|o| !known.contains(o.name.as_str())) {
-        Some(o) => Err(format!("output '{}' is not computed by any node", o.name)),
-        None => Ok(()),
+    if let Some(o) = model
+        .signature
+        .output
+        .iter()
+        .find(|o| !known.contains(o.name.as_str()) && !makers.contains_key(o.name.as_str()))
+    {
+        return Err(format!("output '{}' is not computed by any node", o.name));
+    }
+    let mut reads: HashMap<NodeId, Vec<NodeId>> = HashMap::new();
+    for (id, node) in model.nodes() {
+        for input in node.inputs().iter().filter(|i| !i.is_empty() && !known.contains(i.as_str())) {
+            let Some(&maker) = makers.get(input.as_str()) else {
+                return Err(format!("node '{}' reads '{input}', which nothing before it computes", node.label()));
+            };
+            reads.entry(id).or_default().push(maker);
+        }
+        // What graphs inside the node read from outside; names of their own may well be found in no maker.
+        let captured = if node.has_subgraph() { node.captured() } else { vec![] };
+        reads.entry(id).or_default().extend(captured.iter().filter_map(|c| makers.get(c.as_str())));
+    }
+    // Each node as soon as what it reads is there, in the file's order otherwise.
+    let ids: Vec<NodeId> = model.nodes().map(|(id, _)| id).collect();
+    let place: HashMap<NodeId, usize> = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+    let in_order = ids.iter().all(|id| reads[id].iter().all(|m| place[m] < place[id]));
+    if in_order {
+        return Ok(None);
+    }
+    let mut waits: HashMap<NodeId, usize> = HashMap::new();
+    let mut readers: HashMap<NodeId, Vec<NodeId>> = HashMap::new();
+    for id in &ids {
+        let mut makers = reads[id].clone();
+        makers.sort();
+        makers.dedup();
+        waits.insert(*id, makers.len());
+        makers.into_iter().for_each(|m| readers.entry(m).or_default().push(*id));
+    }
+    let mut ready: BTreeSet<usize> = ids.iter().filter(|id| waits[id] == 0).map(|id| place[id]).collect();
+    let mut sorted = Vec::new();
+    while let Some(first) = ready.pop_first() {
+        let id = ids[first];
+        sorted.push(id);
+        for reader in readers.get(&id).into_iter().flatten() {
+            let left = waits.get_mut(reader).expect("every node waits for some number");
+            *left -= 1;
+            if *left == 0 {
+                ready.insert(place[reader]);
+            }
+        }
+    }
+    match ids.iter().find(|id| waits[id] > 0) {
+        Some(stuck) => Err(format!("node '{}' depends on its own output", model.node(*stuck).label())),
+        None => Ok(Some(sorted)),
     }
 }

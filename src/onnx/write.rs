@@ -7,6 +7,7 @@ use super::wire::{self, Edit};
 use atomic_write_file::AtomicWriteFile;
 use onnx_protobuf::{Message, StringStringEntryProto};
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::io::{BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -83,6 +84,8 @@ impl Part {
 fn part(model: &Model, item: &Item, layout: &Layout) -> Part {
     match item {
         Item::Other(range) => Part::Source(range.clone()),
+        Item::InitializerInput { span: Some(range), .. } => Part::Source(range.clone()),
+        Item::InitializerInput { name, span: None } => Part::field(11, &input_of(&model.initializers[name])),
         Item::Node(id) => match model.node_spans.get(id) {
             Some(span) => Part::Source(span.clone()),
             None => Part::field(1, &model.nodes[id].raw),
@@ -91,7 +94,7 @@ fn part(model: &Model, item: &Item, layout: &Layout) -> Part {
             let t = &model.initializers[name];
             match (&t.spans, &t.data, &t.replaced) {
                 (Some(s), Data::External { .. }, _) => {
-                    Part::field(5, &relocated(&model.source[s.payload.clone()], t, layout))
+                    Part::field(5, &relocated(&model.source[s.payload.clone()], name, t, layout))
                 }
                 (Some(s), _, None) => Part::Source(s.all.clone()),
                 (Some(s), _, Some(new)) => Part::field(5, &replaced(&model.source[s.payload.clone()], t, new)),
@@ -105,6 +108,22 @@ fn part(model: &Model, item: &Item, layout: &Layout) -> Part {
             }
         }
     }
+}
+
+/// The graph input of an initializer.
+fn input_of(t: &Initializer) -> Vec<u8> {
+    use onnx_protobuf::{TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto::Dimension, type_proto};
+    let dim = |&n: &i64| {
+        let mut d = Dimension::new();
+        d.set_dim_value(n);
+        d
+    };
+    let shape = TensorShapeProto { dim: t.header.dims.iter().map(dim).collect(), ..Default::default() };
+    let tensor = type_proto::Tensor { elem_type: t.header.data_type, shape: Some(shape).into(), ..Default::default() };
+    let mut ty = TypeProto::new();
+    ty.set_tensor_type(tensor);
+    let info = ValueInfoProto { name: t.header.name.clone(), type_: Some(ty).into(), ..Default::default() };
+    info.write_to_bytes().expect("a new input serialises")
 }
 
 /// A tensor's message with other elements, in the form (raw bytes or typed list) that it had.
@@ -135,6 +154,8 @@ fn replaced(message: &[u8], t: &Initializer, new: &[u8]) -> Vec<u8> {
 struct Layout {
     location: String,
     files: Vec<(Arc<ExternalFile>, usize)>,
+    /// Changed tensors that shared bytes with others: they get a place of their own, after the files, in this order.
+    moved: Vec<(String, usize)>,
 }
 
 /// Files after the first begin at multiples of this, so that offsets stay aligned to pages.
@@ -143,7 +164,7 @@ const ALIGN: usize = 65_536;
 impl Layout {
     fn new(model: &Model, data_path: &Path) -> Layout {
         let location = data_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut layout = Layout { location, files: vec![] };
+        let mut layout = Layout { location, files: vec![], moved: vec![] };
         let mut end = 0;
         for name in model.initializers() {
             if let Data::External { file, .. } = &model.initializers[name].data
@@ -154,7 +175,35 @@ impl Layout {
                 layout.files.push((file.clone(), base));
             }
         }
+        let mut taken: Vec<(&Arc<ExternalFile>, &Range<usize>, &str)> = (model.initializers.iter())
+            .filter_map(|(name, t)| match &t.data {
+                Data::External { file, range } if !range.is_empty() => Some((file, range, name.as_str())),
+                _ => None,
+            })
+            .collect();
+        taken.sort_by_key(|t| (Arc::as_ptr(t.0) as usize, t.1.start, t.1.end, t.2));
+        let mut shared: HashSet<&str> = HashSet::new();
+        for (i, a) in taken.iter().enumerate() {
+            for b in taken[i + 1..].iter().take_while(|b| Arc::ptr_eq(a.0, b.0) && b.1.start < a.1.end) {
+                shared.extend([a.2, b.2]);
+            }
+        }
+        for name in model.initializers().filter(|n| shared.contains(n)) {
+            let t = &model.initializers[name];
+            if let Some(new) = t.replaced.as_ref().filter(|new| {
+                let Data::External { file, range } = &t.data else { return false };
+                file.bytes()[range.clone()] != new[..]
+            }) {
+                let at = usize::next_multiple_of(end, ALIGN);
+                layout.moved.push((name.to_string(), at));
+                end = at + new.len();
+            }
+        }
         layout
+    }
+
+    fn moved(&self, name: &str) -> Option<usize> {
+        self.moved.iter().find(|(n, _)| n == name).map(|(_, at)| *at)
     }
 
     fn base(&self, file: &Arc<ExternalFile>) -> Option<usize> {
@@ -169,8 +218,9 @@ impl Layout {
             out.write_all(&vec![0; base - written])?;
             let mut patches: Vec<(Range<usize>, &[u8])> = model
                 .initializers
-                .values()
-                .filter_map(|t| match (&t.data, &t.replaced) {
+                .iter()
+                .filter(|(name, _)| self.moved(name).is_none())
+                .filter_map(|(_, t)| match (&t.data, &t.replaced) {
                     (Data::External { file: f, range }, Some(new)) if Arc::ptr_eq(f, file) => {
                         Some((range.clone(), new.as_slice()))
                     }
@@ -187,14 +237,23 @@ impl Layout {
             out.write_all(&file.bytes()[at..])?;
             written = base + file.bytes().len();
         }
+        for (name, at) in &self.moved {
+            let new = model.initializers[name].replaced.as_ref().expect("moved because it was replaced");
+            out.write_all(&vec![0; at - written])?;
+            out.write_all(new)?;
+            written = at + new.len();
+        }
         out.flush()
     }
 }
 
 /// An external tensor's message with its new location, and with its new offset where that moved.
-fn relocated(message: &[u8], t: &Initializer, layout: &Layout) -> Vec<u8> {
+fn relocated(message: &[u8], name: &str, t: &Initializer, layout: &Layout) -> Vec<u8> {
     let Data::External { file, range } = &t.data else { panic!("called for external tensors only") };
     let base = layout.base(file).expect("the layout holds every external file");
+    let moved = layout.moved(name);
+    let offset = moved.unwrap_or(base + range.start);
+    let stays = offset == range.start;
     let mut seen = (false, false);
     let text = |key: &str, value: String| {
         let mut entry = Vec::new();
@@ -211,9 +270,9 @@ fn relocated(message: &[u8], t: &Initializer, layout: &Layout) -> Vec<u8> {
             "location" => Edit::Payload(text("location", layout.location.clone())),
             "offset" => {
                 seen.0 = true;
-                match base {
-                    0 => Edit::Keep,
-                    _ => Edit::Payload(text("offset", (base + range.start).to_string())),
+                match stays {
+                    true => Edit::Keep,
+                    false => Edit::Payload(text("offset", offset.to_string())),
                 }
             }
             "length" => {
@@ -225,10 +284,10 @@ fn relocated(message: &[u8], t: &Initializer, layout: &Layout) -> Vec<u8> {
             _ => Edit::Keep,
         }
     });
-    if base > 0 && !seen.0 {
-        wire::put_bytes(&mut out, 13, &text("offset", (base + range.start).to_string()));
+    if !stays && !seen.0 {
+        wire::put_bytes(&mut out, 13, &text("offset", offset.to_string()));
     }
-    if !seen.1 && (base > 0 || layout.files.len() > 1) {
+    if !seen.1 && (!stays || layout.files.len() > 1) {
         wire::put_bytes(&mut out, 13, &text("length", range.len().to_string()));
     }
     out

@@ -75,7 +75,7 @@ pub fn input_specs(model: &Model) -> Vec<InputSpec> {
         dims: s.dims.map(|d| d.iter().map(axis).collect()),
         name: s.name,
     };
-    model.inputs().into_iter().map(spec).collect()
+    model.inputs().into_iter().filter(|s| lower::branch_input(s).is_none()).map(spec).collect()
 }
 
 /// A program that gives a model's outputs as they are.
