@@ -141,7 +141,7 @@ fn what_stands_for_other_files_is_named() {
     std::fs::write(d.join("array.npy"), fixture("array.npy")).unwrap();
     std::fs::write(d.join("array.npz"), fixture("array.npy")).unwrap();
     std::fs::write(d.join("rows.parquet"), "PAR1....PAR1").unwrap();
-    std::fs::write(d.join("vocab.json"), "[PAD]\n[UNK]\n").unwrap();
+    std::fs::write(d.join("vocab.txt"), "hello\nworld\n").unwrap();
     let placeholders: [(&[u8], &str, &str); 3] = [
         (POINTER.as_bytes(), "Git LFS pointer", "git lfs pull"),
         (b"<!doctype html><p>Not found", "a web page", "download"),
@@ -165,7 +165,7 @@ fn what_stands_for_other_files_is_named() {
     refused(d, &["train", "ok.onnx", "--data", "array.npy"], "a single numpy array", "numpy.savez");
     refused(d, &["train", "ok.onnx", "--data", "array.npz"], "a single numpy array", "numpy.savez");
     refused(d, &["train", "ok.onnx", "--data", "rows.parquet"], "Parquet", "to_json");
-    refused(d, &["train", "ok.onnx", "--data", "rows.jsonl", "--tokenizer", "vocab.json"], "text", "tokenizer.json");
+    refused(d, &["train", "ok.onnx", "--data", "rows.jsonl", "--tokenizer", "vocab.txt"], "text", "tokenizer.json");
     // A data file that is too short for its tensors.
     std::fs::write(d.join("weights.bin"), [0x3f; 8]).unwrap();
     refused(d, &["inspect", "external.onnx"], "should have 48 bytes but has 8", "again");
