@@ -128,15 +128,25 @@ fn mask_bias(c: &mut Context, keep: Value, masked: f32) -> Result<Value, Reason>
     Ok(c.b.select(keep, zero, masked)?)
 }
 
-/// The bias that hides keys: a mask `(B, T)` of what is there, or the number of keys `(B)` of each example. As in ONNX Runtime, a row
-/// without a key is not empty: what hides keys is the node's `mask_filter_value`, a number.
-fn key_bias(c: &mut Context, mask: Value, keys: usize) -> Result<Value, Reason> {
+/// The bias that hides keys: a mask `(B, T)` or `(B, S, T)` of what is there, or the number of keys `(B)` of each example, after
+/// which the first key of each may follow `(2B)`. As in ONNX Runtime, a row without a key is not empty: what hides keys is the
+/// node's `mask_filter_value`, a number.
+fn key_bias(c: &mut Context, mask: Value, batch: usize, keys: usize) -> Result<Value, Reason> {
     let shape = c.shape(mask);
     let keep = match shape[..] {
-        [b] => {
-            let lengths = c.b.reshape(mask, [b, 1, 1, 1])?;
+        [n] if n == batch || n == 2 * batch => {
             let at = c.b.constant(Tensor::i32([1, 1, 1, keys], (0..keys as i32).collect()));
-            c.b.binary("less", at, lengths)?
+            let ends = c.b.slice(mask, 0, 0, batch, 1)?;
+            let ends = c.b.reshape(ends, [batch, 1, 1, 1])?;
+            let before = c.b.binary("less", at, ends)?;
+            if n == batch {
+                before
+            } else {
+                let starts = c.b.slice(mask, 0, batch, batch, 1)?;
+                let starts = c.b.reshape(starts, [batch, 1, 1, 1])?;
+                let after = c.b.binary("less_equal", starts, at)?;
+                c.b.binary("and", before, after)?
+            }
         }
         [b, t] if t == keys => c.b.reshape(mask, [b, 1, 1, t])?,
         [b, s, t] if t == keys => c.b.reshape(mask, [b, 1, s, t])?,
@@ -284,10 +294,10 @@ pub fn multi_head_attention(c: &mut Context) -> Lowered {
     let (q, k, v) = (split_heads(c, q, heads)?, split_heads(c, k, heads)?, split_heads(c, v, heads)?);
     let own = c.shape(k)[2];
     let (k, v) = (with_past(c, 6, k)?, with_past(c, 7, v)?);
-    let (head, keys) = (c.shape(q)[3], c.shape(k)[2]);
+    let (batch, head, keys) = (c.shape(q)[0], c.shape(q)[3], c.shape(k)[2]);
     let mut rule = Rule { causal: c.int("unidirectional", 0) != 0, past: keys - own, ..Rule::of(c, head) };
     if let Some(mask) = c.opt(4) {
-        rule.biases.push(key_bias(c, mask, keys)?);
+        rule.biases.push(key_bias(c, mask, batch, keys)?);
     }
     rule.biases.extend(c.opt(5));
     let y = attend(c, q, k, v, &rule)?;
@@ -317,7 +327,7 @@ pub fn packed_attention(c: &mut Context) -> Lowered {
     let (q, k, v) = (split_heads(c, q, heads)?, split_heads(c, k, heads)?, split_heads(c, v, heads)?);
     let mut rule = Rule { causal: c.int("unidirectional", 0) != 0, ..Rule::of(c, sizes[0] / heads.max(1)) };
     if let Some(mask) = c.opt(3) {
-        rule.biases.push(key_bias(c, mask, s)?);
+        rule.biases.push(key_bias(c, mask, b, s)?);
     }
     rule.biases.extend(c.opt(5));
     let y = attend(c, q, k, v, &rule)?;
