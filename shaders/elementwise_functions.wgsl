@@ -40,7 +40,8 @@ fn mod_i32(x: i32, y: i32) -> i32 {
     if (y == 0) {
         return 0;
     }
-    return ((x % y) + y) % y;
+    let rest = x % y;
+    return select(rest, rest + y, rest != 0 && (rest < 0) != (y < 0));
 }
 
 fn gelu_tanh_(x: f32) -> f32 {

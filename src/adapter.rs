@@ -1,5 +1,6 @@
 //! The trained adapter as a file: factors and fully trained tensors, recorded statistics, and the digest of the base.
 
+use crate::file_kind::{self, Wanted};
 use atomic_write_file::AtomicWriteFile;
 use ndarray::{Array2, ArrayD};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -57,6 +58,8 @@ pub enum AdapterError {
     Open { path: PathBuf, error: std::io::Error },
     #[error("{} is no adapter: {why}\nhint: give a safetensors file, or the run directory that train wrote", path.display())]
     Format { path: PathBuf, why: String },
+    #[error("{} is no adapter but {kind}\nhint: {}", path.display(), kind.hint(Wanted::Adapter))]
+    Other { path: PathBuf, kind: file_kind::Kind },
     #[error("cannot write {}: {error}", path.display())]
     Write { path: PathBuf, error: std::io::Error },
 }
@@ -78,7 +81,10 @@ pub fn read(path: &Path) -> Result<Adapter, AdapterError> {
     let path = if path.is_dir() { path.join("adapter.safetensors") } else { path.to_path_buf() };
     let format = |why: String| AdapterError::Format { path: path.clone(), why };
     let bytes = std::fs::read(&path).map_err(|error| AdapterError::Open { path: path.clone(), error })?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| format(e.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| match file_kind::kind(&bytes) {
+        None | Some(file_kind::Kind::Safetensors) => format(e.to_string()),
+        Some(kind) => AdapterError::Other { path: path.clone(), kind },
+    })?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| format(e.to_string()))?;
     let text = header.metadata().as_ref().and_then(|m| m.get(KEY));
     let metadata: Metadata = match text {

@@ -9,6 +9,7 @@ pub mod adapter;
 pub mod calibrate;
 pub mod cli;
 pub mod device;
+pub mod file_kind;
 pub mod inject;
 pub mod ir;
 pub mod lower;

@@ -1,25 +1,25 @@
 //! Attention as one node, as runtimes' optimisers and newer operator sets write it: taken apart into products and a softmax.
 
 use super::{Context, Reason};
-use crate::ir::{DType, Tensor, Value};
+use crate::ir::{Attr, Attrs, DType, Tensor, Value};
 
 type Lowered = Result<Vec<Value>, Reason>;
-
-/// What masked scores are set to: so small that nothing is left after the softmax, and finite, so that a row masked
-/// throughout stays a number.
-const MASKED: f32 = -1e30;
 
 /// How scores become weights.
 struct Rule {
     scale: f64,
-    /// Position i sees positions up to i (both counted from the end of the sequence).
+    /// Position i sees positions up to i, counted from the first that is not past.
     causal: bool,
+    /// Keys that are past.
+    past: usize,
     /// Position i sees this many positions up to and with its own; 0 for all.
     window: usize,
     /// `cap · tanh(score / cap)`; 0 for none.
     softcap: f32,
     /// Added to the scores, broadcasting to `(B, N, S, T)`.
     biases: Vec<Value>,
+    /// Whether a row that is masked throughout gives zeros, not NaN.
+    safe: bool,
 }
 
 impl Rule {
@@ -27,7 +27,8 @@ impl Rule {
     fn of(c: &Context, head: usize) -> Rule {
         let given = c.float("scale", 0.0);
         let scale = if given == 0.0 { 1.0 / (head as f64).sqrt() } else { given as f64 };
-        Rule { scale, causal: false, window: 0, softcap: c.float("softcap", 0.0), biases: vec![] }
+        let softcap = c.float("softcap", 0.0);
+        Rule { scale, causal: false, past: 0, window: 0, softcap, biases: vec![], safe: false }
     }
 }
 
@@ -51,18 +52,17 @@ fn attend(c: &mut Context, q: Value, k: Value, v: Value, rule: &Rule) -> Result<
         scores = c.b.add(scores, bias)?;
     }
     if rule.causal || rule.window > 0 {
-        let late = keys as i64 - queries as i64;
         let seen = |i: usize| {
-            let (query, key) = ((i / keys) as i64 + late, (i % keys) as i64);
+            let (query, key) = ((i / keys + rule.past) as i64, (i % keys) as i64);
             (!rule.causal || key <= query) && (rule.window == 0 || key > query - rule.window as i64)
         };
-        let mask = (0..queries * keys).map(|i| if seen(i) { 0.0 } else { MASKED }).collect();
+        let mask = (0..queries * keys).map(|i| if seen(i) { 0.0 } else { f32::NEG_INFINITY }).collect();
         let mask = c.b.constant(Tensor::f32([queries, keys], mask));
         scores = c.b.add(scores, mask)?;
     }
     let shape = c.shape(scores);
     let rows = c.rows(scores)?;
-    let weights = c.b.unary("softmax", rows)?;
+    let weights = c.b.emit("softmax", &[rows], Attrs::new().with("safe", Attr::Bool(rule.safe)))?;
     let weights = c.b.reshape(weights, shape)?;
     Ok(c.b.matmul(weights, v, false, false)?)
 }
@@ -121,27 +121,39 @@ fn with_past(c: &mut Context, past: usize, x: Value) -> Result<Value, Reason> {
     }
 }
 
-/// 0 where `keep` holds, [`MASKED`] elsewhere.
-fn mask_bias(c: &mut Context, keep: Value) -> Result<Value, Reason> {
+/// 0 where `keep` holds, `masked` elsewhere.
+fn mask_bias(c: &mut Context, keep: Value, masked: f32) -> Result<Value, Reason> {
     let keep = if c.ty(keep).dtype == DType::Bool { keep } else { c.b.cast(keep, DType::Bool)? };
-    let (zero, masked) = (c.b.scalar(0.0), c.b.scalar(MASKED as f64));
+    let (zero, masked) = (c.b.scalar(0.0), c.b.scalar(masked as f64));
     Ok(c.b.select(keep, zero, masked)?)
 }
 
-/// The bias that hides keys: a mask `(B, T)` of what is there, or the number of keys `(B)` of each example.
-fn key_bias(c: &mut Context, mask: Value, keys: usize) -> Result<Value, Reason> {
+/// The bias that hides keys: a mask `(B, T)` or `(B, S, T)` of what is there, or the number of keys `(B)` of each example, after
+/// which the first key of each may follow `(2B)`. As in ONNX Runtime, a row without a key is not empty: what hides keys is the
+/// node's `mask_filter_value`, a number.
+fn key_bias(c: &mut Context, mask: Value, batch: usize, keys: usize) -> Result<Value, Reason> {
     let shape = c.shape(mask);
     let keep = match shape[..] {
-        [b] => {
-            let lengths = c.b.reshape(mask, [b, 1, 1, 1])?;
+        [n] if n == batch || n == 2 * batch => {
             let at = c.b.constant(Tensor::i32([1, 1, 1, keys], (0..keys as i32).collect()));
-            c.b.binary("less", at, lengths)?
+            let ends = c.b.slice(mask, 0, 0, batch, 1)?;
+            let ends = c.b.reshape(ends, [batch, 1, 1, 1])?;
+            let before = c.b.binary("less", at, ends)?;
+            if n == batch {
+                before
+            } else {
+                let starts = c.b.slice(mask, 0, batch, batch, 1)?;
+                let starts = c.b.reshape(starts, [batch, 1, 1, 1])?;
+                let after = c.b.binary("less_equal", starts, at)?;
+                c.b.binary("and", before, after)?
+            }
         }
         [b, t] if t == keys => c.b.reshape(mask, [b, 1, 1, t])?,
         [b, s, t] if t == keys => c.b.reshape(mask, [b, 1, s, t])?,
         _ => return Err(format!("a mask {shape} over {keys} keys is not supported").into()),
     };
-    mask_bias(c, keep)
+    let masked = c.float("mask_filter_value", -1e4);
+    mask_bias(c, keep, masked)
 }
 
 /// Turns pairs of elements of `(B, N, S, D)` by angles whose cosines and sines broadcast to `(B, N, S, R / 2)`; elements
@@ -236,13 +248,14 @@ pub fn group_query_attention(c: &mut Context) -> Lowered {
     }
     let (k, v) = (with_past(c, 3, k)?, with_past(c, 4, v)?);
     let keys = c.shape(k)[2];
-    let mut rule = Rule { causal: true, window: c.int("local_window_size", -1).max(0) as usize, ..Rule::of(c, head) };
+    let window = c.int("local_window_size", -1).max(0) as usize;
+    let mut rule = Rule { causal: true, past: keys - length, window, safe: true, ..Rule::of(c, head) };
     if let Some(last) = c.opt(5) {
         let b = c.shape(last).elements();
         let last = c.b.reshape(last, [b, 1, 1, 1])?;
         let at = c.b.constant(Tensor::i32([1, 1, 1, keys], (0..keys as i32).collect()));
         let keep = c.b.binary("less_equal", at, last)?;
-        rule.biases.push(mask_bias(c, keep)?);
+        rule.biases.push(mask_bias(c, keep, f32::NEG_INFINITY)?);
     }
     rule.biases.extend(c.opt(10));
     let y = attend(c, q, k, v, &rule)?;
@@ -279,11 +292,12 @@ pub fn multi_head_attention(c: &mut Context) -> Lowered {
         }
     }
     let (q, k, v) = (split_heads(c, q, heads)?, split_heads(c, k, heads)?, split_heads(c, v, heads)?);
+    let own = c.shape(k)[2];
     let (k, v) = (with_past(c, 6, k)?, with_past(c, 7, v)?);
-    let (head, keys) = (c.shape(q)[3], c.shape(k)[2]);
-    let mut rule = Rule { causal: c.int("unidirectional", 0) != 0, ..Rule::of(c, head) };
+    let (batch, head, keys) = (c.shape(q)[0], c.shape(q)[3], c.shape(k)[2]);
+    let mut rule = Rule { causal: c.int("unidirectional", 0) != 0, past: keys - own, ..Rule::of(c, head) };
     if let Some(mask) = c.opt(4) {
-        rule.biases.push(key_bias(c, mask, keys)?);
+        rule.biases.push(key_bias(c, mask, batch, keys)?);
     }
     rule.biases.extend(c.opt(5));
     let y = attend(c, q, k, v, &rule)?;
@@ -313,23 +327,34 @@ pub fn packed_attention(c: &mut Context) -> Lowered {
     let (q, k, v) = (split_heads(c, q, heads)?, split_heads(c, k, heads)?, split_heads(c, v, heads)?);
     let mut rule = Rule { causal: c.int("unidirectional", 0) != 0, ..Rule::of(c, sizes[0] / heads.max(1)) };
     if let Some(mask) = c.opt(3) {
-        rule.biases.push(key_bias(c, mask, s)?);
+        rule.biases.push(key_bias(c, mask, b, s)?);
     }
     rule.biases.extend(c.opt(5));
     let y = attend(c, q, k, v, &rule)?;
     Ok(vec![join_heads(c, y)?])
 }
 
-/// The standard's Attention (operator set 23).
+/// The standard's Attention (operator set 23). A row that is masked throughout gives zeros.
 pub fn attention(c: &mut Context) -> Lowered {
+    if c.opt(6).is_some() {
+        return Err("lengths of the keys (nonpad_kv_seqlen) are not supported".into());
+    }
+    if c.int("left_window_size", -1) >= 0 || c.int("right_window_size", -1) >= 0 {
+        return Err("a window of keys is not supported".into());
+    }
     let (q, k, v) = (c.x(0)?, c.x(1)?, c.x(2)?);
     let flat = c.shape(q).len() == 3;
     let (heads, kv) = (c.int("q_num_heads", 0) as usize, c.int("kv_num_heads", 0) as usize);
     let (q, k, v) = (split_heads(c, q, heads)?, split_heads(c, k, kv)?, split_heads(c, v, kv)?);
+    let own = c.shape(k)[2];
     let (k, v) = (with_past(c, 4, k)?, with_past(c, 5, v)?);
-    let mut rule = Rule { causal: c.int("is_causal", 0) != 0, ..Rule::of(c, c.shape(q)[3]) };
+    let (head, past) = (c.shape(q)[3], c.shape(k)[2] - own);
+    let mut rule = Rule { causal: c.int("is_causal", 0) != 0, past, safe: true, ..Rule::of(c, head) };
     if let Some(mask) = c.opt(3) {
-        rule.biases.push(if c.ty(mask).dtype == DType::Bool { mask_bias(c, mask)? } else { mask });
+        rule.biases.push(match c.ty(mask).dtype {
+            DType::Bool => mask_bias(c, mask, f32::NEG_INFINITY)?,
+            _ => mask,
+        });
     }
     if c.node.outputs().get(3).is_some_and(|o| !o.is_empty()) {
         return Err("its scores as an output are not supported".into());

@@ -165,8 +165,18 @@ pub fn pow(c: &mut Context) -> Lowered {
     Ok(vec![z])
 }
 
+/// The remainder with the sign of the divisor (integers), or under `fmod` with that of the dividend.
 pub fn modulo(c: &mut Context) -> Lowered {
-    binary(c, "modulo")
+    let (x, y) = (c.x(0)?, c.x(1)?);
+    match (c.ty(x).dtype, c.int("fmod", 0) != 0) {
+        (DType::F32, false) => Err("floats take the attribute fmod = 1".into()),
+        (DType::F32, true) | (_, false) => binary(c, "modulo"),
+        (_, true) => {
+            let whole = c.b.div(x, y)?;
+            let part = c.b.mul(whole, y)?;
+            Ok(vec![c.b.sub(x, part)?])
+        }
+    }
 }
 
 /// Folds any number of inputs.

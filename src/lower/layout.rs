@@ -386,7 +386,11 @@ pub fn one_hot(c: &mut Context) -> Lowered {
     };
     let n = c.b.constant(Tensor::i32([], vec![depth as i32]));
     let index = c.b.cast(index, DType::I32)?;
-    let wrapped = c.b.binary("modulo", index, n)?;
+    let zero = c.b.constant(Tensor::i32([], vec![0]));
+    let negative = c.b.binary("less", index, zero)?;
+    let from_end = c.b.add(index, n)?;
+    // An index that is out of range on either side hits nothing.
+    let wrapped = c.b.select(negative, from_end, index)?;
     let wide = [&shape[..axis], &[1], &shape[axis..]].concat();
     let column = c.b.reshape(wrapped, wide.clone())?;
     let mut range_shape = vec![1; wide.len()];

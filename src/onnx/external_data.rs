@@ -2,6 +2,7 @@
 
 use super::element::ElementType;
 use super::read::ReadError;
+use crate::file_kind::{self, Kind, Wanted};
 use onnx_protobuf::TensorProto;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -70,6 +71,10 @@ impl Opener {
                 let handle = std::fs::File::open(&path).map_err(missing)?;
                 // SAFETY: as for the model itself (see read.rs).
                 let bytes = unsafe { memmap2::Mmap::map(&handle) }.map_err(missing)?;
+                let other = file_kind::in_place_of_a_file(&bytes);
+                if let Some(kind) = other.filter(|k| *k != Kind::Empty || length != Some(0)) {
+                    return Err(bad(format!("'{location}' is {kind}\nhint: {}", kind.hint(Wanted::Model))));
+                }
                 let file = Arc::new(ExternalFile { bytes });
                 self.files.insert(location.clone(), file.clone());
                 file
@@ -78,7 +83,11 @@ impl Opener {
         let have = file.bytes().len();
         let end = offset.checked_add(length.unwrap_or(have.saturating_sub(offset))).filter(|&e| e <= have);
         let end = end.ok_or_else(|| {
-            bad(format!("bytes {offset} to {} of '{location}', which has {have}", offset + length.unwrap_or(0)))
+            let last = offset.saturating_add(length.unwrap_or(0));
+            bad(format!(
+                "bytes {offset} to {last} of '{location}', which has {have}\n\
+                 hint: copy or download '{location}' again, or export the model again: the two do not belong together"
+            ))
         })?;
         Ok((file, offset.min(end)..end))
     }

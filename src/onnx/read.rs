@@ -5,6 +5,7 @@ use super::external_data::Opener;
 use super::model::{Data, Initializer, Item, Model, NodeId, next_revision};
 use super::node::Node;
 use super::wire::{self, Message as Kind, WireError};
+use crate::file_kind::{self, Wanted};
 use onnx_protobuf::{GraphProto, Message, ModelProto, TensorProto, tensor_proto::DataLocation};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
@@ -18,6 +19,10 @@ pub enum ReadError {
     Open { path: PathBuf, error: std::io::Error },
     #[error("{} is not an ONNX model: {why}\nhint: export one with torch.onnx.export, or check the path", path.display())]
     NotOnnx { path: PathBuf, why: String },
+    #[error("{} is not an ONNX model but {kind}\nhint: {}", path.display(), kind.hint(Wanted::Model))]
+    Other { path: PathBuf, kind: file_kind::Kind },
+    #[error("cannot open {}: {holds}", path.display())]
+    Folder { path: PathBuf, holds: String },
     #[error("{} is truncated: {error}\nhint: copy or download the file again", path.display())]
     Truncated { path: PathBuf, error: WireError },
     #[error("{} is damaged: {why}\nhint: export it again, or copy or download the file again", path.display())]
@@ -34,15 +39,22 @@ pub enum ReadError {
 /// Reads a model. External data is mapped, not loaded.
 pub fn read(path: &Path) -> Result<Model, ReadError> {
     let open = |error| ReadError::Open { path: path.to_path_buf(), error };
-    let file = std::fs::File::open(path).map_err(open)?;
-    if file.metadata().map_err(open)?.is_dir() {
-        return Err(open(std::io::Error::other("it is a folder")));
+    if path.is_dir() {
+        return Err(ReadError::Folder { path: path.to_path_buf(), holds: file_kind::folder(path) });
     }
+    let file = std::fs::File::open(path).map_err(open)?;
     // SAFETY: a mapped file must not shrink while in use. Our own outputs never overwrite a file in place (they are
     // renamed over it, which leaves this mapping whole); another program that cuts a model short while it is being read
     // would end this process, which is the accepted price of not copying gigabytes of weights.
     let source = Arc::new(unsafe { memmap2::Mmap::map(&file) }.map_err(open)?);
-    parse(path, source)
+    parse(path, source.clone()).map_err(|error| match (error, file_kind::kind(&source)) {
+        // What is damaged or cut short may still begin as a model does.
+        (error, None | Some(file_kind::Kind::Onnx)) => error,
+        (ReadError::NotOnnx { .. } | ReadError::Truncated { .. } | ReadError::Damaged { .. }, Some(kind)) => {
+            ReadError::Other { path: path.to_path_buf(), kind }
+        }
+        (error, Some(_)) => error,
+    })
 }
 
 fn parse(path: &Path, source: Arc<memmap2::Mmap>) -> Result<Model, ReadError> {

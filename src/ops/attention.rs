@@ -88,6 +88,11 @@ pub fn problems() -> Vec<Problem> {
         Problem::new([1, 2, 2, 5, 5, 4, 4], Some(([1, 1, 5, 5], causal)))
             .with("cap", Attr::Float(1.5))
             .with("safe", Attr::Bool(true)),
+        // Rows that see nothing.
+        Problem::new([2, 2, 1, 5, 6, 4, 4], Some(([2, 1, 5, 6], Fill::Padded))).with("safe", Attr::Bool(true)),
+        Problem::new([1, 2, 2, 70, 300, 8, 4], Some(([1, 1, 70, 300], Fill::Padded)))
+            .with("cap", Attr::Float(1.5))
+            .with("safe", Attr::Bool(true)),
         Problem::new([1, 1, 1, 3, 4, 256, 256], None).with("scale", Attr::Float(1.0 / 16.0)),
         Problem::new([2, 6, 3, 4, 2, 8, 8], Some(([2, 6, 4, 2], Fill::Mask))).seq([true; 4]),
     ];

@@ -329,12 +329,14 @@ pub enum Fill {
     Mask,
     /// The same, low where a key (the last axis) comes after a query (the axis before) or more than this many before it.
     Window(usize),
+    /// The same with -∞ where a key is masked, and throughout in every third row: what left padding leaves of a causal mask.
+    Padded,
 }
 
 impl Fill {
     /// Whether a gradient is asked of such an input, floats being.
     pub fn frozen(self) -> bool {
-        matches!(self, Fill::Frozen | Fill::Mask | Fill::Window(_))
+        matches!(self, Fill::Frozen | Fill::Mask | Fill::Window(_) | Fill::Padded)
     }
 }
 

@@ -40,6 +40,17 @@ pub fn draw(ty: &Type, fill: Fill, seed: u64) -> Tensor {
             }
             Tensor::f32(ty.shape.clone(), values)
         }
+        Fill::Padded => {
+            let n = ty.shape[ty.rank() - 1];
+            let mut values = float(&mut |a, b| if a * 3.0 < 1.0 { f64::NEG_INFINITY } else { gauss(a, b) });
+            for (r, row) in values.chunks_exact_mut(n).enumerate() {
+                match r % 3 {
+                    0 => row.fill(f32::NEG_INFINITY),
+                    _ => row[0] = row[0].max(0.0),
+                }
+            }
+            Tensor::f32(ty.shape.clone(), values)
+        }
         Fill::Positive => Tensor::f32(ty.shape.clone(), float(&mut |a, _| 0.5 + 1.5 * a)),
         Fill::Index(k) => {
             let ints = float(&mut |a, _| (a * k as f64).floor()).into_iter().map(|x| x as i32).collect();

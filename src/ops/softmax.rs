@@ -18,7 +18,12 @@ pub const PRIMITIVE: Primitive = Primitive {
         super::rows::dispatch(c, "softmax", include_str!("../../shaders/softmax.wgsl"), &[safe])
     }),
     samples: || {
-        vec![Sample::normal(&[&[4, 37]]), Sample::normal(&[&[3, 5]]).with(Attrs::new().with("safe", Attr::Bool(true)))]
+        let safe = || Attrs::new().with("safe", Attr::Bool(true));
+        vec![
+            Sample::normal(&[&[4, 37]]),
+            Sample::normal(&[&[3, 5]]).with(safe()),
+            Sample::new(vec![(Type::f32([7, 130]), Fill::Padded)], safe()),
+        ]
     },
 };
 

@@ -8,6 +8,7 @@ pub mod fuse_addend;
 pub mod fuse_elementwise;
 pub mod fuse_endings;
 pub mod group_products;
+pub mod guard_softmax;
 pub mod halve_operands;
 pub mod join_low_rank;
 pub mod lay_out_by_rows;
@@ -42,6 +43,15 @@ pub struct Pass {
     pub name: &'static str,
     pub run: fn(&Graph) -> Result<Graph, BuildError>,
 }
+
+/// For training and statistics, in front of everything else, so that what the recognisers make of a softmax keeps it. `recognise_softmax`
+/// comes first, since it finds what is to be guarded.
+pub static GUARD: &[Pass] = &[
+    Pass { name: "fold_layout", run: fold_layout::fold_layout },
+    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
+    Pass { name: "recognise_softmax", run: recognise_softmax::recognise_softmax },
+    Pass { name: "guard_softmax", run: guard_softmax::guard_softmax },
+];
 
 /// Before differentiation.
 ///

@@ -67,7 +67,7 @@ struct Scores {
     k: (Value, bool),
     scale: f64,
     cap: Option<f64>,
-    /// Each with its shape, of four axes.
+    /// Each with its shape, of four axes, in the order in which they come to the scores.
     biases: Vec<(Bias, Shape)>,
     /// `(B, H, S, T)`, once an axis for B and one for H were seen.
     apart: Option<[usize; 4]>,
@@ -309,21 +309,23 @@ fn rewrite(r: &mut Rewriter, node: &Node, f: &Found) -> Result<bool, BuildError>
         attrs = attrs.with("seq_y", Attr::Bool(true));
     }
     let mut bias: Option<Value> = None;
-    for (one, shape) in f.scores.biases.iter().rev() {
-        let one = match *one {
+    for (one, shape) in &f.scores.biases {
+        bias = Some(match *one {
             Bias::Added(v) if r.old.splat(v) == Some(0.0) => continue,
-            Bias::Added(v) => r.get(v),
+            Bias::Added(v) => {
+                let v = r.get(v);
+                let one = r.b.reshape(v, shape.clone())?;
+                bias.map_or(Ok(one), |sum| r.b.add(one, sum))?
+            }
+            // What was added before is gone where this number is.
             Bias::Where(condition, held, low) => {
-                let (condition, zero) = (r.get(condition), r.b.scalar(0.0));
+                let condition = r.get(condition);
+                let condition = r.b.reshape(condition, shape.clone())?;
+                let rest = bias.unwrap_or_else(|| r.b.scalar(0.0));
                 let low = r.b.constant(Tensor::scalar(low));
-                let (yes, no) = if held { (low, zero) } else { (zero, low) };
+                let (yes, no) = if held { (low, rest) } else { (rest, low) };
                 r.b.select(condition, yes, no)?
             }
-        };
-        let one = r.b.reshape(one, shape.clone())?;
-        bias = Some(match bias {
-            Some(sum) => r.b.add(sum, one)?,
-            None => one,
         });
     }
     inputs.extend(bias);

@@ -101,8 +101,11 @@ impl Compiler for ModelCompiler {
 impl Program {
     /// The finished graph for a shape, for a device of these limits.
     pub fn graph(&self, shapes: &Shapes, purpose: Purpose, limits: Limits) -> Result<Graph, Error> {
-        let graph = self.forward(shapes, purpose)?;
-        let mut graph = passes::run(graph, passes::FORWARD)?;
+        let mut graph = self.forward(shapes, purpose)?;
+        if matches!(purpose, Purpose::Train { .. } | Purpose::Calibrate) {
+            graph = passes::run(graph, passes::GUARD)?;
+        }
+        graph = passes::run(graph, passes::FORWARD)?;
         if self.fuse {
             // Under mixed precision what is one operation, and so rounds nothing inside, must be the same on every device.
             let by_products = limits.by_rows && !self.mixed;

@@ -153,7 +153,7 @@ fn unsupported() -> Net {
 }
 
 /// A model whose weight is in a file that is not there.
-fn external() -> Net {
+pub fn external() -> Net {
     let mut weight = tensor("w", &[4, 3], &[]);
     weight.data_location = onnx_protobuf::tensor_proto::DataLocation::EXTERNAL.into();
     weight.external_data.push(onnx_protobuf::StringStringEntryProto {

@@ -1,6 +1,7 @@
 //! The whole test suite but for `allocations.rs` in one binary, so that dependencies are linked once.
 
 mod architecture;
+mod arrays;
 mod build;
 mod cli;
 mod cli_trained;
@@ -10,10 +11,12 @@ mod fused_products;
 mod gpu;
 mod inputs;
 mod inspection;
+mod masked;
 mod merges;
 mod models;
 mod operators;
 mod oracle;
+mod other_files;
 mod pass_cases;
 mod passes;
 mod primitives;

@@ -110,6 +110,18 @@ fn problems() -> Vec<Problem> {
         op("Pow", vec![x(), In::Fixed(&[], vec![2.0])]),
         op("Pow", vec![positive(S, 3), In::Fixed(&[], vec![-0.5])]),
         op("Mod", vec![In::Int(&[5], vec![-7, -1, 0, 4, 9]), long(&[], &[4])]).gives(&[1.0, 3.0, 0.0, 0.0, 1.0]),
+        op("Mod", vec![In::Int(&[5], vec![-7, -1, 0, 4, 9]), long(&[], &[-4])]).gives(&[-3.0, -1.0, 0.0, 0.0, -3.0]),
+        op("Mod", vec![In::Int(&[3], vec![-5, 5, 2147483647]), long(&[], &[2147483646])]).gives(&[
+            2147483641.0,
+            5.0,
+            1.0,
+        ]),
+        op("Mod", vec![In::Int(&[5], vec![-7, -1, 0, 4, 9]), long(&[], &[4])])
+            .attr("fmod", A::I(1))
+            .gives(&[-3.0, -1.0, 0.0, 0.0, 1.0]),
+        op("Mod", vec![In::Float(&[4], vec![-7.5, -1.0, 4.5, 9.25]), In::Fixed(&[], vec![4.0])])
+            .attr("fmod", A::I(1))
+            .gives(&[-3.5, -1.0, 0.5, 1.25]),
         op("Equal", vec![In::Int(&[4], vec![1, 2, 3, 4]), long(&[4], &[1, 0, 3, 0])]),
         op("Not", vec![flags(7)]),
         op("Where", vec![flags(7), normal(R, 1), normal(&[4], 2)]),
@@ -266,6 +278,8 @@ fn problems() -> Vec<Problem> {
         op("Trilu", vec![normal(&[2, 4, 4], 1)]),
         op("Trilu", vec![normal(&[4, 4], 1), long(&[], &[-1])]).attr("upper", A::I(0)),
         op("OneHot", vec![In::Int(&[3], vec![0, 2, 1]), long(&[], &[4]), In::Fixed(&[2], vec![-1.0, 2.0])]),
+        op("OneHot", vec![In::Int(&[5], vec![-5, -1, 4, 7, 2]), long(&[], &[4]), In::Fixed(&[2], vec![0.0, 1.0])])
+            .gives(&[0., 0., 0., 0., 0., 0., 0., 1., 0., 0., 0., 0., 0., 0., 0., 0., 0., 0., 1., 0.]),
         op("CumSum", vec![x(), long(&[], &[1])]),
         op("CumSum", vec![x(), long(&[], &[2])]).attr("exclusive", A::I(1)).attr("reverse", A::I(1)),
         op("ArgMax", vec![x()]).attr("axis", A::I(2)).attr("keepdims", A::I(0)),

@@ -10,6 +10,7 @@ mod tokenizer;
 pub use batch::{Batch, Feed, Order, Padding, buckets};
 pub use labels::{Label, LabelForm, LabelKind};
 
+use crate::file_kind::{self, Kind, Wanted};
 use crate::ir::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -129,12 +130,16 @@ pub enum DataError {
     Open { path: PathBuf, error: std::io::Error },
     #[error("{}: {why}", path.display())]
     Format { path: PathBuf, why: String },
+    #[error("{} is {kind}\nhint: {}", path.display(), kind.hint(Wanted::Data))]
+    Other { path: PathBuf, kind: Kind },
     #[error("{} line {line}: {why}", path.display())]
     Line { path: PathBuf, line: usize, why: String },
     #[error("{} is text, which needs a tokenizer\nhint: --tokenizer tokenizer.json", path.display())]
     NoTokenizer { path: PathBuf },
     #[error("cannot read the tokenizer {}: {why}\nhint: give a Hugging Face tokenizer.json", path.display())]
     Tokenizer { path: PathBuf, why: String },
+    #[error("{} is no tokenizer but {kind}\nhint: {}", path.display(), kind.hint(Wanted::Tokenizer))]
+    OtherTokenizer { path: PathBuf, kind: Kind },
     #[error("{} does not fit the model: {why}", path.display())]
     Fit { path: PathBuf, why: String },
 }
@@ -142,16 +147,26 @@ pub enum DataError {
 /// Reads a data set. `.jsonl` is text, `.safetensors` and `.npz` are tensors.
 pub fn read(path: &Path, options: &Options) -> Result<Dataset, DataError> {
     let bytes = std::fs::read(path).map_err(|error| DataError::Open { path: path.to_path_buf(), error })?;
+    if let Some(kind) = file_kind::in_place_of_a_file(&bytes) {
+        return Err(DataError::Other { path: path.to_path_buf(), kind });
+    }
     let mut notes = Vec::new();
     let source = match path.extension().and_then(|e| e.to_str()) {
-        Some("jsonl" | "json" | "ndjson") => text::read(path, &bytes, options, &mut notes)?,
-        Some("safetensors") => tensors::safetensors(path, &bytes)?,
-        Some("npz") => tensors::npz(path, &bytes)?,
+        Some("jsonl" | "json" | "ndjson") => text::read(path, &bytes, options, &mut notes),
+        Some("safetensors") => tensors::safetensors(path, &bytes),
+        Some("npz") => tensors::npz(path, &bytes),
         _ => {
             let why = "its kind is not known\nhint: .jsonl, .safetensors or .npz".to_string();
-            return Err(DataError::Format { path: path.to_path_buf(), why });
+            Err(DataError::Format { path: path.to_path_buf(), why })
         }
     };
+    // A file that is not what its name says is told by what it holds.
+    let source = source.map_err(|error| match (error, file_kind::kind(&bytes)) {
+        (DataError::Format { .. }, Some(kind)) if !named_so(path, &kind) => {
+            DataError::Other { path: path.to_path_buf(), kind }
+        }
+        (error, _) => error,
+    })?;
     let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
     let pad_id = match &source {
         Source::Tensors { tensors, .. } if !tensors.contains_key("attention_mask") => pad_token(options)?,
@@ -183,6 +198,16 @@ fn pad_token(options: &Options) -> Result<Option<i32>, DataError> {
     let config = std::fs::read(folder.join("config.json")).ok();
     let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     Ok(config.and_then(|c| c["pad_token_id"].as_i64()).and_then(|id| i32::try_from(id).ok()))
+}
+
+/// Whether a data file's name says that it is of this kind.
+fn named_so(path: &Path, kind: &Kind) -> bool {
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("jsonl" | "json" | "ndjson") => matches!(kind, Kind::Json | Kind::Text | Kind::Utf16),
+        Some("safetensors") => *kind == Kind::Safetensors,
+        Some("npz") => matches!(kind, Kind::Npz | Kind::Zip(_)),
+        _ => false,
+    }
 }
 
 impl Dataset {

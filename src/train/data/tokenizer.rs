@@ -1,6 +1,7 @@
 //! A Hugging Face `tokenizer.json`, with the padding and truncation it carries replaced by ours.
 
 use super::DataError;
+use crate::file_kind::{self, Kind};
 use serde_json::Value;
 use std::path::Path;
 use tokenizers::Tokenizer;
@@ -32,7 +33,11 @@ const PAD: &[&str] = &["<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>",
 
 pub fn open(path: &Path) -> Result<Text, DataError> {
     let bad = |why: String| DataError::Tokenizer { path: path.to_path_buf(), why };
-    let mut tokenizer = Tokenizer::from_file(path).map_err(|e| bad(e.to_string()))?;
+    let bytes = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
+    let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| match file_kind::kind(&bytes) {
+        Some(kind) if kind != Kind::Json => DataError::OtherTokenizer { path: path.to_path_buf(), kind },
+        _ => bad(e.to_string()),
+    })?;
     let carried_pad = tokenizer.get_padding().map(|p| p.pad_id as i32);
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|e| bad(e.to_string()))?;
