@@ -10,10 +10,15 @@ use std::sync::Arc;
 /// A file of tensor data, mapped.
 #[derive(Debug)]
 pub struct ExternalFile {
+    path: PathBuf,
     bytes: memmap2::Mmap,
 }
 
 impl ExternalFile {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -63,7 +68,7 @@ impl Opener {
                 let handle = std::fs::File::open(&path).map_err(missing)?;
                 // SAFETY: as for the model itself (see read.rs).
                 let bytes = unsafe { memmap2::Mmap::map(&handle) }.map_err(missing)?;
-                let file = Arc::new(ExternalFile { bytes });
+                let file = Arc::new(ExternalFile { path, bytes });
                 self.files.insert(location.clone(), file.clone());
                 file
             }
