@@ -118,7 +118,7 @@ fn adapters_of_runs_go_where_they_were_made() {
         done(d, &[&["inject", &model], &how[..], more, &["-o", "other.onnx"]].concat());
         refused(d, &["eval", "other.onnx", "--adapter", "run", "--data", &data, "--device", "cpu"], mention);
     }
-    let frozen = [&["inject", &model], &how[..7], &["--target", "fc", "-o", "frozen.onnx"]].concat();
+    let frozen = [&["inject", &model], &how[..8], &["-o", "frozen.onnx"]].concat();
     done(d, &frozen);
     let said = refused(d, &["merge", "frozen.onnx", "--adapter", "run", "--device", "cpu"], "m.head.weight is trained");
     assert!(said.contains("--also-train"), "{said}");
