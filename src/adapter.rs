@@ -1,4 +1,7 @@
-//! The trained adapter as a file: factors and fully trained tensors, recorded statistics, and the digest of the base.
+//! The trained adapter as a file: factors and fully trained tensors, recorded statistics, and the digest of the base. Every number
+//! that is read is finite.
+
+mod peft;
 
 use crate::file_kind::{self, Wanted};
 use atomic_write_file::AtomicWriteFile;
@@ -14,7 +17,7 @@ pub struct Adapter {
     pub tensors: BTreeMap<String, ArrayD<f32>>,
     /// Digest of the model that was injected into; `None` in files that other programs wrote.
     pub base: Option<String>,
-    /// The configuration, as the injected model has it.
+    /// How the adapter was made, as JSON: the configuration that the injected model had, or as much as another program says.
     pub config: Option<String>,
     /// Norms recorded over the last steps of training, by module path.
     pub statistics: BTreeMap<String, Norms>,
@@ -60,6 +63,13 @@ pub enum AdapterError {
     Format { path: PathBuf, why: String },
     #[error("{} is no adapter but {kind}\nhint: {}", path.display(), kind.hint(Wanted::Adapter))]
     Other { path: PathBuf, kind: file_kind::Kind },
+    #[error("{} cannot be used: {why}", path.display())]
+    Kind { path: PathBuf, why: String },
+    #[error(
+        "{}: tensor '{tensor}' holds {what} ({count} of {of} elements)\nhint: the training that made it went wrong; take an earlier \
+         checkpoint, or train again with a smaller --lr", path.display()
+    )]
+    NotFinite { path: PathBuf, tensor: String, what: &'static str, count: usize, of: usize },
     #[error("cannot write {}: {error}", path.display())]
     Write { path: PathBuf, error: std::io::Error },
 }
@@ -76,9 +86,10 @@ struct Metadata {
     statistics: BTreeMap<String, Norms>,
 }
 
-/// Reads an adapter; `path` may be a run directory.
+/// Reads an adapter; `path` may be a run directory, or a folder that PEFT saved. PEFT's names lose what it puts around them
+/// (`base_model.model.`, the adapter's name), so that a factor is called `{module path}.lora_A.weight` in every file.
 pub fn read(path: &Path) -> Result<Adapter, AdapterError> {
-    let path = if path.is_dir() { path.join("adapter.safetensors") } else { path.to_path_buf() };
+    let path = file(path)?;
     let format = |why: String| AdapterError::Format { path: path.clone(), why };
     let bytes = std::fs::read(&path).map_err(|error| AdapterError::Open { path: path.clone(), error })?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| match file_kind::kind(&bytes) {
@@ -89,17 +100,57 @@ pub fn read(path: &Path) -> Result<Adapter, AdapterError> {
     let text = header.metadata().as_ref().and_then(|m| m.get(KEY));
     let metadata: Metadata = match text {
         Some(text) => serde_json::from_str(text).map_err(|e| format(format!("its metadata: {e}")))?,
-        None => Metadata::default(),
+        None => Metadata { config: peft::config(&path, &file.names())?, ..Metadata::default() },
     };
     let Metadata { base, config, statistics } = metadata;
     let mut adapter = Adapter { tensors: BTreeMap::new(), base, config, statistics };
+    let mut origin = BTreeMap::new();
     for (name, view) in file.tensors() {
         let values =
             floats(&view).ok_or_else(|| format(format!("tensor '{name}' is {:?}, not a float type", view.dtype())))?;
+        check_finite(&path, &name, values.iter())?;
         let array = ArrayD::from_shape_vec(view.shape(), values).map_err(|e| format(e.to_string()))?;
-        adapter.tensors.insert(name, array);
+        let plain = peft::plain_name(&name);
+        if let Some(first) = origin.insert(plain.clone(), name.clone()) {
+            let why = format!("it holds several adapters: '{first}' and '{name}'");
+            return Err(AdapterError::Kind { path, why: format!("{why}\nhint: save one adapter alone") });
+        }
+        adapter.tensors.insert(plain, array);
     }
     Ok(adapter)
+}
+
+fn check_finite<'a>(
+    path: &Path,
+    name: &str,
+    values: impl Iterator<Item = &'a f32> + Clone,
+) -> Result<(), AdapterError> {
+    let bad = |x: &&f32| !x.is_finite();
+    let Some(first) = values.clone().find(bad) else { return Ok(()) };
+    let what = if first.is_nan() { "NaN" } else { "infinity" };
+    let (count, of) = (values.clone().filter(bad).count(), values.count());
+    Err(AdapterError::NotFinite { path: path.to_path_buf(), tensor: name.into(), what, count, of })
+}
+
+/// The file of tensors that a path stands for: a file itself, a run directory's, or that of a folder that PEFT saved.
+pub fn file(path: &Path) -> Result<PathBuf, AdapterError> {
+    if !path.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    let at = |name: &str| path.join(name);
+    if at("adapter.safetensors").exists() || !at(peft::CONFIG).exists() && !at(peft::TENSORS).exists() {
+        return Ok(at("adapter.safetensors"));
+    }
+    match at(peft::TENSORS).exists() {
+        true => Ok(at(peft::TENSORS)),
+        false => Err(AdapterError::Kind {
+            path: path.to_path_buf(),
+            why: format!(
+                "it holds no {}\nhint: save the adapter as safetensors (save_pretrained with safe_serialization=True)",
+                peft::TENSORS
+            ),
+        }),
+    }
 }
 
 fn floats(view: &TensorView) -> Option<Vec<f32>> {
@@ -108,13 +159,17 @@ fn floats(view: &TensorView) -> Option<Vec<f32>> {
         Dtype::F32 => data.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect(),
         Dtype::F16 => data.chunks_exact(2).map(|c| half::f16::from_le_bytes([c[0], c[1]]).to_f32()).collect(),
         Dtype::BF16 => data.chunks_exact(2).map(|c| half::bf16::from_le_bytes([c[0], c[1]]).to_f32()).collect(),
+        Dtype::F64 => data.as_chunks().0.iter().map(|c| f64::from_le_bytes(*c) as f32).collect(),
         _ => return None,
     })
 }
 
-/// Writes an adapter to a temporary file beside `path` and renames it.
+/// Writes an adapter to a temporary file beside `path` and renames it; refused where a number is not finite.
 pub fn write(adapter: &Adapter, path: &Path) -> Result<(), AdapterError> {
     let io = |error| AdapterError::Write { path: path.to_path_buf(), error };
+    for (name, t) in &adapter.tensors {
+        check_finite(path, name, t.iter())?;
+    }
     let data: BTreeMap<&str, Vec<u8>> =
         adapter.tensors.iter().map(|(n, t)| (n.as_str(), t.iter().flat_map(|x| x.to_le_bytes()).collect())).collect();
     let views = adapter.tensors.iter().map(|(name, t)| {

@@ -5,7 +5,7 @@
 use crate::adapter::Adapter;
 use crate::onnx::{self, ElementType, Linear, Model, Role};
 use crate::structure::chain::{self, Break, Link};
-use crate::structure::{self, BASE_KEY, CONFIG_KEY, Config, Structure, Target};
+use crate::structure::{self, BASE_KEY, CONFIG_KEY, Config, FitError, Made, Structure, Target};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use regex::Regex;
@@ -23,7 +23,7 @@ pub enum Selector {
 /// What to inject.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Empty: the attention query and value projections, or every linear node if there are none.
+    /// Empty: those of the adapter; without one, the attention query and value projections, or every linear node if there are none.
     pub targets: Vec<Selector>,
     pub exclude: Vec<Regex>,
     pub structure: Structure,
@@ -32,10 +32,10 @@ pub struct Options {
     pub alpha: f64,
     pub dropout: f64,
     pub rslora: bool,
-    /// Searched in initializer names and module paths.
+    /// Searched in initializer names and module paths. Empty: what the adapter trains whole.
     pub also_train: Vec<Regex>,
     pub seed: u64,
-    /// Start from these factors rather than fresh ones.
+    /// Start from these factors rather than fresh ones. They must have been made as the other options say.
     pub adapter: Option<Adapter>,
 }
 
@@ -57,23 +57,42 @@ pub enum InjectError {
     Injected,
     #[error("the model has no linear node (MatMul, Gemm or MatMulNBits with a constant weight) to adapt")]
     NoLinear,
-    #[error("--target '{pattern}' matches none of the model's {count} linear nodes\nhint: the nearest are:\n  {}", nearest.join("\n  "))]
-    NoMatch { pattern: String, count: usize, nearest: Vec<String> },
+    #[error(
+        "--target '{pattern}' matches none of the model's {count} linear nodes\nhint: {}the nearest are:\n  {}",
+        either(pattern, *list), nearest.join("\n  ")
+    )]
+    NoMatch { pattern: String, count: usize, nearest: Vec<String>, list: bool },
     #[error("every target is excluded by --exclude")]
     AllExcluded,
     #[error(
-        "--also-train '{pattern}' matches no float initializer by name or module path\nhint: the nearest are:\n  {}",
-        nearest.join("\n  ")
+        "--also-train '{pattern}' matches no float initializer by name or module path\nhint: {}the nearest are:\n  {}",
+        either(pattern, *list), nearest.join("\n  ")
     )]
-    NoInitializer { pattern: String, nearest: Vec<String> },
+    NoInitializer { pattern: String, nearest: Vec<String>, list: bool },
     #[error("{0}")]
     Option(String),
-    #[error("the adapter file does not fit: {0}")]
-    Adapter(String),
+    #[error(transparent)]
+    Adapter(#[from] FitError),
+    #[error(
+        "the adapter's '{name}' would hold {what} as {element}\nhint: inject into a base of a wider type (float32)"
+    )]
+    NotFinite { name: String, element: ElementType, what: &'static str },
     #[error(
         "operator set {opset} is too old for {what}\nhint: convert the model with onnx.version_converter to opset 13 or later"
     )]
     Opset { opset: i64, what: String },
+}
+
+/// What to write for several patterns, where a comma stood between them.
+fn either(pattern: &str, list: bool) -> String {
+    if list { format!("for either of several, write '{}'; ", pattern.replace(',', "|")) } else { String::new() }
+}
+
+/// Whether a pattern that matches nothing is a list: with `|` for its commas it would match.
+fn is_list<'a>(re: &Regex, mut names: impl Iterator<Item = &'a str>) -> bool {
+    let pattern = re.as_str();
+    let wider = pattern.contains(',').then(|| Regex::new(&pattern.replace(',', "|")).ok()).flatten();
+    wider.is_some_and(|re| names.any(|n| re.is_match(n)))
 }
 
 /// Injects adapters into `base`. `shape_of` gives the shape of a value at a sample batch shape; chains of structures that
@@ -88,7 +107,17 @@ pub fn inject(
     }
     check(base, options)?;
     let linear = onnx::linear_nodes(base);
-    let (chosen, mut notes) = choose(base, &linear, options)?;
+    let own = match &options.adapter {
+        Some(a) => {
+            let made = Made::read(a.config.as_deref(), &a.tensors)?;
+            Some((structure::own_targets(base, &made, &a.tensors)?, made))
+        }
+        None => None,
+    };
+    let (chosen, mut notes) = choose(base, &linear, options, own.as_ref().map(|o| &o.0.0[..]))?;
+    if let Some(given) = options.adapter.as_ref().and_then(|a| a.base.as_ref()).filter(|b| **b != base.digest()) {
+        notes.push(format!("the adapter was trained on another base (digest {given}): it starts this one"));
+    }
     let mut sites: Vec<Vec<&Linear>> = Vec::new();
     for l in chosen {
         match sites.iter_mut().find(|s| s[0].path == l.path) {
@@ -106,6 +135,10 @@ pub fn inject(
             prev: None,
         })
         .collect();
+    for name in targets.iter().flat_map(|t| [t.a(), t.b()]).filter(|n| base.is_constant(n)) {
+        let hint = "fold the adapter that the model was exported with into its weights first";
+        return Err(InjectError::Option(format!("the model holds a tensor '{name}' already\nhint: {hint}")));
+    }
     if let Some(t) = targets.iter().find(|t| options.rank >= t.in_features.min(t.out_features)) {
         let features = t.in_features.min(t.out_features);
         notes.push(format!("rank {} is not below the {features} features of {}", options.rank, t.path));
@@ -138,7 +171,25 @@ pub fn inject(
         rslora: options.rslora,
         seed: options.seed,
         targets,
-        also_train: also_trained(base, &linear, options)?,
+        also_train: match &own {
+            Some(((_, whole), _)) if options.also_train.is_empty() => {
+                base.initializers().filter(|n| whole.iter().any(|w| w == n)).map(String::from).collect()
+            }
+            _ => also_trained(base, &linear, options)?,
+        },
+    };
+    let start = match (&options.adapter, own) {
+        (Some(a), Some(((_, whole), made))) => {
+            let mut claimed = config.clone();
+            if made.also_train.is_none() {
+                // A tensor that the adapter does not train may be trained from now on.
+                claimed.also_train.retain(|n| whole.contains(n));
+            }
+            let fitted = structure::fit(&claimed, base, a.config.as_deref(), &a.tensors)?;
+            notes.extend(fitted.notes);
+            Some(fitted.tensors)
+        }
+        _ => None,
     };
 
     let mut model = base.clone();
@@ -148,7 +199,7 @@ pub fn inject(
         model.node_mut(id).rename_output(&linear.y, &base_value);
         model.insert_after(id, nodes);
     }
-    add_initializers(&mut model, &config, options, &linear, sites[0][0].element)?;
+    add_initializers(&mut model, &config, start.as_ref(), &linear, sites[0][0].element)?;
     model.set_metadata(CONFIG_KEY, Some(serde_json::to_string(&config).expect("a configuration serialises")));
     model.set_metadata(BASE_KEY, Some(base.digest()));
     let count = |name: &String| base.initializer_type(name).map_or(0, |(_, dims)| dims.iter().product());
@@ -196,7 +247,12 @@ fn check(base: &Model, o: &Options) -> Result<(), InjectError> {
 }
 
 /// The linear nodes to adapt, in execution order.
-fn choose<'a>(model: &Model, linear: &'a [Linear], o: &Options) -> Result<(Vec<&'a Linear>, Vec<String>), InjectError> {
+fn choose<'a>(
+    model: &Model,
+    linear: &'a [Linear],
+    o: &Options,
+    own: Option<&[String]>,
+) -> Result<(Vec<&'a Linear>, Vec<String>), InjectError> {
     if linear.is_empty() {
         return Err(InjectError::NoLinear);
     }
@@ -215,7 +271,9 @@ fn choose<'a>(model: &Model, linear: &'a [Linear], o: &Options) -> Result<(Vec<&
         }
         hits.into_iter().for_each(|i| keep[i] = true);
     }
-    if o.targets.is_empty() {
+    if let Some(own) = own.filter(|_| o.targets.is_empty()) {
+        keep.iter_mut().zip(linear).for_each(|(k, l)| *k = own.contains(&l.path));
+    } else if o.targets.is_empty() {
         let wanted = [Role::AttentionQ, Role::AttentionV, Role::AttentionQkv];
         for (k, role) in keep.iter_mut().zip(&roles) {
             *k = role.is_some_and(|r| wanted.contains(&r));
@@ -225,6 +283,11 @@ fn choose<'a>(model: &Model, linear: &'a [Linear], o: &Options) -> Result<(Vec<&
             notes.push("no attention was found: every linear node is a target".into());
         }
     }
+    for re in o.exclude.iter().filter(|re| !linear.iter().any(|l| re.is_match(&l.path))) {
+        let hint = either(re.as_str(), is_list(re, linear.iter().map(|l| l.path.as_str())));
+        let hint = hint.strip_suffix("; ").map_or(String::new(), |h| format!(": {h}"));
+        notes.push(format!("--exclude '{}' matches no linear node{hint}", re.as_str()));
+    }
     for (k, l) in keep.iter_mut().zip(linear) {
         *k &= !o.exclude.iter().any(|re| re.is_match(&l.path));
     }
@@ -233,9 +296,11 @@ fn choose<'a>(model: &Model, linear: &'a [Linear], o: &Options) -> Result<(Vec<&
 }
 
 fn no_match(selector: &Selector, linear: &[Linear], roles: &[Option<Role>]) -> InjectError {
+    let paths = || linear.iter().map(|l| l.path.as_str());
+    let list = matches!(selector, Selector::Path(re) if is_list(re, paths()));
     let (pattern, nearest) = match selector {
         Selector::Path(re) => {
-            let paths = linear.iter().map(|l| l.path.as_str());
+            let paths = paths();
             (re.as_str().to_string(), onnx::nearest(re.as_str(), paths, 8).into_iter().map(String::from).collect())
         }
         Selector::Role(role) => {
@@ -245,7 +310,7 @@ fn no_match(selector: &Selector, linear: &[Linear], roles: &[Option<Role>]) -> I
             (format!("role:{role}"), found)
         }
     };
-    InjectError::NoMatch { pattern, count: linear.len(), nearest }
+    InjectError::NoMatch { pattern, count: linear.len(), nearest, list }
 }
 
 /// Float initializers whose name, or the module path of a node that reads them, a pattern matches.
@@ -277,6 +342,7 @@ fn also_trained(model: &Model, linear: &[Linear], o: &Options) -> Result<Vec<Str
             return Err(InjectError::NoInitializer {
                 pattern: re.as_str().into(),
                 nearest: nearest.into_iter().map(String::from).collect(),
+                list: is_list(re, candidates.iter().copied()) || is_list(re, linear.iter().map(|l| l.path.as_str())),
             });
         }
         chosen.extend(hits);
@@ -287,7 +353,7 @@ fn also_trained(model: &Model, linear: &[Linear], o: &Options) -> Result<Vec<Str
 fn add_initializers(
     model: &mut Model,
     config: &Config,
-    o: &Options,
+    start: Option<&structure::Tensors>,
     linear: &[Linear],
     element: ElementType,
 ) -> Result<(), InjectError> {
@@ -308,7 +374,6 @@ fn add_initializers(
         let ratio = (config.dropout as f32).to_le_bytes().to_vec();
         model.add_initializer(structure::DROPOUT_RATIO, ElementType::F32, &[], ratio);
     }
-    let mut used = HashSet::new();
     for t in &config.targets {
         // Kaiming-uniform with a = √5, as PyTorch initialises a linear layer: bound 1/√in.
         let bound = 1.0 / (t.in_features as f32).sqrt();
@@ -316,37 +381,18 @@ fn add_initializers(
         let b = vec![0.0; t.out_features * config.rank];
         for (name, dims, fresh) in [(t.a(), [config.rank, t.in_features], a), (t.b(), [t.out_features, config.rank], b)]
         {
-            let values = match &o.adapter {
-                None => fresh,
-                Some(adapter) => {
-                    let given = adapter.tensors.get(&name).ok_or_else(|| missing(adapter, &name))?;
-                    if given.shape() != dims {
-                        return Err(InjectError::Adapter(format!("'{name}' is {:?}, not {dims:?}", given.shape())));
-                    }
-                    used.insert(name.clone());
-                    given.iter().copied().collect()
-                }
-            };
+            let values = start.map_or(fresh, |tensors| tensors[&name].iter().copied().collect());
             model.add_initializer(&name, ElementType::F32, &dims, bytes(&values));
         }
     }
-    if let Some(adapter) = &o.adapter {
-        for (name, given) in adapter.tensors.iter().filter(|(n, _)| !used.contains(*n)) {
-            if !config.also_train.contains(name) {
-                return Err(InjectError::Adapter(format!("its tensor '{name}' belongs to no target")));
-            }
-            let (element, dims) = model.initializer_type(name).expect("also-trained tensors are initializers");
-            if given.shape() != dims {
-                return Err(InjectError::Adapter(format!("'{name}' is {:?}, not {dims:?}", given.shape())));
-            }
-            let values: Vec<f64> = given.iter().map(|&x| x as f64).collect();
-            model.replace_data(name, onnx::encode_floats(element, &values).expect("also-trained tensors are floats"));
+    for (name, given) in start.into_iter().flatten().filter(|(n, _)| config.also_train.contains(n)) {
+        let element = model.initializer_type(name).expect("also-trained tensors are initializers").0;
+        let values: Vec<f64> = given.iter().map(|&x| x as f64).collect();
+        let bytes = onnx::encode_floats(element, &values).expect("also-trained tensors are floats");
+        if let Some(what) = onnx::not_finite(element, &bytes) {
+            return Err(InjectError::NotFinite { name: name.clone(), element, what });
         }
+        model.replace_data(name, bytes);
     }
     Ok(())
-}
-
-fn missing(adapter: &Adapter, name: &str) -> InjectError {
-    let nearest = onnx::nearest(name, adapter.tensors.keys().map(String::as_str), 3);
-    InjectError::Adapter(format!("it holds no '{name}'\nhint: the nearest it holds are {}", nearest.join(", ")))
 }

@@ -1,6 +1,6 @@
 //! Running ONNX files with tract, an engine that shares no code with ours.
 
-use crate::onnx::{ElementType, Model};
+use crate::onnx::{ElementType, Model, called};
 use tract_onnx::prelude::*;
 
 /// A tensor to feed: elements are converted to the type the input declares.
@@ -101,8 +101,11 @@ fn blamed(model: &Model, why: &str) -> Option<String> {
 pub struct Difference {
     pub output: String,
     pub largest: f64,
-    /// `‖a - b‖ / ‖a‖`
+    /// `‖a - b‖ / ‖a‖`; NaN where [`Difference::not_finite`] says why.
     pub relative: f64,
+    /// Which side holds NaN or infinity, so that nothing can be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_finite: Option<String>,
 }
 
 /// Compares outputs of one name; `Err` names one that only one side has, or that differs in shape.
@@ -124,13 +127,32 @@ pub fn compare(a: &[Output], b: &[Output]) -> Result<Vec<Difference>, String> {
 
 pub fn difference(name: &str, a: &[f64], b: &[f64]) -> Difference {
     let (mut largest, mut square, mut size) = (0.0f64, 0.0f64, 0.0f64);
+    let mut not_finite = None;
     for (x, y) in a.iter().zip(b) {
-        // Equal infinities, as of masked scores, do not differ; a NaN on one side alone does.
-        let d = if x == y || x.is_nan() && y.is_nan() { 0.0 } else { (x - y).abs() };
-        largest = if d.is_nan() { f64::INFINITY } else { largest.max(d) };
+        // Scores that both have masked with minus infinity do not differ.
+        if *x == f64::NEG_INFINITY && x == y {
+            continue;
+        }
+        if !x.is_finite() || !y.is_finite() {
+            not_finite.get_or_insert_with(|| said(*x, *y));
+            continue;
+        }
+        let d = (x - y).abs();
+        largest = largest.max(d);
         square += d * d;
-        size += if x.is_finite() { x * x } else { 0.0 };
+        size += x * x;
     }
     let relative = if square == 0.0 { 0.0 } else { square.sqrt() / size.sqrt().max(f64::MIN_POSITIVE) };
-    Difference { output: name.to_string(), largest, relative }
+    let (largest, relative) = if not_finite.is_some() { (f64::NAN, f64::NAN) } else { (largest, relative) };
+    Difference { output: name.to_string(), largest, relative, not_finite }
+}
+
+/// Two elements of which one at least is not finite, in words.
+fn said(x: f64, y: f64) -> String {
+    match (x.is_finite(), y.is_finite()) {
+        (false, false) if x.is_nan() && y.is_nan() || x == y => format!("holds {} in both", called(x)),
+        (false, false) => format!("holds {} in the first and {} in the second", called(x), called(y)),
+        (false, true) => format!("holds {} in the first", called(x)),
+        _ => format!("holds {} in the second", called(y)),
+    }
 }

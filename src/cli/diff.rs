@@ -46,11 +46,20 @@ fn text(r: &Result_) -> String {
         let rows = d.tensors.iter().map(|t| {
             let form = if t.types[0] == t.types[1] { t.types[0].clone() } else { t.types.join(" -> ") };
             let changed = t.changed.map_or("-".into(), |n| format!("{} of {}", grouped(n), grouped(t.elements)));
-            let number = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2e}"));
-            vec![t.name.clone(), form, changed, number(t.relative), number(t.largest)]
+            let number = |x: Option<f64>| match x {
+                None => "-".into(),
+                Some(x) if x.is_nan() => "NaN".into(),
+                Some(x) if x.is_infinite() => "infinite".into(),
+                Some(x) => format!("{x:.2e}"),
+            };
+            let module = t.module.clone().unwrap_or("-".into());
+            vec![t.name.clone(), module, form, changed, number(t.relative), number(t.largest)]
         });
         out += "\n\n";
-        out += &table(&["tensor", "type", "changed", "relative", "largest"], rows.collect());
+        let odd: Vec<String> =
+            d.tensors.iter().filter_map(|t| Some(format!("\n{}: {}", t.name, t.not_finite.as_ref()?))).collect();
+        out += &table(&["tensor", "module", "type", "changed", "relative", "largest"], rows.collect());
+        out += &odd.concat();
     }
     let lists = [
         ("tensors only in the first", &d.tensors_removed),
@@ -73,6 +82,7 @@ fn text(r: &Result_) -> String {
     if let Some([a, b]) = &d.opsets {
         out += &format!("\noperator sets {a}, then {b}");
     }
+    d.header.iter().for_each(|line| out += &format!("\n{line}"));
     out + match r.same_graph {
         true => "\nthe graphs are the same: only elements of tensors and metadata differ",
         false => "\nthe graphs differ",

@@ -1,8 +1,7 @@
 //! `eval`
 
 use super::common::{DataArgs, Outcome, Printer, TypeArgs};
-use crate::adapter;
-use crate::pipeline::{self, Error, EvalRequest};
+use crate::pipeline::{self, EvalRequest};
 use anyhow::Result;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -13,8 +12,8 @@ pub struct Args {
     /// What to measure on: .jsonl, .safetensors or .npz
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// An adapter for an injected model: a file, or a run directory
-    #[arg(long, value_name = "FILE|RUN_DIR")]
+    /// An adapter for an injected model: a file, a run directory, or a folder that PEFT saved
+    #[arg(long, value_name = "FILE|DIR")]
     adapter: Option<PathBuf>,
     #[command(flatten)]
     how: DataArgs,
@@ -38,7 +37,11 @@ struct Result_ {
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     args.how.check()?;
     let model = pipeline::read(&args.model)?;
-    let adapter = args.adapter.as_deref().map(adapter::read).transpose().map_err(Error::from)?;
+    let adapter = args.adapter.as_deref().map(|path| pipeline::read_adapter(path, &model)).transpose()?;
+    let adapter = adapter.map(|(adapter, notes)| {
+        notes.iter().for_each(|n| printer.note(n));
+        adapter
+    });
     let data = args.how.read(&args.data, &model, printer)?;
     let mut device = args.how.device.open_for(&args.types)?;
     let request = EvalRequest {

@@ -1,14 +1,16 @@
 //! `inject`
 
 use super::common::{Outcome, Printer, Usage, beside, grouped, table};
+use super::output::guard;
 use crate::adapter;
 use crate::inject::{Options, Selector};
 use crate::onnx::{self, ROLES};
 use crate::pipeline::{self, Error};
-use crate::structure::{STRUCTURES, Structure};
+use crate::structure::{Made, STRUCTURES, Structure};
 use anyhow::Result;
 use regex::Regex;
 use serde::Serialize;
+use std::fmt::Display;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -18,36 +20,44 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Linear nodes to adapt: a regular expression searched in module paths, or role:attention.q and the like
-    /// [default: attention queries and values]
+    /// [default: the adapter's, or attention queries and values]
     #[arg(long, value_name = "RE|role:ROLE")]
     target: Vec<String>,
     /// Linear nodes to leave out
     #[arg(long, value_name = "RE")]
     exclude: Vec<String>,
     /// Residual paths between adapters: lora, input-shortcut (is), block-shortcut (bs), middle-shortcut (ms)
-    #[arg(long, default_value = "block-shortcut", value_name = "NAME")]
-    structure: String,
-    /// Earlier blocks that block-shortcut and middle-shortcut read; -1 for all
-    #[arg(long, default_value_t = 2, value_name = "N", allow_negative_numbers = true)]
-    pre_num: i64,
-    #[arg(long, default_value_t = 8, value_name = "N")]
-    rank: usize,
-    #[arg(long, default_value_t = 16.0, value_name = "F")]
-    alpha: f64,
-    /// Probability of dropping an element before A, in training
-    #[arg(long, default_value_t = 0.0, value_name = "P")]
-    dropout: f64,
+    /// [default: the adapter's, or block-shortcut]
+    #[arg(long, value_name = "NAME")]
+    structure: Option<String>,
+    /// Earlier blocks that block-shortcut and middle-shortcut read; -1 for all [default: the adapter's, or 2]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pre_num: Option<i64>,
+    /// Rows of A [default: the adapter's, or 8]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    rank: Option<usize>,
+    /// Adapters are scaled by alpha / rank [default: the adapter's, or 16]
+    #[arg(long, value_name = "F", allow_hyphen_values = true)]
+    alpha: Option<f64>,
+    /// Probability of dropping an element before A, in training [default: the adapter's, or 0]
+    #[arg(long, value_name = "P", allow_hyphen_values = true)]
+    dropout: Option<f64>,
     /// Scale by alpha / sqrt(rank) rather than alpha / rank
     #[arg(long)]
     rslora: bool,
     /// Initializers to train fully: a regular expression searched in their names and in module paths
+    /// [default: the adapter's, or none]
     #[arg(long, value_name = "RE")]
     also_train: Vec<String>,
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    seed: u64,
-    /// Start from the factors in this file
-    #[arg(long, value_name = "FILE")]
+    /// Draws the first values of A [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Start from the factors in this file, run directory or PEFT folder; flags that are not given are as it was made
+    #[arg(long, value_name = "FILE|DIR")]
     adapter: Option<PathBuf>,
+    /// Write over a file that is in use: the model itself, its data or the adapter
+    #[arg(long)]
+    overwrite: bool,
     /// Show what would be injected, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -90,35 +100,63 @@ fn selector(text: &str) -> Result<Selector> {
     Ok(Selector::Role(found.ok_or_else(hint)?.0))
 }
 
-pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
-    let structure = Structure::parse(&args.structure).ok_or_else(|| {
-        let names: Vec<String> = STRUCTURES.iter().map(|s| format!("{} ({})", s.name, s.alias)).collect();
-        Usage(format!("--structure '{}' is not known\nhint: the structures are {}", args.structure, names.join(", ")))
-    })?;
+/// What a flag says, or else the adapter, or else the default; refused where flag and adapter differ.
+fn settled<T: PartialEq + Display>(flag: &str, given: Option<T>, made: Option<T>, otherwise: T) -> Result<T> {
+    match (given, made) {
+        (Some(given), Some(made)) if given != made => Err(Usage(format!(
+            "{flag} is {given}, but the adapter was made with {made}\nhint: leave {flag} out: the adapter's is taken"
+        ))
+        .into()),
+        (given, made) => Ok(given.or(made).unwrap_or(otherwise)),
+    }
+}
+
+/// What to inject: the flags, completed by what the adapter says of itself.
+fn options(args: &Args) -> Result<Options> {
+    let structure = |name: &String| {
+        let names = || STRUCTURES.iter().map(|s| format!("{} ({})", s.name, s.alias)).collect::<Vec<_>>().join(", ");
+        Structure::parse(name)
+            .ok_or_else(|| Usage(format!("--structure '{name}' is not known\nhint: the structures are {}", names())))
+    };
+    let structure = args.structure.as_ref().map(structure).transpose()?;
     let adapter = args.adapter.as_deref().map(adapter::read).transpose().map_err(Error::from)?;
-    let options = Options {
+    let made = match &adapter {
+        Some(a) => Made::read(a.config.as_deref(), &a.tensors).map_err(|e| Error::Inject(e.into()))?,
+        None => Made::default(),
+    };
+    let structure = settled("--structure", structure, made.structure, Structure::BlockShortcut)?;
+    let pre_num = made.pre_num.filter(|_| structure.reads_pre_num());
+    Ok(Options {
         targets: args.target.iter().map(|t| selector(t)).collect::<Result<_>>()?,
         exclude: args.exclude.iter().map(|t| regex("--exclude", t)).collect::<Result<_>>()?,
         structure,
-        pre_num: args.pre_num,
-        rank: args.rank,
-        alpha: args.alpha,
-        dropout: args.dropout,
-        rslora: args.rslora,
+        pre_num: settled("--pre-num", args.pre_num, pre_num, 2)?,
+        rank: settled("--rank", args.rank, made.rank, 8)?,
+        alpha: settled("--alpha", args.alpha, made.alpha, 16.0)?,
+        dropout: args.dropout.or(made.dropout).unwrap_or(0.0),
+        rslora: settled("--rslora", args.rslora.then_some(true), made.rslora, false)?,
         also_train: args.also_train.iter().map(|t| regex("--also-train", t)).collect::<Result<_>>()?,
-        seed: args.seed,
+        seed: args.seed.or(made.seed).unwrap_or(0),
         adapter,
-    };
+    })
+}
+
+pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
+    let options = options(args)?;
     let base = pipeline::read(&args.model)?;
     let (model, report) = pipeline::inject(&base, &options)?;
     let output = args.output.clone().unwrap_or_else(|| beside(&args.model, "reslora"));
+    if !args.overwrite && !args.dry_run {
+        let adapter = args.adapter.as_deref().map(|a| ("the adapter", a));
+        guard(&output, [("the model", &*args.model)].into_iter().chain(adapter), &[&*base])?;
+    }
     if !args.dry_run {
         onnx::write(&model, &output).map_err(Error::from)?;
     }
     let c = &report.config;
     let result = Result_ {
         output: (!args.dry_run).then_some(output),
-        structure,
+        structure: c.structure,
         rank: c.rank,
         alpha: c.alpha,
         targets: c

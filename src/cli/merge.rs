@@ -1,10 +1,12 @@
 //! `merge`
 
-use super::common::{DataArgs, Outcome, Printer, Usage, beside, exceeds, stem, table};
+use super::common::{DataArgs, Outcome, Printer, Usage, beside, exceeds, table};
+use super::output::guard;
+use super::runs::{self, Taken};
 use super::train;
 use crate::adapter;
-use crate::merge::{LayerReport, STRATEGIES, Strategy};
-use crate::onnx;
+use crate::merge::{self, LayerReport, STRATEGIES, Strategy};
+use crate::onnx::{self, Model};
 use crate::pipeline::{self, Error, MergeRequest, Metric, Polished};
 use crate::structure::BASE_KEY;
 use crate::train::{Schedule, Settings};
@@ -16,8 +18,8 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 pub struct Args {
     model: PathBuf,
-    /// The trained adapter: a file, or a run directory [default: the newest run of the model]
-    #[arg(long, value_name = "FILE|RUN_DIR")]
+    /// The trained adapter: a file, a run directory, or a folder that PEFT saved [default: the newest run of the model]
+    #[arg(long, value_name = "FILE|DIR")]
     adapter: Option<PathBuf>,
     /// Where to write the merged model [default: MODEL.merged.onnx]
     #[arg(short, long, value_name = "FILE")]
@@ -31,7 +33,7 @@ pub struct Args {
     #[command(flatten)]
     how: DataArgs,
     /// The largest relative difference of an output; above it nothing is written [default: 1e-4 for exact merges]
-    #[arg(long, value_name = "F")]
+    #[arg(long, value_name = "F", allow_hyphen_values = true)]
     tolerance: Option<f64>,
     /// The ridge of least-squares, a fraction of the mean square of the inputs' features; auto finds one for each layer
     #[arg(long, default_value = "auto", value_name = "auto|F")]
@@ -48,12 +50,18 @@ pub struct Args {
     /// Write the file even if it differs by more than the tolerance
     #[arg(long)]
     force: bool,
+    /// Write over a file that is in use: the model, its base or data, or the adapter
+    #[arg(long)]
+    overwrite: bool,
 }
 
 #[derive(Serialize)]
 struct Result_ {
     output: Option<PathBuf>,
     adapter: PathBuf,
+    /// The run that was taken, where --adapter did not name one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<Taken>,
     strategy: String,
     layers: Vec<LayerReport>,
     also_trained: Vec<String>,
@@ -73,6 +81,7 @@ struct Result_ {
 
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     args.how.check()?;
+    args.tolerance.map_or(Ok(()), check_tolerance)?;
     let strategy = strategy(&args.strategy)?;
     let ridge = match args.ridge.as_str() {
         "auto" => None,
@@ -82,11 +91,21 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         },
     };
     let injected = pipeline::read(&args.model)?;
-    let path = match &args.adapter {
-        Some(path) => path.clone(),
-        None => newest_run(&args.model, injected.metadata(BASE_KEY))?,
+    // Before anything else is asked of it.
+    let made = merge::config(&injected).map_err(Error::from)?;
+    strategy.map_or(Ok(()), |s| merge::check_strategy(&made, s)).map_err(Error::from)?;
+    let run = match &args.adapter {
+        Some(_) => None,
+        None => Some(runs::newest(&injected)?),
     };
+    let path = match (&args.adapter, &run) {
+        (Some(path), _) => path.clone(),
+        (None, Some(run)) => run.path.clone(),
+        (None, None) => unreachable!("one of the two is taken"),
+    };
+    say(&path, run.as_ref(), printer);
     let adapter = adapter::read(&path).map_err(Error::from)?;
+    merge::fit(&injected, &adapter).map_err(Error::from)?;
     let calibrate = args.calibrate.as_ref().map(|c| args.how.read(c, &injected, printer)).transpose()?;
     let config = run_config(&path);
     let read = |file: &Path, how: &DataArgs| how.read(file, &injected, &Printer { json: true }).ok();
@@ -95,6 +114,18 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         _ => None,
     };
     let evaluation = config.as_ref().and_then(|run| read(run.eval.as_ref()?, &run.how));
+    let output = args.output.clone().unwrap_or_else(|| beside(&args.model, "merged"));
+    if !args.overwrite {
+        let tensors = adapter::file(&path).map_err(Error::from)?;
+        let mut inputs = vec![("the model", &*args.model), ("the adapter", &*tensors)];
+        inputs.extend(is_base(&output, &injected).then_some(("the base", &*output)));
+        inputs.extend(args.calibrate.as_deref().map(|c| ("the data", c)));
+        for config in config.iter() {
+            inputs.push(("the data", &config.data));
+            inputs.extend(config.eval.as_deref().map(|e| ("the data", e)));
+        }
+        guard(&output, inputs, &[&*injected])?;
+    }
     let mut device = args.how.device.open()?;
     let run_how = config.as_ref().map(|run| &run.how);
     let polish = args.polish.map(|steps| polishing(steps, config.as_ref(), &args.how)).transpose()?;
@@ -115,7 +146,6 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let limit = if args.keep_branch { 1e-4 } else { merged.exact_tolerance };
     let tolerance = args.tolerance.or((exact && limit.is_finite()).then_some(limit));
     let above = tolerance.is_some_and(|t| merged.differences.iter().any(|d| exceeds(d.relative, t)));
-    let output = args.output.clone().unwrap_or_else(|| beside(&args.model, "merged"));
     let writes = !above || args.force;
     if writes {
         onnx::write(&merged.model, &output).map_err(Error::from)?;
@@ -123,6 +153,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let result = Result_ {
         output: writes.then_some(output),
         adapter: path,
+        run,
         strategy: merged.report.strategy,
         layers: merged.report.layers,
         also_trained: merged.report.also_trained,
@@ -148,22 +179,28 @@ fn strategy(text: &str) -> Result<Option<Strategy>> {
     Ok(Some(Strategy::parse(text).ok_or_else(unknown)?))
 }
 
-/// The newest run of a model: of those below `runs/` that bear its name, the last one written whose adapter belongs to the
-/// same base.
-fn newest_run(model: &Path, base: Option<&str>) -> Result<PathBuf> {
-    let name = stem(model);
-    let entries = std::fs::read_dir("runs").into_iter().flatten().flatten();
-    let mut runs: Vec<(std::time::SystemTime, PathBuf)> = entries
-        .filter(|e| e.file_name().to_string_lossy().strip_prefix(&name).is_some_and(|r| r.starts_with('-')))
-        .filter_map(|e| Some((e.path().join("adapter.safetensors").metadata().ok()?.modified().ok()?, e.path())))
-        .collect();
-    runs.sort();
-    let fits = |path: &PathBuf| adapter::read(path).is_ok_and(|a| a.base.is_none() || a.base.as_deref() == base);
-    let found = runs.into_iter().rev().map(|r| r.1).find(fits);
-    found.ok_or_else(|| {
-        Usage(format!("there is no run of {} in runs/\nhint: train it first, or give --adapter", model.display()))
-            .into()
-    })
+/// Says which run was taken and which were not.
+fn say(path: &Path, run: Option<&Taken>, printer: &Printer) {
+    if let Some(run) = run {
+        run.passed_over.iter().for_each(|p| printer.note(format!("{} is passed over: {}", p.path.display(), p.why)));
+        printer.note(format!("{} is taken, the newest run of the model; it ended {}", run.path.display(), run.ended));
+    } else if let Some(why) = runs::doubt(path) {
+        printer.note(format!("{} is taken as asked, though {why}", path.display()));
+    }
+}
+
+/// Whether a file is the one that a model was injected into.
+fn is_base(file: &Path, injected: &Model) -> bool {
+    let digest = injected.metadata(BASE_KEY);
+    file.exists() && pipeline::read(file).is_ok_and(|m| Some(m.digest().as_str()) == digest)
+}
+
+/// Refuses a tolerance that nothing is above or below.
+pub fn check_tolerance(tolerance: f64) -> Result<()> {
+    match tolerance.is_finite() && tolerance >= 0.0 {
+        true => Ok(()),
+        false => Err(Usage(format!("--tolerance {tolerance} must be a number that is not negative")).into()),
+    }
 }
 
 /// How the run was trained that an adapter came from, if that is known.

@@ -10,13 +10,16 @@ mod eval;
 mod inject;
 mod inspect;
 mod merge;
+mod output;
 mod progress;
 mod quickstart;
+mod resume;
+mod runs;
 mod settings;
 mod train;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use common::{Outcome, Printer};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -66,7 +69,7 @@ enum Command {
 /// Runs the program.
 pub fn main() -> ExitCode {
     quiet_drivers();
-    let arguments = match settings::arguments(std::env::args_os().collect()) {
+    let arguments = match settings::arguments(Cli::command(), std::env::args_os().collect()) {
         Ok(arguments) => arguments,
         Err(error) => return common::fail(&error),
     };

@@ -5,21 +5,23 @@ use crate::train::metrics::{EvalMetrics, StepMetrics};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 /// Follows a run, and stops it when the user interrupts.
 pub struct Progress {
     bar: ProgressBar,
     total: u64,
-    tokens: usize,
-    since: Instant,
+    /// What a step's `tokens` are.
+    unit: &'static str,
+    counted: usize,
+    /// Of steps alone: evaluations do not count.
+    seconds: f64,
     stop: Arc<AtomicBool>,
     quiet: bool,
 }
 
 impl Progress {
     /// Ctrl-C ends the run after the step under way; a second one ends the program.
-    pub fn new(quiet: bool) -> Progress {
+    pub fn new(quiet: bool, unit: &'static str) -> Progress {
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
         // A handler can be set once in a process; later runs of one process go without.
@@ -29,11 +31,11 @@ impl Progress {
             }
             eprintln!("interrupted: saving after this step (again to quit at once)");
         });
-        Progress { bar: ProgressBar::hidden(), total: 0, tokens: 0, since: Instant::now(), stop, quiet }
+        Progress { bar: ProgressBar::hidden(), total: 0, unit, counted: 0, seconds: 0.0, stop, quiet }
     }
 
     fn rate(&self) -> f64 {
-        self.tokens as f64 / self.since.elapsed().as_secs_f64().max(1e-9)
+        self.counted as f64 / self.seconds.max(1e-9)
     }
 
     pub fn finish(&self) {
@@ -48,7 +50,6 @@ impl Observer for Progress {
 
     fn started(&mut self, total: u64, done: u64) {
         self.total = total;
-        self.since = Instant::now();
         if !self.quiet {
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta} left");
             self.bar = ProgressBar::new(total).with_style(style.expect("a sound template")).with_position(done);
@@ -57,8 +58,9 @@ impl Observer for Progress {
     }
 
     fn step(&mut self, m: &StepMetrics) {
-        self.tokens += m.tokens;
-        let text = format!("loss {:.4} {:.0} tokens/s", m.loss, self.rate());
+        self.counted += m.tokens;
+        self.seconds += m.seconds;
+        let text = format!("loss {:.4} {:.0} {}/s", m.loss, self.rate(), self.unit);
         if self.bar.is_hidden() && !self.quiet {
             let every = (self.total / 10).max(1);
             if m.step.is_multiple_of(every) || m.step == self.total {

@@ -93,7 +93,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         dir: &dir.join("run"),
         resume: false,
     };
-    let mut progress = Progress::new(printer.json);
+    let mut progress = Progress::new(printer.json, "examples");
     let outcome = pipeline::train(&request, device.as_mut(), &mut progress);
     progress.finish();
     let outcome = outcome?;

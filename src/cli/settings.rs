@@ -1,34 +1,66 @@
-//! `--config FILE.toml`: its entries become flags, in front of those on the command line, which win.
+//! `--config FILE.toml`: its entries become flags, in front of those on the command line, which win. `train --resume -o RUN` reads the
+//! run's own file in the same way.
 
 use super::common::Usage;
 use anyhow::{Context, Result};
-use std::ffi::OsString;
-use std::path::PathBuf;
+use clap::ArgMatches;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 
-/// The arguments with those of the configuration file put in after the subcommand.
-pub fn arguments(given: Vec<OsString>) -> Result<Vec<OsString>> {
-    let Some(path) = config_path(&given) else { return Ok(given) };
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    let table: toml::Table = text.parse().map_err(|e| Usage(format!("{} is not TOML: {e}", path.display())))?;
-    let Some(at) = given.iter().skip(1).position(|a| !a.to_string_lossy().starts_with('-')) else { return Ok(given) };
-    let at = at + 2;
-    let mut flags: Vec<OsString> = Vec::new();
-    for (key, value) in &table {
-        let flag = format!("--{}", key.replace('_', "-"));
-        let assigned = format!("{flag}=");
-        let overridden = given.iter().any(|a| {
-            let a = a.to_string_lossy();
-            a == flag || a.starts_with(&assigned)
-        });
-        // A model is named by position, so a run's own file may carry it.
-        if overridden || key == "model" {
-            continue;
+/// The arguments with those of configuration files put in after the subcommand.
+pub fn arguments(command: clap::Command, given: Vec<OsString>) -> Result<Vec<OsString>> {
+    // What is given, as far as it is understood; what is not is said when all of it is read.
+    let Ok(matches) = command.ignore_errors(true).try_get_matches_from(&given) else { return Ok(given) };
+    let Some((subcommand, matches)) = matches.subcommand() else { return Ok(given) };
+    let mut files = Vec::new();
+    if let (true, "train", Some(run)) = (flag(matches, "resume"), subcommand, path(matches, "output")) {
+        let file = run.join("config.toml");
+        if !file.exists() {
+            let why = format!("cannot resume from {}: it holds no config.toml", run.display());
+            return Err(anyhow::anyhow!("{why}\nhint: --resume goes on with the run in -o RUN_DIR"));
         }
-        flags.extend(flag_values(&path, key, &flag, value)?);
+        files.push(file);
     }
-    let mut out = given;
-    out.splice(at.min(out.len())..at.min(out.len()), flags);
+    files.extend(config_path(&given));
+    let Some(at) = position(&given, subcommand) else { return Ok(given) };
+    let mut out = given[..=at].to_vec();
+    let mut model = None;
+    for file in &files {
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot open {}", file.display()))?;
+        let table: toml::Table = text.parse().map_err(|e| Usage(format!("{} is not TOML: {e}", file.display())))?;
+        for (key, value) in &table {
+            let flag = format!("--{}", key.replace('_', "-"));
+            match (key.as_str(), value.as_str()) {
+                // A model is named by position.
+                ("model", Some(name)) => model = Some(OsString::from(name)),
+                _ if overridden(&given, &flag) => {}
+                _ => out.extend(flag_values(file, key, &flag, value)?),
+            }
+        }
+    }
+    let missing = matches.try_contains_id("model").is_ok_and(|there| !there);
+    out.extend(model.filter(|_| missing));
+    out.extend_from_slice(&given[at + 1..]);
     Ok(out)
+}
+
+fn flag(matches: &ArgMatches, name: &str) -> bool {
+    matches.try_get_one::<bool>(name).is_ok_and(|f| f == Some(&true))
+}
+
+fn path(matches: &ArgMatches, name: &str) -> Option<PathBuf> {
+    matches.try_get_one::<PathBuf>(name).ok().flatten().cloned()
+}
+
+/// Where the subcommand stands: the value of `--config` may be called like one.
+fn position(given: &[OsString], subcommand: &str) -> Option<usize> {
+    let value = |i: usize| i > 0 && given[i - 1] == OsStr::new("--config");
+    (1..given.len()).find(|&i| given[i] == OsStr::new(subcommand) && !value(i))
+}
+
+fn overridden(given: &[OsString], flag: &str) -> bool {
+    let assigned = format!("{flag}=");
+    given.iter().map(|a| a.to_string_lossy()).any(|a| a == flag || a.starts_with(&assigned))
 }
 
 fn config_path(given: &[OsString]) -> Option<PathBuf> {
@@ -45,7 +77,7 @@ fn config_path(given: &[OsString]) -> Option<PathBuf> {
     None
 }
 
-fn flag_values(path: &std::path::Path, key: &str, flag: &str, value: &toml::Value) -> Result<Vec<OsString>> {
+fn flag_values(path: &Path, key: &str, flag: &str, value: &toml::Value) -> Result<Vec<OsString>> {
     let one = |v: &toml::Value| -> Option<String> {
         match v {
             toml::Value::String(s) => Some(s.clone()),

@@ -2,9 +2,12 @@
 
 use super::common::{DataArgs, Outcome, Printer, TypeArgs, Usage, stem};
 use super::progress::Progress;
+use super::resume;
 use crate::optim::{self, Hyper, OPTIMIZERS};
 use crate::pipeline::{self, Error, TrainRequest};
-use crate::train::data::Order;
+use crate::structure::BASE_KEY;
+use crate::train::data::{Dataset, Order, Source};
+use crate::train::record::{self, Record, Status};
 use crate::train::{self, SCHEDULES, Schedule, Settings, metrics};
 use anyhow::{Context, Result};
 use clap::builder::PossibleValuesParser;
@@ -14,6 +17,7 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args, Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Args {
+    /// The model with adapters; --resume takes it, and every flag that is not given, from the run
     pub model: PathBuf,
     /// What to train on: .jsonl, .safetensors or .npz
     #[arg(long, value_name = "FILE")]
@@ -33,25 +37,25 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub epochs: usize,
     /// Ends after this many optimiser steps, whatever --epochs says
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub max_steps: Option<u64>,
     #[arg(long, default_value = "adamw", value_name = "NAME",
           value_parser = PossibleValuesParser::new(OPTIMIZERS.iter().map(|o| o.name)))]
     pub optimizer: String,
-    #[arg(long, default_value_t = 2e-4, value_name = "F")]
+    #[arg(long, default_value_t = 2e-4, value_name = "F", allow_hyphen_values = true)]
     pub lr: f64,
     #[arg(long, default_value = "linear", value_name = "NAME",
           value_parser = PossibleValuesParser::new(SCHEDULES.iter().map(|s| s.1)))]
     pub schedule: String,
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub warmup_steps: u64,
-    #[arg(long, default_value_t = 0.01, value_name = "F")]
+    #[arg(long, default_value_t = 0.01, value_name = "F", allow_hyphen_values = true)]
     pub weight_decay: f64,
     /// The momentum of sgd
-    #[arg(long, default_value_t = 0.0, value_name = "F")]
+    #[arg(long, default_value_t = 0.0, value_name = "F", allow_hyphen_values = true)]
     pub momentum: f64,
     /// The largest norm of the gradient; 0 turns clipping off
-    #[arg(long, default_value_t = 1.0, value_name = "F")]
+    #[arg(long, default_value_t = 1.0, value_name = "F", allow_hyphen_values = true)]
     pub clip_norm: f64,
     /// Take examples in the file's order
     #[arg(long)]
@@ -60,15 +64,23 @@ pub struct Args {
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
     /// Steps between evaluations [default: an epoch]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub eval_every: Option<u64>,
     /// Steps between checkpoints [default: at the end alone]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub save_every: Option<u64>,
-    /// Go on with the run in the run directory
+    /// Go on with the run in the run directory, with its model, data and settings
     #[arg(long)]
     #[serde(default, skip_serializing)]
     pub resume: bool,
+    /// Go on although this flag differs from the run's; may be given several times
+    #[arg(long, value_name = "FLAG", requires = "resume", allow_hyphen_values = true)]
+    #[serde(default, skip_serializing)]
+    pub resume_with: Vec<String>,
+    /// Start again in a directory that holds a run
+    #[arg(long, conflicts_with = "resume")]
+    #[serde(default, skip_serializing)]
+    pub overwrite: bool,
     #[command(flatten)]
     #[serde(flatten)]
     pub types: TypeArgs,
@@ -114,10 +126,24 @@ impl Args {
         positive("--weight-decay", self.weight_decay)?;
         positive("--momentum", self.momentum)?;
         positive("--clip-norm", self.clip_norm)?;
-        for (flag, n) in [("--accumulate", self.accumulate), ("--epochs", self.epochs)] {
-            if n == 0 {
-                return Err(Usage(format!("{flag} must be at least 1")).into());
+        if self.momentum >= 1.0 {
+            let why = "must be below 1: what is kept of earlier steps would grow without end";
+            return Err(Usage(format!("--momentum {} {why}\nhint: 0.9 is usual", self.momentum)).into());
+        }
+        for (flag, n, hint) in [
+            ("--accumulate", Some(self.accumulate as u64), "1 is the default"),
+            ("--epochs", Some(self.epochs as u64), "1 is the default"),
+            ("--max-steps", self.max_steps, "leave it out to train for --epochs"),
+            ("--eval-every", self.eval_every, "leave it out to evaluate after each epoch"),
+            ("--save-every", self.save_every, "leave it out to save at the end alone"),
+        ] {
+            if n == Some(0) {
+                return Err(Usage(format!("{flag} must be at least 1\nhint: {hint}")).into());
             }
+        }
+        if self.eval_every.is_some() && self.eval.is_none() {
+            let hint = "give --eval FILE, or leave --eval-every out";
+            return Err(Usage(format!("--eval-every has nothing to evaluate on\nhint: {hint}")).into());
         }
         Ok(Settings {
             batch_size: self.how.batch_size,
@@ -137,28 +163,60 @@ impl Args {
         })
     }
 
-    /// The run directory: the one given, or the next free one of the model.
-    fn directory(&self) -> PathBuf {
+    /// Optimiser steps of a run on so many examples.
+    pub fn steps(&self, examples: usize) -> u64 {
+        let batches = examples.div_ceil(self.how.batch_size.max(1));
+        self.max_steps.unwrap_or((self.epochs * batches.div_ceil(self.accumulate.max(1)).max(1)) as u64)
+    }
+
+    /// The run directory: the one given, or a fresh one of the model.
+    fn directory(&self) -> Result<PathBuf> {
         if let Some(dir) = &self.output {
-            return dir.clone();
+            std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+            return Ok(dir.clone());
         }
+        let runs = Path::new("runs");
+        std::fs::create_dir_all(runs).context("cannot make runs")?;
         let name = stem(&self.model);
-        let free = (1..).map(|n| Path::new("runs").join(format!("{name}-{n}"))).find(|p| !p.exists());
-        free.expect("there are enough numbers")
+        for dir in (1..).map(|n| runs.join(format!("{name}-{n}"))) {
+            match std::fs::create_dir(&dir) {
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                made => return made.map(|()| dir.clone()).with_context(|| format!("cannot make {}", dir.display())),
+            }
+        }
+        unreachable!("there are enough numbers")
     }
 }
 
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let settings = args.settings()?;
+    if args.momentum > 0.0 && args.optimizer == "adamw" {
+        printer.note("--momentum is for sgd: adamw has moments of its own");
+    }
+    let kept = match (&args.output, args.resume) {
+        (None, true) => return Err(Usage("--resume needs -o RUN_DIR, the run to go on with".into()).into()),
+        (Some(dir), true) => Some(resume::Kept::open(dir)?),
+        (Some(dir), false) if !args.overwrite && record::holds_run(dir) => {
+            let text = format!("{} holds a run already", dir.display());
+            let hint = "--resume goes on with it, --overwrite starts again in its place, -o names another directory";
+            return Err(Usage(format!("{text}\nhint: {hint}")).into());
+        }
+        _ => None,
+    };
     let model = pipeline::read(&args.model)?;
     let data = args.how.read(&args.data, &model, printer)?;
     let eval = args.eval.as_ref().map(|path| args.how.read(path, &model, printer)).transpose()?;
-    let mut device = args.how.device.open_for(&args.types)?;
-    if args.resume && args.output.is_none() {
-        return Err(Usage("--resume needs -o RUN_DIR, the run to go on with".into()).into());
+    let digests = resume::digests(args, &model, &data, eval.as_ref());
+    if let Some(kept) = &kept {
+        kept.check(args, &digests, data.len())?;
     }
-    let dir = args.directory();
-    let request = TrainRequest {
+    let total = args.steps(data.len());
+    if args.warmup_steps > total {
+        let text = format!("--warmup-steps {} is longer than the run, which has {total} steps", args.warmup_steps);
+        return Err(Usage(format!("{text}\nhint: a shorter warm-up, or more --epochs")).into());
+    }
+    let mut device = args.how.device.open_for(&args.types)?;
+    let mut request = TrainRequest {
         model: &model,
         data: &data,
         eval: eval.as_ref(),
@@ -167,29 +225,47 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         loss: args.how.loss(),
         loss_output: args.how.loss_output.as_deref(),
         fuse: !args.no_fuse,
-        dir: &dir,
+        dir: args.output.as_deref().unwrap_or(Path::new(".")),
         resume: args.resume,
     };
     // Whatever can be wrong with model and data shows before the run directory is touched.
     pipeline::check(&request)?;
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let dir = args.directory()?;
+    request.dir = &dir;
+    let _lock = match kept {
+        Some(kept) => kept.lock,
+        None => {
+            let lock = record::lock(&dir).map_err(Error::from)?;
+            record::clear(&dir).map_err(Error::from)?;
+            lock
+        }
+    };
+    let mut record = Record::running(model.metadata(BASE_KEY).map(String::from), digests);
+    record::write(&dir, &record).map_err(Error::from)?;
     let resolved = Args { output: Some(dir.clone()), ..args.clone() };
     let config = toml::to_string_pretty(&resolved).context("the configuration does not serialise")?;
     write(&dir.join("config.toml"), &config)?;
 
     eprintln!("training on {}", device.name());
     let start = std::time::Instant::now();
-    let mut progress = Progress::new(printer.json);
+    let unit = if counts_tokens(&data) { "tokens" } else { "examples" };
+    let mut progress = Progress::new(printer.json, unit);
     let outcome = pipeline::train(&request, device.as_mut(), &mut progress);
     progress.finish();
+    match &outcome {
+        Ok(o) if o.interrupted => record.end(Status::Interrupted, None),
+        Ok(_) => record.end(Status::Done, None),
+        Err(e) => record.end(Status::Failed, Some(e.to_string())),
+    }
+    record::write(&dir, &record).map_err(Error::from)?;
     let outcome = outcome?;
     let (steps, evaluations) = metrics::read(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    train::write_report(&dir, &stem(&args.model), &config, &steps, &evaluations)
+    train::write_report(&dir, &stem(&args.model), &config, unit, &steps, &evaluations)
         .with_context(|| format!("cannot write {}", dir.join("report.html").display()))?;
 
     let kept = evaluations.iter().rfind(|e| e.step == outcome.adapter_step);
     let result = Result_ {
-        run: dir,
+        run: dir.clone(),
         device: device.name(),
         steps: outcome.steps,
         loss: outcome.losses.last().copied(),
@@ -202,6 +278,14 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     };
     printer.result(&result, || text(&result));
     Ok(if outcome.interrupted { Outcome::Interrupted } else { Outcome::Done })
+}
+
+/// Whether a data set's examples are sequences of tokens, so that a step's `tokens` are that.
+fn counts_tokens(data: &Dataset) -> bool {
+    match &data.source {
+        Source::Text { .. } => true,
+        Source::Tensors { tensors, .. } => ["attention_mask", "input_ids"].iter().any(|n| tensors.contains_key(*n)),
+    }
 }
 
 /// Writes a small file whole or not at all.

@@ -1,14 +1,18 @@
 //! `verify`
 
-use super::common::{DataArgs, Outcome, Printer, exceeds, table};
+use super::common::{DataArgs, Outcome, Printer, Usage, exceeds, table};
+use super::merge::check_tolerance;
+use crate::adapter::Adapter;
 use crate::ir::Tensor;
-use crate::onnx::Model;
+use crate::merge;
+use crate::onnx::{self, Model};
 use crate::pipeline::{self, Error};
+use crate::structure::CONFIG_KEY;
 use crate::train::data;
 use crate::verify::{self, Difference, Feed, Output};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 #[derive(clap::Args)]
@@ -18,10 +22,13 @@ pub struct Args {
     /// Inputs to compare on [default: made up]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
+    /// A trained adapter, which goes into whichever of the files is injected (the first, if both are)
+    #[arg(long, value_name = "FILE|DIR")]
+    adapter: Option<PathBuf>,
     #[command(flatten)]
     how: DataArgs,
     /// The largest relative difference of an output; above it the exit code is 3
-    #[arg(long, default_value_t = 1e-4, value_name = "F")]
+    #[arg(long, default_value_t = 1e-4, value_name = "F", allow_hyphen_values = true)]
     tolerance: f64,
 }
 
@@ -43,7 +50,34 @@ type Inputs = Vec<(String, Tensor)>;
 
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     args.how.check()?;
-    let (first, second) = (pipeline::read(&args.first)?, pipeline::read(&args.second)?);
+    check_tolerance(args.tolerance)?;
+    let (mut first, mut second) = (pipeline::read(&args.first)?, pipeline::read(&args.second)?);
+    let mut filled = Vec::new();
+    // Kept as long as the models that are mapped from it.
+    let _folder = match &args.adapter {
+        Some(adapter) => {
+            let injected = |m: &Arc<Model>| m.metadata(CONFIG_KEY).is_some();
+            let model = match (injected(&first), injected(&second)) {
+                (false, false) => {
+                    let why = "neither file carries adapters\nhint: --adapter is for a file that inject wrote";
+                    return Err(Usage(why.into()).into());
+                }
+                (false, true) => &mut second,
+                (true, both) => {
+                    if both {
+                        filled.push(format!("both files carry adapters: --adapter goes into {}", args.first.display()));
+                    }
+                    &mut first
+                }
+            };
+            let folder = tempfile::tempdir().context("no temporary folder")?;
+            let (adapter, notes) = pipeline::read_adapter(adapter, model)?;
+            filled.extend(notes);
+            *model = with_adapter(model, &adapter, folder.path())?;
+            Some(folder)
+        }
+        None => None,
+    };
     let batches: Vec<Inputs> = match &args.data {
         Some(path) => {
             let data = args.how.read(path, &first, printer)?;
@@ -55,6 +89,8 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         None => vec![pipeline::synthetic(&first, 0)?],
     };
     let (engine, outputs, notes) = compare(&first, &second, &batches)?;
+    let said = outputs.iter().filter_map(|d| Some(format!("output '{}' {}", d.output, d.not_finite.as_ref()?)));
+    let notes = filled.into_iter().chain(notes).chain(said).collect();
     // Not a number is above any tolerance.
     let above = outputs.iter().any(|d| exceeds(d.relative, args.tolerance));
     let result =
@@ -75,6 +111,14 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         }
     });
     Ok(if above { Outcome::AboveTolerance } else { Outcome::Done })
+}
+
+/// An injected model as a file that holds the adapter's factors, for an engine that reads files.
+fn with_adapter(injected: &Arc<Model>, adapter: &Adapter, folder: &Path) -> Result<Arc<Model>> {
+    let (model, _) = merge::keep_branch(injected, adapter).map_err(Error::from)?;
+    let path = folder.join(injected.path().file_name().unwrap_or("model.onnx".as_ref()));
+    onnx::write(&model, &path).map_err(Error::from)?;
+    Ok(pipeline::read(&path)?)
 }
 
 /// Runs both files on every batch with one engine, and joins the differences of each output over batches.
@@ -105,7 +149,7 @@ pub fn against_ours(model: &Arc<Model>, batch: &Inputs) -> Result<(String, f64)>
     let own = ours(model, std::slice::from_ref(batch))?;
     let other = verify::run(model, &feeds(batch)).map_err(|e| Error::Model(e.to_string()))?;
     let differences = verify::compare(&own, &other).map_err(Error::Model)?;
-    Ok(("tract".into(), differences.iter().map(|d| d.relative).fold(0.0, f64::max)))
+    Ok(("tract".into(), differences.iter().map(|d| d.relative).fold(0.0, |a, b| if b.is_nan() { b } else { a.max(b) })))
 }
 
 fn feeds(batch: &Inputs) -> Vec<Feed> {

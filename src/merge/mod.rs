@@ -129,10 +129,13 @@ pub enum MergeError {
          hint: give the model that was trained, or inject into the base that the adapter belongs to"
     )]
     OtherBase { adapter: String, model: String },
-    #[error("the adapter holds no '{name}'")]
-    MissingTensor { name: String },
-    #[error("the adapter's '{name}' is {have:?}, not {want:?}")]
-    Shape { name: String, have: Vec<usize>, want: Vec<usize> },
+    #[error(transparent)]
+    Fit(#[from] structure::FitError),
+    #[error(
+        "weight '{weight}' of '{path}' would hold {what} as {element}\nhint: merge into a base of a wider type (float32), or keep the \
+         adapters in the file with --keep-branch"
+    )]
+    NotFinite { weight: String, path: String, element: ElementType, what: &'static str },
     #[error("strategy '{strategy}' does not apply to {structure}\nhint: {hint}")]
     Strategy { strategy: String, structure: Structure, hint: String },
     #[error(
@@ -167,6 +170,17 @@ pub fn check_base(model: &Model, adapter: &Adapter) -> Result<Option<String>, Me
         (Some(_), Some(_)) => Ok(None),
         _ => Ok(Some("the adapter does not say which base it was trained on: accepted as it is".into())),
     }
+}
+
+/// An adapter under the names that an injected model has, checked to be for that model and to be used as it was made; and notes on
+/// what could not be checked. Done again to what it gives, it changes and notes nothing.
+pub fn fit(injected: &Model, adapter: &Adapter) -> Result<(Adapter, Vec<String>), MergeError> {
+    let config = config(injected)?;
+    let mut notes: Vec<String> = check_base(injected, adapter)?.into_iter().collect();
+    let fitted = structure::fit(&config, injected, adapter.config.as_deref(), &adapter.tensors)?;
+    notes.extend(fitted.notes);
+    let [base, config] = [BASE_KEY, CONFIG_KEY].map(|key| injected.metadata(key).map(String::from));
+    Ok((Adapter { tensors: fitted.tensors, base, config, statistics: adapter.statistics.clone() }, notes))
 }
 
 /// The model that was injected into: adapters' nodes and initializers removed, nothing merged.
@@ -226,8 +240,8 @@ pub struct Prepared {
 /// Takes an injected model apart and checks that the adapter fits it.
 pub fn prepare(injected: &Model, adapter: &Adapter) -> Result<Prepared, MergeError> {
     let config = config(injected)?;
-    let notes = check_base(injected, adapter)?.into_iter().collect();
-    let factors = factors(&config, adapter)?;
+    let (adapter, notes) = fit(injected, adapter)?;
+    let factors = factors(&config, &adapter);
     let mut model = strip(injected, &config)?;
     let linear = onnx::linear_nodes(&model);
     for l in linear.iter().filter(|l| config.target(&l.path).is_some()) {
@@ -241,14 +255,28 @@ pub fn prepare(injected: &Model, adapter: &Adapter) -> Result<Prepared, MergeErr
     }
     // Tensors that are trained themselves first: a target's weight may be one of them.
     for name in &config.also_train {
-        let t = adapter.tensors.get(name).ok_or_else(|| MergeError::MissingTensor { name: name.clone() })?;
-        let (element, dims) = model.initializer_type(name).expect("also-trained tensors are initializers");
-        check_shape(name, t, &dims)?;
-        let values: Vec<f64> = t.iter().map(|&x| x as f64).collect();
-        let bytes = onnx::encode_floats(element, &values).expect("also-trained tensors are floats");
-        model.replace_data(name, bytes);
+        place(&mut model, name, &adapter.tensors[name])?;
     }
     Ok(Prepared { model, config, factors, notes })
+}
+
+/// Puts a trained tensor, which was checked to fit, in the place of an initializer.
+fn place(model: &mut Model, name: &str, t: &ArrayD<f32>) -> Result<(), MergeError> {
+    let element = model.initializer_type(name).expect("checked to be there").0;
+    let values: Vec<f64> = t.iter().map(|&x| x as f64).collect();
+    let bytes = encoded(element, &values, name, name)?;
+    model.replace_data(name, bytes);
+    Ok(())
+}
+
+/// The elements of a weight as a file stores them; refused where one is not a number, or too large for the type.
+fn encoded(element: ElementType, values: &[f64], weight: &str, path: &str) -> Result<Vec<u8>, MergeError> {
+    let refused = |what| MergeError::NotFinite { weight: weight.to_string(), path: path.to_string(), element, what };
+    let bytes = onnx::encode_floats(element, values).expect("checked to be floats");
+    match onnx::not_finite(element, &bytes) {
+        Some(what) => Err(refused(what)),
+        None => Ok(bytes),
+    }
 }
 
 /// Checks that a strategy applies to a structure.
@@ -313,14 +341,24 @@ pub fn fold(
                 let mut quantised = quantised.map_err(refused)?;
                 requantised = Some(0.0);
                 if relative_change != 0.0 {
+                    let wrong = |what| MergeError::NotFinite {
+                        weight: l.weight.clone(),
+                        path: l.path.clone(),
+                        element: l.element,
+                        what,
+                    };
+                    let check = |x: Option<f64>| x.map_or(Ok(()), |x| Err(wrong(onnx::called(x))));
+                    check(stored.iter().copied().find(|x| !x.is_finite()))?;
                     requantised = Some(quantised.requantise(model, &stored));
+                    check(quantised.dequantise().into_iter().map(f64::from).find(|x| !x.is_finite()))?;
                     quantised.store(model);
                 }
                 continue;
             }
             let name = own_weight(model, &linear, l, &targets, notes);
             let element = model.initializer_type(&name).expect("its own weight is an initializer").0;
-            model.replace_data(&name, onnx::encode_floats(element, &stored).expect("checked when it was taken apart"));
+            let bytes = encoded(element, &stored, &l.weight, &l.path)?;
+            model.replace_data(&name, bytes);
         }
         layers.push(LayerReport {
             path: delta.path.clone(),
@@ -354,28 +392,16 @@ pub fn merge(
     Ok((p.model, report))
 }
 
-fn check_shape(name: &str, t: &ArrayD<f32>, want: &[usize]) -> Result<(), MergeError> {
-    match t.shape() == want {
-        true => Ok(()),
-        false => Err(MergeError::Shape { name: name.into(), have: t.shape().to_vec(), want: want.to_vec() }),
-    }
-}
-
 /// `(A, B)` of each block by module path, in f64.
 pub type Factors = BTreeMap<String, (Array2<f64>, Array2<f64>)>;
 
-fn factors(config: &Config, adapter: &Adapter) -> Result<Factors, MergeError> {
-    let get = |name: String, want: [usize; 2]| {
-        let t = adapter.tensors.get(&name).ok_or_else(|| MergeError::MissingTensor { name: name.clone() })?;
-        check_shape(&name, t, &want)?;
-        Ok(t.mapv(|x| x as f64).into_dimensionality::<Ix2>().expect("its shape was checked"))
+/// The factors of an adapter that fits.
+fn factors(config: &Config, adapter: &Adapter) -> Factors {
+    let get = |name: String| {
+        let t = adapter.tensors[&name].mapv(|x| x as f64);
+        t.into_dimensionality::<Ix2>().expect("its shape was checked")
     };
-    let pair = |t: &Target| {
-        let a = get(t.a(), [config.rank, t.in_features])?;
-        let b = get(t.b(), [t.out_features, config.rank])?;
-        Ok((t.path.clone(), (a, b)))
-    };
-    config.targets.iter().map(pair).collect()
+    config.targets.iter().map(|t| (t.path.clone(), (get(t.a()), get(t.b())))).collect()
 }
 
 /// A linear node's weight as `[out, in]`.

@@ -9,6 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TensorChange {
     pub name: String,
+    /// The module path of the linear node that reads it, in the first file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
     /// Element type and shape, in each file.
     pub types: [String; 2],
     /// Elements (of quantised tensors, bytes) that differ; `None` where the shapes differ.
@@ -18,6 +21,9 @@ pub struct TensorChange {
     pub relative: Option<f64>,
     /// The largest difference of an element, of floats.
     pub largest: Option<f64>,
+    /// NaN and infinities that one file has and the other has not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_finite: Option<String>,
 }
 
 /// Everything that differs.
@@ -40,6 +46,8 @@ pub struct FileDiff {
     pub signature: bool,
     /// Operator sets, in each file, where they differ.
     pub opsets: Option<[String; 2]>,
+    /// What else the two files say of themselves: IR version, producer, doc strings.
+    pub header: Vec<String>,
 }
 
 impl FileDiff {
@@ -57,9 +65,13 @@ pub fn diff(a: &Model, b: &Model) -> FileDiff {
     let (in_a, in_b) = (names(a), names(b));
     out.tensors_removed = in_a.difference(&in_b).cloned().collect();
     out.tensors_added = in_b.difference(&in_a).cloned().collect();
+    let linear = super::linear_nodes(a);
     for name in in_a.intersection(&in_b) {
         match tensor(a, b, name) {
-            Some(change) => out.tensors.push(change),
+            Some(mut change) => {
+                change.module = linear.iter().find(|l| l.weight == *name).map(|l| l.path.clone());
+                out.tensors.push(change);
+            }
             None => out.tensors_equal += 1,
         }
     }
@@ -84,7 +96,26 @@ pub fn diff(a: &Model, b: &Model) -> FileDiff {
     out.signature = others(a) != others(b);
     let (opsets_a, opsets_b) = (opsets(a), opsets(b));
     out.opsets = (opsets_a != opsets_b).then_some([opsets_a, opsets_b]);
+    out.header = header(a, b);
     out
+}
+
+/// What two files say of themselves, where they differ.
+fn header(a: &Model, b: &Model) -> Vec<String> {
+    let said = |m: &Model| {
+        let h = &m.header;
+        [
+            ("IR version", h.ir_version.to_string()),
+            ("producer", format!("{} {}", h.producer_name, h.producer_version).trim().to_string()),
+            ("domain", h.domain.clone()),
+            ("model version", h.model_version.to_string()),
+            ("the model's doc string", h.doc_string.clone()),
+            ("the graph's doc string", m.signature.doc_string.clone()),
+            ("the graph's name", m.signature.name.clone()),
+        ]
+    };
+    let both = said(a).into_iter().zip(said(b)).filter(|(x, y)| x.1 != y.1);
+    both.map(|((what, x), (_, y))| format!("{what} '{x}', then '{y}'")).collect()
 }
 
 fn tensor(a: &Model, b: &Model, name: &str) -> Option<TensorChange> {
@@ -95,11 +126,13 @@ fn tensor(a: &Model, b: &Model, name: &str) -> Option<TensorChange> {
     let form = |t: &super::TensorView| format!("{} {:?}", t.element, t.dims);
     let mut change = TensorChange {
         name: name.into(),
+        module: None,
         types: [form(&x), form(&y)],
         changed: None,
         elements: x.elements(),
         relative: None,
         largest: None,
+        not_finite: None,
     };
     if x.dims != y.dims {
         return Some(change);
@@ -111,12 +144,28 @@ fn tensor(a: &Model, b: &Model, name: &str) -> Option<TensorChange> {
             let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
             change.changed = Some(differences.iter().filter(|d| **d != 0.0).count());
             // Of a tensor of zeros there is no relative change.
-            change.relative = Some(norm(&differences) / norm(&p)).filter(|r| r.is_finite());
-            change.largest = Some(differences.iter().fold(0.0, |m: f64, d| m.max(d.abs())));
+            let size = norm(&p.iter().copied().filter(|x| x.is_finite()).collect::<Vec<_>>());
+            change.relative = (size != 0.0).then(|| norm(&differences) / size);
+            let larger = |m: f64, d: &f64| if m.is_nan() || d.is_nan() { f64::NAN } else { m.max(d.abs()) };
+            change.largest = Some(differences.iter().fold(0.0, larger));
+            change.not_finite = not_finite(&p, &q);
         }
         _ => change.changed = Some(x.bytes.iter().zip(y.bytes.iter()).filter(|(p, q)| p != q).count()),
     }
     Some(change)
+}
+
+/// How many elements are NaN or infinite, of two tensors in which they are not the same.
+fn not_finite(p: &[f64], q: &[f64]) -> Option<String> {
+    let alike = |(x, y): (&f64, &f64)| x.is_finite() && y.is_finite() || x == y || x.is_nan() && y.is_nan();
+    if p.iter().zip(q).all(alike) {
+        return None;
+    }
+    let count = |v: &[f64]| [v.iter().filter(|x| x.is_nan()).count(), v.iter().filter(|x| x.is_infinite()).count()];
+    let ([nan_a, inf_a], [nan_b, inf_b]) = (count(p), count(q));
+    let said = |what: &str, a: usize, b: usize| (a != b).then(|| format!("{what}: {a} elements, then {b}"));
+    let all: Vec<String> = [said("NaN", nan_a, nan_b), said("infinite", inf_a, inf_b)].into_iter().flatten().collect();
+    Some(if all.is_empty() { "NaN or infinity in other places".into() } else { all.join("; ") })
 }
 
 /// The graph's other fields, in order, as bytes.

@@ -151,3 +151,19 @@ pub fn encode_floats(element: ElementType, values: &[f64]) -> Option<Vec<u8>> {
         _ => return None,
     })
 }
+
+/// What the first element that is not finite is called, of a tensor of floats.
+pub fn not_finite(element: ElementType, bytes: &[u8]) -> Option<&'static str> {
+    let view = TensorView { name: "", element, dims: vec![], bytes: Cow::Borrowed(bytes) };
+    let values = element.is_float().then(|| view.to_f64()).flatten()?;
+    values.into_iter().find(|x| !x.is_finite()).map(called)
+}
+
+/// A number that is not finite, in words.
+pub fn called(x: f64) -> &'static str {
+    match x {
+        x if x.is_nan() => "NaN",
+        x if x > 0.0 => "infinity",
+        _ => "minus infinity",
+    }
+}

@@ -12,10 +12,15 @@ use std::sync::Arc;
 /// A file of tensor data, mapped.
 #[derive(Debug)]
 pub struct ExternalFile {
+    path: PathBuf,
     bytes: memmap2::Mmap,
 }
 
 impl ExternalFile {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -75,7 +80,7 @@ impl Opener {
                 if let Some(kind) = other.filter(|k| *k != Kind::Empty || length != Some(0)) {
                     return Err(bad(format!("'{location}' is {kind}\nhint: {}", kind.hint(Wanted::Model))));
                 }
-                let file = Arc::new(ExternalFile { bytes });
+                let file = Arc::new(ExternalFile { path, bytes });
                 self.files.insert(location.clone(), file.clone());
                 file
             }

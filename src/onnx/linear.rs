@@ -2,7 +2,7 @@
 
 use super::module_path::module_path;
 use super::{ElementType, Model, Node, NodeId, Quantised};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A matrix product of a value with a constant.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,13 +31,14 @@ pub struct Linear {
 
 /// Every linear node, in execution order: a MatMul whose right side is a two-dimensional constant (directly, or
 /// through Transpose, Identity, Cast or DequantizeLinear), a Gemm with such a right side, a MatMulNBits, or a Conv whose
-/// kernel covers one place.
+/// kernel covers one place. Nodes share a path only where they share a weight.
 pub fn linear_nodes(model: &Model) -> Vec<Linear> {
     let producers = model.producers();
     let mut found: Vec<Linear> = model.nodes().filter_map(|(id, _)| linear(model, &producers, id)).collect();
-    // One module may hold several weights: the second and later ones get a number. An exporter may also write one weight
-    // once for every call of its module: copies count as one.
-    let mut weights: HashMap<String, Vec<String>> = HashMap::new();
+    // One module may hold several weights: the second and later ones get a number, one that gives no other module's path. An
+    // exporter may also write one weight once for every call of its module: copies count as one.
+    let mut taken: HashSet<String> = found.iter().map(|l| l.path.clone()).collect();
+    let mut weights: HashMap<String, Vec<(String, String)>> = HashMap::new();
     let same = |a: &str, b: &str| {
         a == b
             || model.initializer_type(a) == model.initializer_type(b)
@@ -45,13 +46,19 @@ pub fn linear_nodes(model: &Model) -> Vec<Linear> {
     };
     for l in &mut found {
         let known = weights.entry(l.path.clone()).or_default();
-        let k = known.iter().position(|w| same(w, &l.weight)).unwrap_or_else(|| {
-            known.push(l.weight.clone());
-            known.len() - 1
-        });
-        if k > 0 {
-            l.path = format!("{}_{k}", l.path);
+        if let Some((_, path)) = known.iter().find(|(w, _)| same(w, &l.weight)) {
+            l.path = path.clone();
+            continue;
         }
+        let path = match known.len() {
+            0 => l.path.clone(),
+            k => {
+                (k..).map(|n| format!("{}_{n}", l.path)).find(|p| !taken.contains(p)).expect("there are enough numbers")
+            }
+        };
+        taken.insert(path.clone());
+        known.push((l.weight.clone(), path.clone()));
+        l.path = path;
     }
     found
 }

@@ -8,7 +8,7 @@ use onnx_protobuf::{GraphProto, Message, ModelProto, StringStringEntryProto, Ten
 use petgraph::graph::{DiGraph, NodeIndex};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -169,6 +169,15 @@ impl Model {
     /// Whether the file holds the value's elements: an initializer, or the tensor of a Constant node.
     pub fn is_constant(&self, name: &str) -> bool {
         self.is_initializer(name) || self.constants.contains_key(name)
+    }
+
+    /// The files beside the model's own that hold its tensors.
+    pub fn external_files(&self) -> BTreeSet<PathBuf> {
+        let file = |t: &Initializer| match &t.data {
+            Data::External { file, .. } => Some(file.path().to_path_buf()),
+            _ => None,
+        };
+        self.initializers.values().filter_map(file).collect()
     }
 
     /// Element type and shape of an initializer or of a Constant node's tensor.

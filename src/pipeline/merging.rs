@@ -4,7 +4,7 @@ use super::comparing::{Inputs, compare_outputs, synthetic};
 use super::surveying::survey;
 use super::training::{self, EvalRequest, TrainRequest, load};
 use super::{Error, fitting, input_specs};
-use crate::adapter::{Adapter, Norms};
+use crate::adapter::{self, Adapter, Norms};
 use crate::calibrate::Accumulator;
 use crate::device::{Device, Run};
 use crate::inject::{self, Options, Selector};
@@ -18,6 +18,7 @@ use crate::train::{Purpose, Settings};
 use crate::verify::Difference;
 use regex::Regex;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Data to gather statistics on.
@@ -120,8 +121,29 @@ pub struct Polished {
 /// The most examples that a comparison runs on.
 const COMPARED: usize = 32;
 
-/// Merges, then runs the adapter graph and the merged model on the same rows.
+/// Reads an adapter for an injected model: under the model's names, checked to fit, with notes on what could not be checked.
+pub fn read_adapter(path: &Path, injected: &Model) -> Result<(Adapter, Vec<String>), Error> {
+    Ok(merge::fit(injected, &adapter::read(path)?)?)
+}
+
+/// Merges, then runs the adapter graph and the merged model on the same rows. What they give must be finite.
 pub fn merge(request: &MergeRequest, device: &mut dyn Device) -> Result<Merged, Error> {
+    let (adapter, mut notes) = merge::fit(request.injected, request.adapter)?;
+    let mut merged = fitted(&MergeRequest { adapter: &adapter, ..request.clone() }, device)?;
+    if let Some((d, why)) = merged.differences.iter().find_map(|d| Some((d, d.not_finite.as_ref()?))) {
+        let (output, on) = (&d.output, &merged.compared_on);
+        return Err(Error::Model(format!(
+            "output '{output}' {why} on {on} (first the adapter live, second merged), so the merge cannot be judged\n\
+             hint: give inputs that the model takes with --calibrate FILE; if it is the adapter's doing, train with a smaller --lr"
+        )));
+    }
+    notes.append(&mut merged.report.notes);
+    merged.report.notes = notes;
+    Ok(merged)
+}
+
+/// Merges an adapter that was checked to fit.
+fn fitted(request: &MergeRequest, device: &mut dyn Device) -> Result<Merged, Error> {
     let config = merge::config(request.injected)?;
     if let Some(strategy) = request.strategy {
         merge::check_strategy(&config, strategy)?;

@@ -30,7 +30,7 @@ pub use devices::{DeviceChoice, DeviceInfo, Numbers, list_devices, open_device};
 pub use doctor::{KERNEL_TOLERANCE, KernelCheck, self_check};
 pub use error::Error;
 pub use inspecting::{Found, Inspection, MemoryNeed, dot, inspect};
-pub use merging::{Calibration, MERGE_KEY, MergeRequest, Merged, Metric, Polished, calibrate, merge};
+pub use merging::{Calibration, MERGE_KEY, MergeRequest, Merged, Metric, Polished, calibrate, merge, read_adapter};
 
 pub use surveying::within_positions;
 pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};

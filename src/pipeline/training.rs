@@ -57,15 +57,9 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
             let file = model.path().display().to_string();
             return Err(merge::MergeError::NotInjected { file }.into());
         }
-        merge::check_base(model, adapter)?;
+        let (adapter, _) = merge::fit(model, adapter)?;
         for (name, value) in &mut parameters {
-            let new = adapter.tensors.get(name);
-            let new = new.ok_or_else(|| merge::MergeError::MissingTensor { name: name.clone() })?;
-            if new.shape() != value.shape() {
-                let (have, want) = (new.shape().to_vec(), value.shape().to_vec());
-                return Err(merge::MergeError::Shape { name: name.clone(), have, want }.into());
-            }
-            *value = new.clone();
+            *value = adapter.tensors[name].clone();
         }
     }
     let outputs = model.outputs().into_iter().map(|o| o.name).collect();

@@ -12,14 +12,17 @@
 mod block_shortcut;
 pub mod chain;
 mod emit;
+mod fit;
 mod input_shortcut;
 mod lora;
 mod middle_shortcut;
+mod names;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 pub use emit::{Block, Emitter, emit};
+pub use fit::{Difference, FitError, Fitted, Made, Tensors, fit, own_targets};
 
 /// Which residual paths join the adapters of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -83,6 +86,11 @@ pub static STRUCTURES: &[StructureInfo] = &[
 impl Structure {
     pub fn info(self) -> &'static StructureInfo {
         STRUCTURES.iter().find(|s| s.structure == self).expect("every structure is in the table")
+    }
+
+    /// Whether [`Config::pre_num`] says how many earlier blocks a block reads.
+    pub fn reads_pre_num(self) -> bool {
+        matches!(self, Structure::BlockShortcut | Structure::MiddleShortcut)
     }
 
     /// By name or alias.

@@ -17,7 +17,7 @@ pub struct Progress {
     pub seconds: f64,
     pub best_loss: Option<f64>,
     pub best_step: u64,
-    /// What must not change between the parts of a run.
+    /// What the run was made with, as far as this module knows it.
     pub identity: BTreeMap<String, String>,
     /// Of runs in mixed precision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,11 +60,18 @@ pub fn write(dir: &Path, checkpoint: &Checkpoint) -> Result<(), TrainError> {
     Ok(())
 }
 
+/// Where a run stands, without its states.
+pub fn progress(dir: &Path) -> Result<Progress, TrainError> {
+    let fail = |why: String| TrainError::Resume { path: dir.to_path_buf(), why };
+    let bytes = std::fs::read(dir.join("progress.json")).map_err(|e| {
+        fail(format!("progress.json: {e}\nhint: the run saved nothing to go on from; --overwrite starts it again"))
+    })?;
+    serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))
+}
+
 pub fn read(dir: &Path) -> Result<Checkpoint, TrainError> {
     let fail = |why: String| TrainError::Resume { path: dir.to_path_buf(), why };
-    let progress = std::fs::read(dir.join("progress.json"))
-        .map_err(|e| fail(format!("progress.json: {e}\nhint: --resume goes on with the run in -o RUN_DIR")))?;
-    let progress = serde_json::from_slice(&progress).map_err(|e| fail(e.to_string()))?;
+    let progress = progress(dir)?;
     let bytes = std::fs::read(dir.join("states.safetensors")).map_err(|e| fail(e.to_string()))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(e.to_string()))?;
     let mut out = Checkpoint { progress, ..Checkpoint::default() };

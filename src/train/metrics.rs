@@ -1,5 +1,7 @@
 //! What a run writes as it goes: `metrics.jsonl` and TensorBoard events.
 
+use super::TrainError;
+use super::data::{Dataset, Source};
 use protobuf::CodedOutputStream;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -44,6 +46,33 @@ pub struct EvalMetrics {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_perplexity: Option<f64>,
     pub seconds: f64,
+}
+
+impl EvalMetrics {
+    /// Refuses an evaluation whose loss is not a number: it says nothing, and compares with nothing. `step` is that of a run.
+    pub fn finite(&self, data: &Dataset, step: Option<u64>) -> Result<(), TrainError> {
+        if self.eval_loss.is_finite() {
+            return Ok(());
+        }
+        let hint = match (not_finite(data), step) {
+            (Some(what), _) => format!(": {what}\nhint: mend the file, or take the example out"),
+            (None, Some(_)) => "\nhint: a smaller --lr, longer --warmup-steps, or --clip-norm 1".to_string(),
+            (None, None) => "\nhint: `verify` compares what the model gives with another engine".to_string(),
+        };
+        Err(TrainError::Evaluation { path: data.path.clone(), step, loss: self.eval_loss, why: hint })
+    }
+}
+
+/// The first number of a data set's tensors that is not finite, in words.
+fn not_finite(data: &Dataset) -> Option<String> {
+    let Source::Tensors { tensors, examples } = &data.source else { return None };
+    tensors.iter().find_map(|(name, t)| {
+        let values = t.as_f32()?;
+        let at = values.iter().position(|x| !x.is_finite())?;
+        let what = if values[at].is_nan() { "NaN" } else { "infinity" };
+        let example = at / (values.len() / (*examples).max(1)).max(1) + 1;
+        Some(format!("its '{name}' holds {what} in example {example}"))
+    })
 }
 
 /// The files of a run.

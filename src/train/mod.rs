@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod data;
 pub mod metrics;
+pub mod record;
 mod report;
 mod run;
 mod scale;
@@ -106,6 +107,12 @@ pub enum TrainError {
     Write { path: PathBuf, error: std::io::Error },
     #[error("cannot resume from {}: {why}", path.display())]
     Resume { path: PathBuf, why: String },
+    #[error(
+        "the run in {} is in use by another process\nhint: wait until it ends, or give another directory with -o", path.display()
+    )]
+    InUse { path: PathBuf },
+    #[error("the loss on {}{} is {loss}{why}", path.display(), step.map_or(String::new(), |s| format!(" after step {s}")))]
+    Evaluation { path: PathBuf, step: Option<u64>, loss: f64, why: String },
     #[error("the loss of step {step} is {loss}\nhint: a smaller --lr, longer --warmup-steps, or --clip-norm 1")]
     NotFinite { step: u64, loss: f64 },
     #[error(

@@ -6,11 +6,12 @@ use plotters::prelude::*;
 use std::io::Write;
 use std::path::Path;
 
-/// Writes the page: loss over steps, evaluations, and the settings.
+/// Writes the page: loss over steps, evaluations, and the settings. `unit` is what a step's `tokens` are.
 pub fn write(
     dir: &Path,
     title: &str,
     config: &str,
+    unit: &str,
     steps: &[StepMetrics],
     evals: &[EvalMetrics],
 ) -> std::io::Result<()> {
@@ -28,7 +29,7 @@ pub fn write(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\
          <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}\
          td,th{{padding:.2rem .8rem;text-align:right}}pre{{background:#f4f4f4;padding:1rem;overflow:auto}}</style>\
-         <h1>{title}</h1><p>{} steps, final loss {:.4}, {tokens} tokens in {seconds:.1} s ({:.0} a second).</p>{chart}\
+         <h1>{title}</h1><p>{} steps, final loss {:.4}, {tokens} {unit} in {seconds:.1} s ({:.0} a second).</p>{chart}\
          <h2>Evaluations</h2><table><tr><th>step</th><th>loss</th><th></th></tr>{rows}</table>\
          <h2>Settings</h2><pre>{}</pre></html>",
         steps.len(),

@@ -93,13 +93,15 @@ impl<'a, 'b> RunState<'a, 'b> {
         let mut statistics = VecDeque::new();
         let mut best = None;
         if let Some(c) = resume {
-            let path = dir.join("last");
-            if let Some((key, was)) = c.progress.identity.iter().find(|(k, v)| identity.get(*k) != Some(v)) {
-                let now = identity.get(key).map_or("nothing", |v| v.as_str());
-                let why = format!("its {key} was {was}, now it is {now}\nhint: give the settings the run began with");
-                return Err(TrainError::Resume { path, why });
-            }
             for (name, values) in &c.states {
+                let known = flats.iter().find(|f| f.parameters == *name || f.moments.contains(name));
+                // States of an optimiser that the run no longer uses are left.
+                let Some(flat) = known else { continue };
+                if values.len() != flat.words {
+                    let why = format!("'{name}' has {} numbers, but the model trains {}", values.len(), flat.words);
+                    let hint = "hint: give the model that the run began with";
+                    return Err(TrainError::Resume { path: dir.join("last"), why: format!("{why}\n{hint}") });
+                }
                 session.device.write(name, 0, bytemuck::cast_slice(values))?;
             }
             statistics = c.statistics.into();
@@ -254,6 +256,11 @@ impl<'a, 'b> RunState<'a, 'b> {
         let start = Instant::now();
         let totals = self.session.evaluate(eval, self.settings.batch_size)?;
         let metrics = evaluation(&totals, eval, self.done, start.elapsed().as_secs_f64());
+        if let Err(error) = metrics.finite(eval, Some(self.done)) {
+            // The run can go on from here once the evaluation is mended.
+            self.save()?;
+            return Err(error);
+        }
         let better = self.best.as_ref().is_none_or(|b| metrics.eval_loss < b.0);
         if better {
             let adapter = self.adapter()?;

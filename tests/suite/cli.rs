@@ -303,8 +303,8 @@ fn resumed_run_ends_bit_for_bit_where_a_whole_one_does() {
             "cpu",
         ],
     );
-    assert_eq!(ran.code, 1, "{}", ran.err);
-    assert!(ran.err.contains("its data was"), "{}", ran.err);
+    assert_eq!(ran.code, 2, "{}", ran.err);
+    assert!(ran.err.contains("--data was data.safetensors"), "{}", ran.err);
 }
 
 /// Mixed precision goes on bit for bit too, its loss scale included; a gradient that overflows halves the scale and leaves the
@@ -361,8 +361,8 @@ fn mixed_precision_scales_the_loss_and_resumes() {
 
     // A run in f32 is another run.
     let args = ["train", "t.onnx", "--data", "data.safetensors", "--batch-size", "4", "--device", "cpu"];
-    let ran = cli(d, &[&args[..], &["--resume", "-o", "parts"]].concat());
-    assert!(ran.code == 1 && ran.err.contains("its precision was mixed"), "{}", ran.err);
+    let ran = cli(d, &[&args[..], &["--precision", "f32", "--resume", "-o", "parts"]].concat());
+    assert!(ran.code == 2 && ran.err.contains("--precision was mixed, now it is f32"), "{}", ran.err);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The whole test suite but for `allocations.rs` in one binary, so that dependencies are linked once.
 
+mod adapters;
 mod architecture;
 mod arrays;
 mod build;
@@ -21,6 +22,7 @@ mod pass_cases;
 mod passes;
 mod primitives;
 mod products;
+mod runs;
 
 /// Says what was not tested, past the test harness, which keeps what a passing test prints to itself.
 fn loudly(what: &str) {

@@ -1,0 +1,33 @@
+//! Outputs never take the place of what they are made from, unless that is asked for.
+
+use super::common::Usage;
+use crate::onnx::{self, Model};
+use anyhow::Result;
+use std::path::Path;
+
+/// Refuses an output, or the data file that goes with it, that is one of the inputs: by whichever path, symbolic link or hard link it
+/// is named. `models` are those whose tensors the output may hold; files that they keep tensors in are inputs too.
+pub fn guard<'a>(
+    output: &Path,
+    inputs: impl IntoIterator<Item = (&'a str, &'a Path)>,
+    models: &[&Model],
+) -> Result<()> {
+    let mut files: Vec<(String, std::path::PathBuf)> =
+        inputs.into_iter().map(|(what, path)| (format!("{what} {}", path.display()), path.to_path_buf())).collect();
+    for model in models {
+        let data = model.external_files().into_iter();
+        files.extend(
+            data.map(|path| (format!("{}, which holds weights of {}", path.display(), model.path().display()), path)),
+        );
+    }
+    let data = onnx::data_path(output);
+    let external = models.iter().any(|m| !m.external_files().is_empty());
+    for written in [Some(output), external.then_some(&*data)].into_iter().flatten() {
+        let same = |path: &Path| same_file::is_same_file(written, path).unwrap_or(false);
+        if let Some((what, _)) = files.iter().find(|(_, path)| same(path)) {
+            let text = format!("-o {} would overwrite {what}", output.display());
+            return Err(Usage(format!("{text}\nhint: name another file, or give --overwrite")).into());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,305 @@
+//! Whether trained factors fit a model's configuration: factors are used only as they were made.
+//!
+//! [`fit`] gives an adapter's tensors the model's own names. It refuses an adapter that was made with another structure, scale,
+//! rank, chain or list of targets, and one with a tensor too many or too few.
+
+use super::{Config, Structure, Target, a_name, names};
+use crate::onnx::{self, Linear, Model};
+use ndarray::ArrayD;
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// The tensors of an adapter, by name.
+pub type Tensors = BTreeMap<String, ArrayD<f32>>;
+
+/// What an adapter says of how it was made; `None` where it does not say.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Made {
+    pub structure: Option<Structure>,
+    pub pre_num: Option<i64>,
+    pub rank: Option<usize>,
+    pub alpha: Option<f64>,
+    pub dropout: Option<f64>,
+    pub rslora: Option<bool>,
+    pub seed: Option<u64>,
+    pub targets: Option<Vec<Target>>,
+    pub also_train: Option<Vec<String>>,
+    /// Weights are as PyTorch keeps them: those of linear layers are `[out, in]`.
+    pub torch: bool,
+}
+
+impl Made {
+    /// From the configuration in an adapter's file; the rank is seen from the factors where that does not say it.
+    pub fn read(config: Option<&str>, tensors: &Tensors) -> Result<Made, FitError> {
+        let mut made: Made = match config {
+            Some(text) => serde_json::from_str(text).map_err(|e| FitError::Config(e.to_string()))?,
+            None => Made::default(),
+        };
+        let ranks = || tensors.iter().filter(|(n, _)| names::factor(n).is_some_and(|f| f.1 == 'A'));
+        made.rank = made.rank.or_else(|| ranks().next().and_then(|(_, t)| t.shape().first().copied()));
+        Ok(made)
+    }
+}
+
+/// One setting that differs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    pub what: String,
+    pub adapter: String,
+    pub model: String,
+    /// The flag of `inject` that gives the model what the adapter has.
+    pub flag: Option<String>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {} in the adapter, {} in the model", self.what, self.adapter, self.model)
+    }
+}
+
+/// Why an adapter does not fit.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FitError {
+    #[error("the configuration in the adapter's file cannot be read: {0}")]
+    Config(String),
+    #[error("the adapter was made with another configuration:\n  {}\nhint: {}", lines(.0), flags(.0))]
+    Configuration(Vec<Difference>),
+    #[error("the adapter's tensor '{name}' belongs to no target of the model{}\nhint: {hint}", list(.nearest))]
+    Stray { name: String, nearest: Vec<String>, hint: String },
+    #[error(
+        "the adapter holds no '{name}'{}\nhint: inject the base again with --adapter FILE, which takes the adapter's own targets",
+        list(.nearest)
+    )]
+    Missing { name: String, nearest: Vec<String> },
+    #[error("the adapter's '{name}' is {have:?}, not {want:?}")]
+    Shape { name: String, have: Vec<usize>, want: Vec<usize> },
+    #[error(
+        "the adapter's '{name}' could belong to {}\nhint: rename the tensors in the file after the model's module paths, \
+         which `reslora-compile inspect MODEL` lists",
+        candidates.join(" or to ")
+    )]
+    Ambiguous { name: String, candidates: Vec<String> },
+    #[error("the adapter's '{first}' and '{second}' both belong to '{target}'")]
+    Twice { first: String, second: String, target: String },
+}
+
+fn lines(differences: &[Difference]) -> String {
+    differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
+}
+
+fn flags(differences: &[Difference]) -> String {
+    let flags: Vec<&str> = differences.iter().filter_map(|d| d.flag.as_deref()).collect();
+    let whole = "with --adapter FILE, which takes everything from the adapter";
+    match flags.is_empty() {
+        true => format!("inject the base again {whole}"),
+        false => format!("inject the base again with {}, or {whole}", flags.join(" ")),
+    }
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { String::new() } else { format!("; the nearest are {}", names.join(", ")) }
+}
+
+/// An adapter's tensors under the model's names, and what a user should know.
+#[derive(Clone, Debug)]
+pub struct Fitted {
+    pub tensors: Tensors,
+    pub notes: Vec<String>,
+}
+
+/// Checks an adapter, whose file says `made` of itself, against the configuration of a model. `model` is the injected model or
+/// its base.
+pub fn fit(config: &Config, model: &Model, made: Option<&str>, tensors: &Tensors) -> Result<Fitted, FitError> {
+    let (bare, made) = (made.is_none(), Made::read(made, tensors)?);
+    let mut notes = Vec::new();
+    let paths: BTreeSet<&str> = tensors.keys().filter_map(|n| names::factor(n)).map(|f| f.0).collect();
+    let known = |n: &String| match names::factor(n) {
+        Some((path, _)) => config.target(path).is_some(),
+        None => config.also_train.contains(n),
+    };
+    let strange = made.torch || !tensors.keys().all(known);
+    let linear: Vec<Linear> = if strange { names::layers(model) } else { vec![] };
+    let targets: Vec<&str> = config.targets.iter().map(|t| t.path.as_str()).collect();
+    let all: Vec<&str> = linear.iter().map(|l| l.path.as_str()).chain(targets.iter().copied()).collect();
+    let renamed = names::resolve(&paths, &all, &targets)?;
+    notes.extend(renamed.note());
+
+    check(config, &made, &renamed.paths)?;
+    if bare || made.alpha.is_none() {
+        let (s, a) = (config.structure, config.alpha);
+        notes.push(format!(
+            "the adapter does not say how it was made: structure {s} and alpha {a} are taken, as the model has them"
+        ));
+    }
+    let mut out = Tensors::new();
+    let mut origin: BTreeMap<String, &str> = BTreeMap::new();
+    for (name, t) in tensors {
+        let (to, t) = match names::factor(name) {
+            Some((path, which)) => {
+                let target = renamed.paths.get(path).and_then(|p| config.target(p));
+                let target = target.ok_or_else(|| stray(name, path, config))?;
+                let (to, want) = match which {
+                    'A' => (target.a(), [config.rank, target.in_features]),
+                    _ => (target.b(), [target.out_features, config.rank]),
+                };
+                (to, shaped(name, t, &want)?)
+            }
+            None => also_trained(&renamed.renamed(name), t, config, model, &linear, made.torch)?,
+        };
+        if let Some(first) = origin.insert(to.clone(), name) {
+            return Err(FitError::Twice { first: first.into(), second: name.clone(), target: to });
+        }
+        out.insert(to, t);
+    }
+    let wanted = config.targets.iter().flat_map(|t| [t.a(), t.b()]).chain(config.also_train.iter().cloned());
+    for name in wanted.filter(|n| !out.contains_key(n)) {
+        let nearest = onnx::nearest(&name, tensors.keys().map(String::as_str), 3);
+        return Err(FitError::Missing { nearest: nearest.into_iter().map(String::from).collect(), name });
+    }
+    Ok(Fitted { tensors: out, notes })
+}
+
+/// Everything in which an adapter was made otherwise than the model is configured.
+fn check(config: &Config, made: &Made, renamed: &BTreeMap<String, String>) -> Result<(), FitError> {
+    let mut out: Vec<Difference> = Vec::new();
+    let mut differ = |what: &str, adapter: String, model: String, flag: Option<String>| {
+        out.push(Difference { what: what.into(), adapter, model, flag });
+    };
+    if let Some(s) = made.structure.filter(|s| *s != config.structure) {
+        differ("structure", s.to_string(), config.structure.to_string(), Some(format!("--structure {s}")));
+    }
+    if let Some(r) = made.rank.filter(|r| *r != config.rank) {
+        differ("rank", r.to_string(), config.rank.to_string(), Some(format!("--rank {r}")));
+    }
+    if let Some(a) = made.alpha.filter(|a| *a != config.alpha) {
+        differ("alpha", a.to_string(), config.alpha.to_string(), Some(format!("--alpha {a}")));
+    }
+    if let Some(r) = made.rslora.filter(|r| *r != config.rslora) {
+        let flag = if r { "--rslora" } else { "no --rslora" };
+        differ("rslora", r.to_string(), config.rslora.to_string(), Some(flag.into()));
+    }
+    let alike = made.structure.is_none_or(|s| s == config.structure);
+    if let Some(n) = made.pre_num.filter(|n| alike && config.structure.reads_pre_num() && *n != config.pre_num) {
+        differ("pre-num", n.to_string(), config.pre_num.to_string(), Some(format!("--pre-num {n}")));
+    }
+    let own = |path: &String| renamed.get(path).unwrap_or(path).clone();
+    if let Some(targets) = &made.targets {
+        let theirs: BTreeMap<String, Option<String>> =
+            targets.iter().map(|t| (own(&t.path), t.prev.as_ref().map(own))).collect();
+        let ours: BTreeSet<&String> = config.targets.iter().map(|t| &t.path).collect();
+        for path in theirs.keys().filter(|p| !ours.contains(p)) {
+            differ(&format!("target {path}"), "there".into(), "not".into(), None);
+        }
+        for t in &config.targets {
+            let none = || "the first of its chain".to_string();
+            match theirs.get(&t.path) {
+                None => differ(&format!("target {}", t.path), "not".into(), "there".into(), None),
+                Some(prev) if *prev != t.prev && config.structure != Structure::Lora => {
+                    let [a, b] = [prev, &t.prev].map(|p| p.as_ref().map_or_else(none, |p| format!("after {p}")));
+                    differ(&format!("{} in its chain", t.path), a, b, None);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    if let Some(theirs) = &made.also_train {
+        let (theirs, ours): (BTreeSet<&String>, BTreeSet<&String>) =
+            (theirs.iter().collect(), config.also_train.iter().collect());
+        for name in theirs.symmetric_difference(&ours) {
+            let [a, b] = [&theirs, &ours].map(|s| if s.contains(name) { "trained" } else { "frozen" }.to_string());
+            let flag = theirs.contains(name).then(|| format!("--also-train '^{name}$'"));
+            differ(&format!("tensor {name}"), a, b, flag);
+        }
+    }
+    if out.is_empty() { Ok(()) } else { Err(FitError::Configuration(out)) }
+}
+
+fn stray(name: &str, path: &str, config: &Config) -> FitError {
+    let nearest = onnx::nearest(path, config.targets.iter().map(|t| t.path.as_str()), 3);
+    FitError::Stray {
+        name: name.into(),
+        nearest: nearest.into_iter().map(String::from).collect(),
+        hint: "inject the base again with --adapter FILE, which takes the adapter's own targets".into(),
+    }
+}
+
+/// A factor as two axes: the kernel of a pointwise convolution has axes of one element behind them.
+fn shaped(name: &str, t: &ArrayD<f32>, want: &[usize]) -> Result<ArrayD<f32>, FitError> {
+    let plain = t.shape().iter().skip(want.len()).all(|&d| d == 1);
+    if !plain || t.shape().get(..want.len()) != Some(want) {
+        return Err(FitError::Shape { name: name.into(), have: t.shape().to_vec(), want: want.to_vec() });
+    }
+    Ok(t.clone().into_shape_with_order(want.to_vec()).expect("as many elements"))
+}
+
+/// The one of some initializers that a tensor is for: of the same name, else called so from another root, or read as the weight of a
+/// module that is called so.
+fn initializer<'a>(
+    name: &str,
+    among: impl Iterator<Item = &'a str>,
+    linear: &[Linear],
+    hint: &str,
+) -> Result<&'a str, FitError> {
+    let among: Vec<&str> = among.collect();
+    if let Some(same) = among.iter().find(|n| **n == name) {
+        return Ok(same);
+    }
+    let module = |n: &str| linear.iter().find(|l| l.weight == n).map(|l| format!("{}.weight", l.path));
+    let called = |n: &&str| names::tails(name, n) || module(n).is_some_and(|m| names::tails(name, &m));
+    let found: Vec<&str> = among.iter().copied().filter(called).collect();
+    match found[..] {
+        [one] => Ok(one),
+        [] => {
+            let nearest = onnx::nearest(name, among.iter().copied(), 3).into_iter().map(String::from).collect();
+            Err(FitError::Stray { name: name.into(), nearest, hint: hint.into() })
+        }
+        _ => Err(FitError::Ambiguous { name: name.into(), candidates: found.into_iter().map(String::from).collect() }),
+    }
+}
+
+/// A tensor that is trained itself, under its initializer's name and in its layout.
+fn also_trained(
+    name: &str,
+    t: &ArrayD<f32>,
+    config: &Config,
+    model: &Model,
+    linear: &[Linear],
+    torch: bool,
+) -> Result<(String, ArrayD<f32>), FitError> {
+    let hint = "a tensor that the adapter trains whole (modules_to_save) needs --also-train when the base is injected";
+    let to = initializer(name, config.also_train.iter().map(String::as_str), linear, hint)?.to_string();
+    let read_by = linear.iter().find(|l| l.weight == to);
+    let (_, want) =
+        model.initializer_type(&to).ok_or_else(|| FitError::Missing { name: to.clone(), nearest: vec![] })?;
+    let turned = torch && t.ndim() == 2 && read_by.is_some_and(|l| !l.transposed);
+    let t = if turned { t.t().as_standard_layout().into_owned() } else { t.clone() };
+    if t.shape() != want {
+        return Err(FitError::Shape { name: name.into(), have: t.shape().to_vec(), want });
+    }
+    Ok((to, t))
+}
+
+/// The linear nodes that an adapter was made for, by path, and the names of what it trains whole.
+pub fn own_targets(model: &Model, made: &Made, tensors: &Tensors) -> Result<(Vec<String>, Vec<String>), FitError> {
+    let linear = names::layers(model);
+    let all: Vec<&str> = linear.iter().map(|l| l.path.as_str()).collect();
+    let paths: BTreeSet<&str> = tensors.keys().filter_map(|n| names::factor(n)).map(|f| f.0).collect();
+    let renamed = names::resolve(&paths, &all, &all)?;
+    if let Some(path) = paths.iter().find(|p| !renamed.paths.contains_key(**p)) {
+        let nearest = onnx::nearest(path, all.iter().copied(), 3).into_iter().map(String::from).collect();
+        let hint = "the model has no linear node of that name: was the adapter made for this model?".into();
+        return Err(FitError::Stray { name: a_name(path), nearest, hint });
+    }
+    let whole = match &made.also_train {
+        Some(names) => names.clone(),
+        None => {
+            let hint = "the model has no weight of that name";
+            let others = tensors.keys().filter(|n| names::factor(n).is_none()).map(|n| renamed.renamed(n));
+            let found = others.map(|n| Ok(initializer(&n, model.initializers(), &linear, hint)?.to_string()));
+            found.collect::<Result<_, FitError>>()?
+        }
+    };
+    Ok((renamed.paths.into_values().collect(), whole))
+}
