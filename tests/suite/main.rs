@@ -2,6 +2,7 @@
 
 mod architecture;
 mod build;
+mod chat;
 mod cli;
 mod cli_trained;
 mod data;
@@ -17,6 +18,7 @@ mod pass_cases;
 mod passes;
 mod primitives;
 mod products;
+mod tokens;
 
 /// Says what was not tested, past the test harness, which keeps what a passing test prints to itself.
 fn loudly(what: &str) {

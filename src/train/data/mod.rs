@@ -3,6 +3,10 @@
 mod batch;
 mod chat;
 mod labels;
+mod python;
+mod rows;
+mod special;
+mod template;
 mod tensors;
 mod text;
 mod tokenizer;
