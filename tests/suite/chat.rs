@@ -141,7 +141,7 @@ fn templates_see_what_python_shows_them() {
     let folder = Folder::chat();
     let check = |template: &str, want: &str| {
         folder.write("chat_template.jinja", &format!("{template}{{% generation %}}.{{% endgeneration %}}"));
-        let config = json!({"bos_token": "<s>", "additional_special_tokens": ["<extra>"]});
+        let config = json!({"bos_token": "<s>", "additional_special_tokens": ["<|end|>"]});
         folder.write("tokenizer_config.json", &config.to_string());
         let row = json!({
             "messages": [{"role": "user", "content": "hi", "z": 1, "a": {"b": [1, 2.0, null, true, "it's \u{e9}\n"]}}],
@@ -162,7 +162,7 @@ fn templates_see_what_python_shows_them() {
     check("{{ [1, {'k': 2}] | tojson(separators=(',', ':')) }}", "[1,{\"k\":2}]");
     check(
         "{{ tools is none }} {{ documents[0].title }} {{ enable_thinking }} {{ bos_token }} {{ additional_special_tokens[0] }}",
-        "True T False <s> <extra>",
+        "True T False <s> <|end|>",
     );
     check(
         "{{ 'x' is iterable }} {{ none is iterable }} {{ 'x' is sequence }} {{ messages[0] is mapping }}",
@@ -178,4 +178,21 @@ fn templates_see_what_python_shows_them() {
     );
     check("{{ strftime_now('%Y') | length }} {{ 'ab'[::-1] }} {{ true | string }}", "4 ba True");
     check("  {% if true %}\n  x\n  {% endif %}\ny", "  x\ny");
+}
+
+#[test]
+fn pieces_of_templates_render_as_in_jinja2() {
+    let file: Value = serde_json::from_str(include_str!("../../fixtures/inputs/chat/snippets.json")).unwrap();
+    let folder = Folder::chat();
+    let row = json!({"messages": file["messages"]}).to_string();
+    let mut wrong = Vec::new();
+    for snippet in file["snippets"].as_array().unwrap() {
+        let (source, want) = (snippet[0].as_str().unwrap(), snippet[1].as_str().unwrap());
+        folder.write("chat_template.jinja", format!("{source}{{% generation %}}.{{% endgeneration %}}"));
+        let got = folder.examples(&row).map(|e| folder.decode(&e[0].ids));
+        if got.as_deref() != Ok(want) {
+            wrong.push(format!("{source:?}\n  want {want:?}\n  got  {got:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }

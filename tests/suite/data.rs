@@ -133,8 +133,8 @@ fn classified_text_is_framed_padded_and_cut_by_us() {
 #[test]
 fn completions_carry_the_loss() {
     let dir = tempfile::tempdir().unwrap();
-    let lines = r#"{"prompt": "the cat", "completion": "sat on"}
-        {"prompt": "the cat sat on the", "completion": "mat"}"#;
+    let lines = r#"{"prompt": "the cat", "completion": " sat on"}
+        {"prompt": "the cat sat on the", "completion": " mat"}"#;
     let data = read(dir.path(), false, 6, lines).unwrap();
     let [first] = examples(&data) else { panic!("the second has no completion left within six tokens") };
     assert_eq!(first.ids, ids("<bos> the cat sat on <eos>"));

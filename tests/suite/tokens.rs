@@ -226,7 +226,7 @@ fn prompt_and_completion_are_one_text() {
     for (prompt, completion, learnt) in [
         ("Answer in", " one word", " one word</s>"),
         // The token that holds the border counts, as it holds some of the completion.
-        ("What is the tall", "est mountain", " tallest mountain</s>"),
+        ("the assi", "stant asks", " assistant asks</s>"),
         ("Zürich: ", "🏔️ é", " 🏔️ é</s>"),
         ("a", "   ", "   </s>"),
     ] {
@@ -254,7 +254,7 @@ fn what_is_cut_or_left_out_is_said() {
     assert_eq!(got.len(), 2);
     let notes = data.notes.join("\n");
     assert!(notes.contains("1 texts were cut at 5 tokens (--max-length)"), "{notes}");
-    assert!(notes.contains("1 prompt fill the 5 tokens of --max-length") && notes.contains("(line 2)"), "{notes}");
+    assert!(notes.contains("1 prompt fills the 5 tokens of --max-length") && notes.contains("(line 2)"), "{notes}");
     let error = folder.read("data.jsonl", |o| o.max_length = 2).unwrap_err();
     assert!(error.contains("3 prompts fill") || error.contains("2 prompts fill"), "{error}");
     assert!(error.contains("--max-length"), "{error}");

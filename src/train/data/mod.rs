@@ -13,6 +13,7 @@ mod tokenizer;
 
 pub use batch::{Batch, Order, buckets};
 pub use labels::Label;
+pub use tokenizer::{Text, open as open_tokenizer};
 
 use crate::ir::{DType, Tensor};
 use std::collections::BTreeMap;

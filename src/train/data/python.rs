@@ -1,6 +1,6 @@
 //! What chat templates expect of Python: how values print, `tojson`, methods of texts, and tests of types.
 
-use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args};
+use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use std::fmt::Write;
 
@@ -17,6 +17,20 @@ pub fn install(env: &mut Environment<'static>) {
         let mut text = String::new();
         print(value, false, &mut text);
         text
+    });
+    env.add_filter("wordcount", |text: String| text.split_whitespace().count());
+    env.add_filter("int", |value: &Value, default: Option<i64>| match value.as_str() {
+        Some(text) => {
+            let text = text.trim().replace('_', "");
+            let whole = text.parse::<i64>().ok();
+            whole.or_else(|| text.parse::<f64>().ok().map(|x| x as i64)).unwrap_or(default.unwrap_or(0))
+        }
+        None if value.kind() == ValueKind::Bool => value.is_true() as i64,
+        None => value.as_i64().or_else(|| f64::try_from(value.clone()).ok().map(|x| x as i64)).unwrap_or(0),
+    });
+    env.add_filter("float", |value: &Value, default: Option<f64>| match value.as_str() {
+        Some(text) => text.trim().parse::<f64>().unwrap_or(default.unwrap_or(0.0)),
+        None => f64::try_from(value.clone()).unwrap_or(default.unwrap_or(0.0)),
     });
     env.add_test("iterable", |v: &Value| {
         use ValueKind::{Iterable, Map, Seq, String, Undefined};
@@ -259,7 +273,18 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
                 (None, "partition") => [text, "", ""],
                 (None, _) => ["", "", text],
             };
-            parts.into_iter().map(Value::from).collect()
+            Value::from(Tuple::from(parts.into_iter().map(Value::from).collect::<Vec<_>>()))
+        }
+        "index" => {
+            let (what,): (&str,) = from_args(args)?;
+            let at = text.find(what).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "substring not found"))?;
+            Value::from(text[..at].chars().count())
+        }
+        "zfill" => {
+            let (width,): (usize,) = from_args(args)?;
+            let (sign, digits) = text.split_at(text.starts_with(['-', '+']) as usize);
+            let zeros = width.saturating_sub(text.chars().count());
+            Value::from(format!("{sign}{}{digits}", "0".repeat(zeros)))
         }
         "rsplit" => {
             let (what, most): (&str, Option<i64>) = from_args(args)?;

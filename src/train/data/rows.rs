@@ -18,7 +18,20 @@ pub struct Row {
 }
 
 /// Keys that make an object a row, rather than what holds the rows.
-const ROW_KEYS: &[&str] = &["messages", "conversations", "text", "prompt", "completion", "label", "instruction"];
+const ROW_KEYS: &[&str] = &[
+    "messages",
+    "conversations",
+    "conversation",
+    "dialog",
+    "dialogue",
+    "chat",
+    "turns",
+    "text",
+    "prompt",
+    "completion",
+    "label",
+    "instruction",
+];
 
 impl Row {
     /// An error about this row.

@@ -81,6 +81,7 @@ struct Made {
 enum Why {
     CutOff,
     NoAnswer,
+    Single,
     Empty,
 }
 
@@ -96,9 +97,13 @@ impl Made {
             let (n, s) = (at.len(), if at.len() == 1 { "" } else { "s" });
             let what = match why {
                 Why::CutOff => {
-                    format!("{n} prompt{s} fill the {most} tokens of --max-length, so that what answers is cut off")
+                    format!(
+                        "{n} prompt{s} fill{} the {most} tokens of --max-length, so that what answers is cut off",
+                        if n == 1 { "s" } else { "" }
+                    )
                 }
                 Why::NoAnswer => format!("{n} conversation{s} without an answer of the assistant"),
+                Why::Single => format!("{n} text{s} of a single token, which has no next one"),
                 Why::Empty => format!("{n} empty text{s}"),
             };
             format!("{what} ({})", lines(at))
@@ -224,7 +229,7 @@ fn language(text: &Text, row: &Row, most: usize, made: &mut Made) -> Result<(), 
         let tokens = text.language(main, most)?;
         let counts = vec![true; tokens.ids.len()];
         let labels = next(&tokens.ids, &counts);
-        let why = if tokens.cut { Why::CutOff } else { Why::Empty };
+        let why = if tokens.cut { Why::CutOff } else { Why::Single };
         made.push(
             row,
             TextExample { ids: tokens.ids, type_ids: tokens.type_ids, labels, label: None },
