@@ -135,8 +135,8 @@ fn classified_text_is_framed_padded_and_cut_by_us() {
 #[test]
 fn completions_carry_the_loss() {
     let dir = tempfile::tempdir().unwrap();
-    let lines = r#"{"prompt": "the cat", "completion": "sat on"}
-        {"prompt": "the cat sat on the", "completion": "mat"}"#;
+    let lines = r#"{"prompt": "the cat", "completion": " sat on"}
+        {"prompt": "the cat sat on the", "completion": " mat"}"#;
     let data = read(dir.path(), false, 6, lines).unwrap();
     let [first] = examples(&data) else { panic!("the second has no completion left within six tokens") };
     assert_eq!(first.ids, ids("<bos> the cat sat on <eos>"));
@@ -152,13 +152,9 @@ fn completions_carry_the_loss() {
 fn only_answers_are_learnt_from_conversations() {
     let dir = tempfile::tempdir().unwrap();
     let line = r#"{"messages": [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]}"#;
-    let chat_ml = read(dir.path(), false, 512, line).unwrap();
-    let want = ids("<|im_start|> user the cat <|im_end|> <|im_start|> assistant sat <|im_end|>");
-    assert_eq!(examples(&chat_ml)[0].ids, want);
-    let counted: Vec<i32> = examples(&chat_ml)[0].labels.iter().copied().filter(|l| *l >= 0).collect();
-    assert_eq!(counted, ids("sat <|im_end|>"));
+    let error = read(dir.path(), false, 512, line).unwrap_err();
+    assert!(error.contains("chat template") && error.contains("--chat-template FILE"), "{error}");
 
-    // The tokenizer's own template comes first.
     let template = "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %} a {{ m['content'] }} <eos>\
                     {% else %} dog {{ m['content'].strip() }}{% endif %}{% endfor %}\
                     {% if add_generation_prompt %} a{% endif %}";

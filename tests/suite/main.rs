@@ -4,6 +4,7 @@ mod adapters;
 mod architecture;
 mod arrays;
 mod build;
+mod chat;
 mod cli;
 mod cli_trained;
 mod data;
@@ -23,6 +24,7 @@ mod passes;
 mod primitives;
 mod products;
 mod runs;
+mod tokens;
 
 /// Says what was not tested, past the test harness, which keeps what a passing test prints to itself.
 fn loudly(what: &str) {

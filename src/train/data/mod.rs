@@ -3,12 +3,17 @@
 mod batch;
 mod chat;
 mod labels;
+mod python;
+mod rows;
+mod special;
+mod template;
 mod tensors;
 mod text;
 mod tokenizer;
 
 pub use batch::{Batch, Feed, Order, Padding, buckets};
 pub use labels::{Label, LabelForm, LabelKind};
+pub use tokenizer::{Text, open as open_tokenizer};
 
 use crate::file_kind::{self, Kind, Wanted};
 use crate::ir::{DType, Tensor};
@@ -169,7 +174,7 @@ pub fn read(path: &Path, options: &Options) -> Result<Dataset, DataError> {
     })?;
     let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
     let pad_id = match &source {
-        Source::Tensors { tensors, .. } if !tensors.contains_key("attention_mask") => pad_token(options)?,
+        Source::Tensors { tensors, .. } if !tensors.contains_key("attention_mask") => pad_token(path, options)?,
         _ => None,
     };
     let mut data =
@@ -189,15 +194,16 @@ pub fn read(path: &Path, options: &Options) -> Result<Dataset, DataError> {
     }
 }
 
-/// The padding token's id, as the tokenizer given or the config.json beside the model names it.
-fn pad_token(options: &Options) -> Result<Option<i32>, DataError> {
+/// The padding token's id, as the tokenizer given, or the config.json or tokenizer beside the model names it.
+fn pad_token(data: &Path, options: &Options) -> Result<Option<i32>, DataError> {
     if options.tokenizer.is_some() {
-        return Ok(Some(tokenizer::open(options.tokenizer.as_ref().expect("just asked"))?.pad));
+        return Ok(tokenizer::open(data, options)?.pad);
     }
     let Some(folder) = &options.beside else { return Ok(None) };
     let config = std::fs::read(folder.join("config.json")).ok();
     let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    Ok(config.and_then(|c| c["pad_token_id"].as_i64()).and_then(|id| i32::try_from(id).ok()))
+    let named = config.and_then(|c| c["pad_token_id"].as_i64()).and_then(|id| i32::try_from(id).ok());
+    Ok(named.or_else(|| tokenizer::open(data, options).ok()?.pad))
 }
 
 /// Whether a data file's name says that it is of this kind.
