@@ -20,7 +20,7 @@ pub enum Kind {
     LfsPointer(Option<u64>),
     Html,
     Xml,
-    /// The program that unpacks it.
+    /// What kind of archive or compressed file it is.
     Compressed(&'static str),
     /// With the names of its first files.
     Zip(Vec<String>),
@@ -49,12 +49,12 @@ pub enum Kind {
 
 /// Files that begin with these bytes.
 const STARTS: &[(&[u8], Kind)] = &[
-    (b"\x1f\x8b", Kind::Compressed("gunzip")),
-    (b"\x28\xb5\x2f\xfd", Kind::Compressed("unzstd")),
-    (b"\xfd7zXZ\0", Kind::Compressed("unxz")),
-    (b"BZh", Kind::Compressed("bunzip2")),
-    (b"7z\xbc\xaf\x27\x1c", Kind::Compressed("7z x")),
-    (b"Rar!\x1a\x07", Kind::Compressed("unrar x")),
+    (b"\x1f\x8b", Kind::Compressed("a file compressed with gzip")),
+    (b"\x28\xb5\x2f\xfd", Kind::Compressed("a file compressed with Zstandard")),
+    (b"\xfd7zXZ\0", Kind::Compressed("a file compressed with xz")),
+    (b"BZh", Kind::Compressed("a file compressed with bzip2")),
+    (b"7z\xbc\xaf\x27\x1c", Kind::Compressed("a 7z archive")),
+    (b"Rar!\x1a\x07", Kind::Compressed("a RAR archive")),
     (b"GGUF", Kind::Gguf),
     (b"lmgg", Kind::Gguf),
     (b"tjgg", Kind::Gguf),
@@ -88,7 +88,7 @@ pub fn kind(bytes: &[u8]) -> Option<Kind> {
         _ => {}
     }
     if bytes.get(257..262) == Some(b"ustar") {
-        return Some(Kind::Compressed("tar -xf"));
+        return Some(Kind::Compressed("a tar archive"));
     }
     if let [0x80, 2..=5, ..] = bytes {
         return Some(Kind::Pickle);
@@ -195,7 +195,9 @@ fn text(bytes: &[u8]) -> Option<Kind> {
     let head = head.trim_start_matches('\u{feff}').trim_start();
     Some(match head.chars().next() {
         _ if ["ir_version:", "\"irVersion\"", "\"ir_version\""].iter().any(|key| head.contains(key)) => Kind::OnnxText,
-        Some('{' | '[') => Kind::Json,
+        Some('{') => Kind::Json,
+        Some('[') if head[1..].trim_start().starts_with(['{', '[', '"', ']', '-']) => Kind::Json,
+        Some('[') if head[1..].trim_start().starts_with(|c: char| c.is_ascii_digit()) => Kind::Json,
         Some('<') => Kind::Xml,
         _ => Kind::Text,
     })
@@ -211,8 +213,7 @@ impl std::fmt::Display for Kind {
             }
             Kind::Html => "a web page (HTML)",
             Kind::Xml => "XML text",
-            Kind::Compressed("tar -xf") => "a tar archive",
-            Kind::Compressed(tool) => return write!(f, "compressed data (for `{tool}`)"),
+            Kind::Compressed(what) => what,
             Kind::Zip(names) if names.is_empty() => "a zip archive",
             Kind::Zip(names) => return write!(f, "a zip archive that holds {}", names.join(", ")),
             Kind::Onnx => "an ONNX model",

@@ -16,7 +16,7 @@ const FOREIGN: &[(&str, &str)] = &[
 ];
 
 /// How an adapter was made, as JSON: `structure`, `rank`, `alpha` and `rslora` from the configuration beside PEFT's file, and
-/// `torch` where the tensors are PyTorch's. `None` where the file is not PEFT's.
+/// `torch` where the tensors are PyTorch's; without that file, that it is plain LoRA. `None` where the file is not PEFT's.
 pub fn config(path: &Path, names: &[&str]) -> Result<Option<String>, AdapterError> {
     for (part, what) in FOREIGN {
         if let Some(name) = names.iter().find(|n| n.contains(part)) {
@@ -25,7 +25,7 @@ pub fn config(path: &Path, names: &[&str]) -> Result<Option<String>, AdapterErro
             return Err(AdapterError::Kind { path: path.to_path_buf(), why });
         }
     }
-    let torch = json!({ "torch": true }).to_string();
+    let torch = json!({ "structure": "lora", "torch": true }).to_string();
     let beside = path.with_file_name(CONFIG);
     if path.file_name().is_none_or(|n| n != TENSORS) || !beside.exists() {
         return Ok(names.iter().any(|n| n.starts_with(PREFIX)).then_some(torch));

@@ -147,8 +147,9 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let (model, report) = pipeline::inject(&base, &options)?;
     let output = args.output.clone().unwrap_or_else(|| beside(&args.model, "reslora"));
     if !args.overwrite && !args.dry_run {
-        let adapter = args.adapter.as_deref().map(|a| ("the adapter", a));
-        guard(&output, [("the model", &*args.model)].into_iter().chain(adapter), &[&*base])?;
+        let adapter = args.adapter.as_deref().map(adapter::file).transpose().map_err(Error::from)?;
+        let inputs = [("the model", &*args.model)].into_iter().chain(adapter.as_deref().map(|a| ("the adapter", a)));
+        guard(&output, inputs, &[&*base])?;
     }
     if !args.dry_run {
         onnx::write(&model, &output).map_err(Error::from)?;

@@ -183,7 +183,8 @@ fn strategy(text: &str) -> Result<Option<Strategy>> {
 fn say(path: &Path, run: Option<&Taken>, printer: &Printer) {
     if let Some(run) = run {
         run.passed_over.iter().for_each(|p| printer.note(format!("{} is passed over: {}", p.path.display(), p.why)));
-        printer.note(format!("{} is taken, the newest run of the model; it ended {}", run.path.display(), run.ended));
+        let ended = run.ended.strftime("%Y-%m-%d %H:%M:%S UTC");
+        printer.note(format!("{} is taken, the newest run of the model; it ended {ended}", run.path.display()));
     } else if let Some(why) = runs::doubt(path) {
         printer.note(format!("{} is taken as asked, though {why}", path.display()));
     }

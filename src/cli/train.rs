@@ -118,14 +118,16 @@ impl Args {
 
     pub fn settings(&self) -> Result<Settings> {
         self.how.check()?;
-        let positive = |flag: &str, x: f64| match x.is_finite() && x >= 0.0 {
-            true => Ok(()),
-            false => Err(Usage(format!("{flag} {x} must be a number that is not negative"))),
-        };
-        positive("--lr", self.lr)?;
-        positive("--weight-decay", self.weight_decay)?;
-        positive("--momentum", self.momentum)?;
-        positive("--clip-norm", self.clip_norm)?;
+        for (flag, x, hint) in [
+            ("--lr", self.lr, "2e-4 is the default"),
+            ("--weight-decay", self.weight_decay, "0.01 is the default"),
+            ("--momentum", self.momentum, "0 is the default"),
+            ("--clip-norm", self.clip_norm, "1 is the default; 0 turns clipping off"),
+        ] {
+            if !x.is_finite() || x < 0.0 {
+                return Err(Usage(format!("{flag} {x} must be a number that is not negative\nhint: {hint}")).into());
+            }
+        }
         if self.momentum >= 1.0 {
             let why = "must be below 1: what is kept of earlier steps would grow without end";
             return Err(Usage(format!("--momentum {} {why}\nhint: 0.9 is usual", self.momentum)).into());
@@ -193,8 +195,8 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     if args.momentum > 0.0 && args.optimizer == "adamw" {
         printer.note("--momentum is for sgd: adamw has moments of its own");
     }
+    // Without -o, --resume was refused where the run's own flags are read.
     let kept = match (&args.output, args.resume) {
-        (None, true) => return Err(Usage("--resume needs -o RUN_DIR, the run to go on with".into()).into()),
         (Some(dir), true) => Some(resume::Kept::open(dir)?),
         (Some(dir), false) if !args.overwrite && record::holds_run(dir) => {
             let text = format!("{} holds a run already", dir.display());

@@ -64,6 +64,11 @@ impl fmt::Display for Difference {
 pub enum FitError {
     #[error("the configuration in the adapter's file cannot be read: {0}")]
     Config(String),
+    #[error(
+        "the adapter holds no factor: none of its tensors is called {{module path}}.lora_A.weight{}\nhint: give a file of LoRA factors, \
+         or the run directory that train wrote", list(.nearest)
+    )]
+    Empty { nearest: Vec<String> },
     #[error("the adapter was made with another configuration:\n  {}\nhint: {}", lines(.0), flags(.0))]
     Configuration(Vec<Difference>),
     #[error("the adapter's tensor '{name}' belongs to no target of the model{}\nhint: {hint}", list(.nearest))]
@@ -98,6 +103,15 @@ fn flags(differences: &[Difference]) -> String {
     }
 }
 
+/// The module paths of an adapter's factors.
+fn paths(tensors: &Tensors) -> Result<BTreeSet<&str>, FitError> {
+    let paths: BTreeSet<&str> = tensors.keys().filter_map(|n| names::factor(n)).map(|f| f.0).collect();
+    match paths.is_empty() {
+        true => Err(FitError::Empty { nearest: tensors.keys().take(3).cloned().collect() }),
+        false => Ok(paths),
+    }
+}
+
 fn list(names: &[String]) -> String {
     if names.is_empty() { String::new() } else { format!("; the nearest are {}", names.join(", ")) }
 }
@@ -114,7 +128,7 @@ pub struct Fitted {
 pub fn fit(config: &Config, model: &Model, made: Option<&str>, tensors: &Tensors) -> Result<Fitted, FitError> {
     let (bare, made) = (made.is_none(), Made::read(made, tensors)?);
     let mut notes = Vec::new();
-    let paths: BTreeSet<&str> = tensors.keys().filter_map(|n| names::factor(n)).map(|f| f.0).collect();
+    let paths = paths(tensors)?;
     let known = |n: &String| match names::factor(n) {
         Some((path, _)) => config.target(path).is_some(),
         None => config.also_train.contains(n),
@@ -128,9 +142,11 @@ pub fn fit(config: &Config, model: &Model, made: Option<&str>, tensors: &Tensors
 
     check(config, &made, &renamed.paths)?;
     if bare || made.alpha.is_none() {
-        let (s, a) = (config.structure, config.alpha);
+        let structure =
+            if made.structure.is_none() { format!("structure {} and ", config.structure) } else { String::new() };
+        let alpha = config.alpha;
         notes.push(format!(
-            "the adapter does not say how it was made: structure {s} and alpha {a} are taken, as the model has them"
+            "the adapter does not say how it was made: {structure}alpha {alpha} as the model has it is taken for its own"
         ));
     }
     let mut out = Tensors::new();
@@ -285,7 +301,7 @@ fn also_trained(
 pub fn own_targets(model: &Model, made: &Made, tensors: &Tensors) -> Result<(Vec<String>, Vec<String>), FitError> {
     let linear = names::layers(model);
     let all: Vec<&str> = linear.iter().map(|l| l.path.as_str()).collect();
-    let paths: BTreeSet<&str> = tensors.keys().filter_map(|n| names::factor(n)).map(|f| f.0).collect();
+    let paths = paths(tensors)?;
     let renamed = names::resolve(&paths, &all, &all)?;
     if let Some(path) = paths.iter().find(|p| !renamed.paths.contains_key(**p)) {
         let nearest = onnx::nearest(path, all.iter().copied(), 3).into_iter().map(String::from).collect();

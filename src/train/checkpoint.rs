@@ -5,7 +5,7 @@ use super::scale::LossScale;
 use atomic_write_file::AtomicWriteFile;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
 
@@ -34,6 +34,8 @@ pub struct Checkpoint {
 }
 
 const STATISTICS: &str = "reslora.statistics";
+/// The key under which the states' own file says where the run stood.
+const PROGRESS: &str = "reslora.progress";
 
 pub fn write(dir: &Path, checkpoint: &Checkpoint) -> Result<(), TrainError> {
     let fail = |error: std::io::Error| TrainError::Write { path: dir.to_path_buf(), error };
@@ -50,10 +52,11 @@ pub fn write(dir: &Path, checkpoint: &Checkpoint) -> Result<(), TrainError> {
     let views = tensors.iter().map(|(name, (shape, data))| {
         (name, TensorView::new(Dtype::F32, shape.clone(), data).expect("four bytes an element"))
     });
-    let states = safetensors::serialize(views, None).map_err(|e| fail(std::io::Error::other(e)))?;
-    let progress = serde_json::to_vec_pretty(&checkpoint.progress).expect("numbers and text");
-    // The progress is renamed last: until then it speaks of the states before.
-    for (name, content) in [("states.safetensors", states), ("progress.json", progress)] {
+    let progress = serde_json::to_string_pretty(&checkpoint.progress).expect("numbers and text");
+    let metadata = HashMap::from([(PROGRESS.to_string(), progress.clone())]);
+    let states = safetensors::serialize(views, Some(metadata)).map_err(|e| fail(std::io::Error::other(e)))?;
+    // States and progress belong together: where the process ends between the two, the states' own copy counts.
+    for (name, content) in [("states.safetensors", states), ("progress.json", progress.into_bytes())] {
         let mut file = AtomicWriteFile::open(dir.join(name)).map_err(fail)?;
         file.write_all(&content).and_then(|()| file.commit()).map_err(fail)?;
     }
@@ -71,9 +74,16 @@ pub fn progress(dir: &Path) -> Result<Progress, TrainError> {
 
 pub fn read(dir: &Path) -> Result<Checkpoint, TrainError> {
     let fail = |why: String| TrainError::Resume { path: dir.to_path_buf(), why };
-    let progress = progress(dir)?;
+    let mut progress = progress(dir)?;
     let bytes = std::fs::read(dir.join("states.safetensors")).map_err(|e| fail(e.to_string()))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(e.to_string()))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| fail(e.to_string()))?;
+    if let Some(text) = header.metadata().as_ref().and_then(|m| m.get(PROGRESS)) {
+        let own: Progress = serde_json::from_str(text).map_err(|e| fail(e.to_string()))?;
+        if own.step != progress.step {
+            progress = own;
+        }
+    }
     let mut out = Checkpoint { progress, ..Checkpoint::default() };
     for (name, view) in file.tensors() {
         let values: Vec<f32> =
