@@ -76,6 +76,8 @@ struct Result_ {
     polished: Option<Polished>,
     tolerance: Option<f64>,
     above_tolerance: bool,
+    /// Less than nine tenths of the gain is in the merged model.
+    falls_short: bool,
     notes: Vec<String>,
 }
 
@@ -139,6 +141,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         ridge,
         sequential: args.sequential,
         polish,
+        rescue: Some(polishing(RESCUE, config.as_ref(), &args.how)?),
         evaluate: evaluation.as_ref().zip(run_how).map(|(data, how)| how.calibration(data)),
     };
     let merged = pipeline::merge(&request, device.as_mut())?;
@@ -146,7 +149,9 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let limit = if args.keep_branch { 1e-4 } else { merged.exact_tolerance };
     let tolerance = args.tolerance.or((exact && limit.is_finite()).then_some(limit));
     let above = tolerance.is_some_and(|t| merged.differences.iter().any(|d| exceeds(d.relative, t)));
-    let writes = !above || args.force;
+    // Asked for by name, a strategy is taken for what it gives; left to us, it has to keep what was learnt.
+    let short = strategy.is_none() && !args.keep_branch && merged.metric.as_ref().is_some_and(Metric::falls_short);
+    let writes = !(above || short) || args.force;
     if writes {
         onnx::write(&merged.model, &output).map_err(Error::from)?;
     }
@@ -164,10 +169,11 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         polished: merged.polished,
         tolerance,
         above_tolerance: above,
+        falls_short: short,
         notes: merged.report.notes,
     };
     printer.result(&result, || text(&result));
-    Ok(if above && !args.force { Outcome::AboveTolerance } else { Outcome::Done })
+    Ok(if (above || short) && !args.force { Outcome::AboveTolerance } else { Outcome::Done })
 }
 
 fn strategy(text: &str) -> Result<Option<Strategy>> {
@@ -226,6 +232,9 @@ fn polishing(steps: u64, run: Option<&train::Args>, how: &DataArgs) -> Result<Se
     Ok(settings)
 }
 
+/// Steps of polishing where a merge keeps too little of the gain.
+const RESCUE: u64 = 50;
+
 /// Of the run's learning rate.
 const POLISHING_RATE: f64 = 0.1;
 
@@ -245,12 +254,6 @@ fn text(r: &Result_) -> String {
         .iter()
         .map(|d| vec![d.output.clone(), format!("{:.2e}", d.relative), format!("{:.2e}", d.largest)]);
     out += &table(&["output", "relative", "largest"], rows.collect());
-    if let Some(m) = &r.metric {
-        out += &format!("\n\non {}: loss {:.4} live, {:.4} merged", m.measured_on, m.loss[0], m.loss[1]);
-        if let Some([live, merged]) = m.accuracy {
-            out += &format!("; accuracy {:.2} % live, {:.2} % merged", 100.0 * live, 100.0 * merged);
-        }
-    }
     if let Some(p) = &r.polished {
         out += &format!(
             "\n{} steps of polishing: outputs differ by {:.2e}, then {:.2e}",
@@ -264,8 +267,35 @@ fn text(r: &Result_) -> String {
         out += &format!("\nnote: {note}");
     }
     let limit = r.tolerance.unwrap_or_default();
-    out + &match &r.output {
+    out += &match &r.output {
         Some(path) => format!("\nwrote {}", path.display()),
-        None => format!("\nabove the tolerance of {limit:.1e}: nothing was written (--force writes it all the same)"),
+        None if r.above_tolerance => {
+            format!("\nabove the tolerance of {limit:.1e}: nothing was written (--force writes it all the same)")
+        }
+        None => format!(
+            "\nless than {:.0} % of the gain is left: nothing was written\nhint: --keep-branch keeps the adapters in the file and \
+             loses nothing; --force writes the merged file all the same",
+            100.0 * pipeline::KEPT
+        ),
+    };
+    out + &gain(r.metric.as_ref())
+}
+
+/// How much of what was learnt the file holds, as the last line.
+fn gain(metric: Option<&Metric>) -> String {
+    let Some(m) = metric else {
+        return "\nhow much of the gain is kept was not measured: give --calibrate FILE with labels".into();
+    };
+    let mut out =
+        format!("\non {}: loss {:.4} base, {:.4} live, {:.4} merged", m.measured_on, m.base, m.loss[0], m.loss[1]);
+    if let Some([live, merged]) = m.accuracy {
+        out += &format!("; accuracy {:.2} % live, {:.2} % merged", 100.0 * live, 100.0 * merged);
+    }
+    out + &match m.kept {
+        Some(kept) if m.falls_short() => {
+            format!("; only {:.0} % of the gain is kept (--keep-branch keeps it all)", 100.0 * kept)
+        }
+        Some(kept) => format!("; {:.0} % of the gain is kept", 100.0 * kept),
+        None => "; there is no gain to keep".into(),
     }
 }

@@ -114,6 +114,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         ridge: None,
         sequential: false,
         polish: None,
+        rescue: None,
         evaluate: None,
     };
     let merged = pipeline::merge(&request, device.as_mut())?;

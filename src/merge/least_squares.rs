@@ -32,27 +32,40 @@ const RIDGES: [f64; 9] = [1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0];
 pub struct Solution {
     /// `A'`, `[rank, in]`, from all rows.
     pub a: Array2<f64>,
-    /// `A'` from the rows that were not held back.
-    pub a_fit: Array2<f64>,
+    /// For each fold, `A'` from the rows outside it.
+    pub a_fit: Vec<Array2<f64>>,
     pub ridge: f64,
 }
 
 /// `A' = A₀ + (E[t xᵀ] - A₀ E[x xᵀ]) (E[x xᵀ] + λ I)⁻¹`, λ = ridge × the mean diagonal of `E[x xᵀ]`. Without a ridge, the one
-/// with the smallest error of `B t` on the rows held back from `fit` is taken. `a0` is `[rank, in]`, `b` `[out, rank]`.
-pub fn solve(fit: &Moments, held: &Moments, a0: &Array2<f64>, b: &Array2<f64>, ridge: Option<f64>) -> Solution {
+/// with the smallest error of `B t` on the rows held back is taken, over all folds. `parts` are the rows that are never held
+/// back, then those of each fold. `a0` is `[rank, in]`, `b` `[out, rank]`.
+pub fn solve(parts: &[Moments], a0: &Array2<f64>, b: &Array2<f64>, ridge: Option<f64>) -> Solution {
+    let (never, folds) = parts.split_first().expect("there are rows that are never held back");
+    let all = folds.iter().fold(never.clone(), |s, p| sum(&s, p));
+    let fits: Vec<Moments> = (0..folds.len())
+        .map(|k| (folds.iter().enumerate()).filter(|(i, _)| *i != k).fold(never.clone(), |s, (_, p)| sum(&s, p)))
+        .collect();
     let candidates = ridge.map_or(RIDGES.to_vec(), |r| vec![r]);
     let tried = candidates.into_iter().map(|r| {
-        let a = projection(fit, a0, r);
-        (error(held, &a, b), r, a)
+        let projections: Vec<Array2<f64>> = fits.iter().map(|fit| projection(fit, a0, r)).collect();
+        (error(folds, &projections, b), r, projections)
     });
     let best = tried.min_by(|x, y| x.0.total_cmp(&y.0)).expect("there is a ridge to try");
-    Solution { a: projection(&sum(fit, held), a0, best.1), a_fit: best.2, ridge: best.1 }
+    Solution { a: projection(&all, a0, best.1), a_fit: best.2, ridge: best.1 }
 }
 
-/// `‖B (t - A' x)‖ / ‖B t‖` over rows.
-pub fn error(moments: &Moments, a: &Array2<f64>, b: &Array2<f64>) -> f64 {
+/// `‖B (t - A' x)‖ / ‖B t‖` over the rows of all folds, each with the projection fitted without it.
+pub fn error(folds: &[Moments], projections: &[Array2<f64>], b: &Array2<f64>) -> f64 {
+    let parts = folds.iter().zip(projections).map(|(m, a)| squares(m, a, b));
+    let (off, whole) = parts.fold((0.0, 0.0), |s, p| (s.0 + p.0, s.1 + p.1));
+    if whole == 0.0 { 0.0 } else { (off / whole).sqrt() }
+}
+
+/// `‖B (t - A' x)‖²` and `‖B t‖²` over rows.
+fn squares(moments: &Moments, a: &Array2<f64>, b: &Array2<f64>) -> (f64, f64) {
     let inner = |m: &Array2<f64>| (&b.dot(m) * b).sum().max(0.0);
-    let (off, whole) = match moments {
+    match moments {
         Moments::Sums { xx, tx, tt } => {
             let cross = a.dot(&tx.t());
             (inner(&(tt - &cross - cross.t() + a.dot(xx).dot(&a.t()))), inner(tt))
@@ -61,8 +74,7 @@ pub fn error(moments: &Moments, a: &Array2<f64>, b: &Array2<f64>) -> f64 {
             let rest = t - &x.dot(&a.t());
             (inner(&rest.t().dot(&rest)), inner(&t.t().dot(t)))
         }
-    };
-    if whole == 0.0 { 0.0 } else { (off / whole).sqrt() }
+    }
 }
 
 /// Moments of both sets of rows.
@@ -147,8 +159,8 @@ mod tests {
         let (x, held, truth) = (draw(40, 6, 1), draw(9, 6, 2), draw(2, 6, 3));
         let (a0, b) = (draw(2, 6, 4), draw(5, 2, 5));
         let (t, t_held) = (x.dot(&truth.t()), held.dot(&truth.t()));
-        let s = solve(&sums(&x, &t), &sums(&held, &t_held), &a0, &b, None);
-        assert!(error(&sums(&held, &t_held), &s.a_fit, &b) < 1e-6);
+        let s = solve(&[sums(&x, &t), sums(&held, &t_held)], &a0, &b, None);
+        assert!(error(&[sums(&held, &t_held)], &s.a_fit, &b) < 1e-6);
         assert!((&s.a - &truth).iter().all(|d| d.abs() < 1e-6));
     }
 

@@ -329,7 +329,11 @@ pub fn fold(
         // An exporter may have written one weight once for every call.
         let mut written = HashSet::new();
         for l in linear.iter().filter(|l| l.path == delta.path && written.insert(l.weight.as_str())) {
-            let new = &base + &delta.delta / l.alpha as f64;
+            let mut new = &base + &delta.delta / l.alpha as f64;
+            let element = model.initializer_type(&l.weight).map_or(ElementType::F32, |t| t.0);
+            if relative_change != 0.0 && l.quantised(model).is_none() {
+                carry_rounding(element, &mut new);
+            }
             let stored: Vec<f64> =
                 if l.transposed { new.iter().copied().collect() } else { new.t().iter().copied().collect() };
             if let Some(quantised) = l.quantised(model) {
@@ -371,6 +375,27 @@ pub fn fold(
         });
     }
     Ok(layers)
+}
+
+/// Rounds a weight `[out, in]` to the 16 bits that a file stores it in, each row by error feedback: what one element loses is added
+/// to the next one's. A change too small for the steps between numbers is then kept in sum over a row, where rounding each
+/// element alone would lose it whole. Other element types stay as they are.
+fn carry_rounding(element: ElementType, weight: &mut Array2<f64>) {
+    let round: fn(f64) -> f64 = match element {
+        ElementType::F16 => |x| half::f16::from_f64(x).to_f64(),
+        ElementType::Bf16 => |x| half::bf16::from_f64(x).to_f64(),
+        _ => return,
+    };
+    for mut row in weight.rows_mut() {
+        let mut carried = 0.0;
+        for x in &mut row {
+            let wanted = *x + carried;
+            let stored = round(wanted);
+            // What overflows is reported for what it is.
+            carried = if stored.is_finite() { wanted - stored } else { 0.0 };
+            *x = stored;
+        }
+    }
 }
 
 /// Folds an adapter into the model it was injected into.

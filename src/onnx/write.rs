@@ -23,13 +23,45 @@ pub enum WriteError {
         path.display()
     )]
     TooLarge { path: PathBuf, bytes: usize },
+    #[error("{}: the file that was written is not the model: tensor '{tensor}': {why}\nhint: nothing was put in its place; please report this", path.display())]
+    Differs { path: PathBuf, tensor: String, why: String },
 }
 
-/// Writes `model` to `path`, and the data it keeps outside the file to `<path>.data`.
+/// Writes `model` to `path`, and the data it keeps outside the file to `<path>.data`. Both are written into a temporary folder
+/// first, read back, and compared with the model tensor by tensor; only then do they take their places.
 pub fn write(model: &Model, path: &Path) -> Result<(), WriteError> {
     let io = |error| WriteError::Io { path: path.to_path_buf(), error };
     let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(dir).map_err(io)?;
+    let folder = tempfile::Builder::new().prefix(".reslora-").tempdir_in(dir).map_err(io)?;
+    let draft = folder.path().join(path.file_name().unwrap_or_default());
+    write_in_place(model, &draft)?;
+    let differs = |tensor: &str, why: &str| WriteError::Differs {
+        path: path.to_path_buf(),
+        tensor: tensor.to_string(),
+        why: why.to_string(),
+    };
+    let back = super::read::read(&draft).map_err(|e| differs("", &e.to_string()))?;
+    for name in model.initializers() {
+        let same = match (model.initializer(name), back.initializer(name)) {
+            (Some(a), Some(b)) => a.element == b.element && a.dims == b.dims && a.bytes == b.bytes,
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        if !same {
+            return Err(differs(name, "its bytes on disk are not those that were to be written"));
+        }
+    }
+    drop(back);
+    // The data first: until the model is there, nothing names it.
+    let (data, target) = (data_path(&draft), data_path(path));
+    if data.exists() {
+        std::fs::rename(&data, &target).map_err(io)?;
+    }
+    std::fs::rename(&draft, path).map_err(io)
+}
+
+fn write_in_place(model: &Model, path: &Path) -> Result<(), WriteError> {
+    let io = |error| WriteError::Io { path: path.to_path_buf(), error };
     let data_path = data_path(path);
     let layout = Layout::new(model, &data_path);
     let parts: Vec<Part> = model.items.iter().map(|item| part(model, item, &layout)).collect();

@@ -26,15 +26,25 @@ const WIDE: usize = 4096;
 /// The most that moments take on the host at once, in bytes: at 4,096 features 256 MiB a block, so four blocks.
 const BUDGET: usize = 1 << 30;
 
-/// Moments of the rows that a fit reads, and of those held back to judge it.
-pub struct Split {
-    pub fit: Moments,
-    pub held: Moments,
-}
+/// The fewest examples that a choice between merges is made on, where there are so many.
+pub const JUDGED: usize = 32;
 
-/// How many examples of a data set are held back.
+/// How many examples of a data set are held back at a time.
 pub fn held_back(examples: usize) -> usize {
     if examples < 2 { 0 } else { examples.div_ceil(10) }
+}
+
+/// The examples that are held back, each fold in its turn: a tenth at a time, from the end, until at least [`JUDGED`] have been,
+/// or all.
+pub fn folds(examples: usize) -> Vec<Range<usize>> {
+    let held = held_back(examples);
+    let mut folds = Vec::new();
+    let mut end = examples;
+    while held > 0 && end > 0 && examples - end < JUDGED {
+        folds.push(end.saturating_sub(held)..end);
+        end = end.saturating_sub(held);
+    }
+    folds
 }
 
 /// What a block's B reads: the name of the value, and strides if it is an image.
@@ -138,14 +148,15 @@ fn over(
     })
 }
 
-/// The batches of the examples that a fit reads, and of those held back, with which of the two each is.
-fn batches(c: &Calibration) -> Vec<(bool, Vec<usize>)> {
-    let n = c.data.len();
-    let kept = n - held_back(n);
+/// The batches of the examples that are never held back (part 0) and of each fold, with the part that each belongs to.
+fn batches(c: &Calibration) -> Vec<(usize, Vec<usize>)> {
+    let folds = folds(c.data.len());
+    let kept = folds.last().map_or(c.data.len(), |f| f.start);
     let feed = Feed { padding: c.padding, ..Feed::default() };
     let chunks = |range: Range<usize>| c.data.batches(&feed, &range.collect::<Vec<_>>(), c.batch_size);
-    let fit = chunks(0..kept).into_iter().map(|b| (false, b));
-    fit.chain(chunks(kept..n).into_iter().map(|b| (true, b))).collect()
+    let never = chunks(0..kept).into_iter().map(|b| (0, b));
+    let held = folds.iter().enumerate().flat_map(|(k, f)| chunks(f.clone()).into_iter().map(move |b| (k + 1, b)));
+    never.chain(held).collect()
 }
 
 /// A program that gives signals, fed as a calibration says.
@@ -161,15 +172,16 @@ pub fn moments(
     adapter: &Adapter,
     c: &Calibration,
     device: &mut dyn Device,
-    each: &mut dyn FnMut(&str, Split),
+    each: &mut dyn FnMut(&str, Vec<Moments>),
 ) -> Result<(), Error> {
     let config = merge::config(injected)?;
     let batches = batches(c);
+    let count = folds(c.data.len()).len() + 1;
     let examples: Vec<Vec<usize>> = batches.iter().map(|b| b.1.clone()).collect();
     let mut open: Vec<&crate::structure::Target> = config.targets.iter().collect();
     while !open.is_empty() {
         // As many blocks at once as fit; each round runs the data again.
-        let bytes = |n: usize| 16 * n.min(WIDE) * n.max(WIDE.min(n));
+        let bytes = |n: usize| 8 * count.max(2) * n.min(WIDE) * n.max(WIDE.min(n));
         let mut group = Vec::new();
         let mut used = 0;
         while let Some(t) = open.first() {
@@ -185,12 +197,12 @@ pub fn moments(
                 taps(injected, &t.path).ok_or_else(|| Error::Model(format!("'{}' is not in the file", t.path)))?;
             signals.push(Signal { x: Some(x), t: Some(s), sums: t.in_features <= WIDE });
         }
-        let mut parts: Vec<[Gathering; 2]> =
-            signals.iter().map(|s| [Gathering::new(s.sums), Gathering::new(s.sums)]).collect();
+        let mut parts: Vec<Vec<Gathering>> =
+            signals.iter().map(|s| (0..count).map(|_| Gathering::new(s.sums)).collect()).collect();
         let trainee = with_signals(load(injected, Some(adapter))?, c, signals.clone());
         over(&trainee, c.data, &examples, device, &mut |k, fetched| {
             for (i, (signal, part)) in signals.iter().zip(&mut parts).enumerate() {
-                let part = &mut part[batches[k].0 as usize];
+                let part = &mut part[batches[k].0];
                 let get = |name: &str| matrix(&fetched, i, name).expect("the program gives it");
                 if signal.sums {
                     part.add_sums([get("xx"), get("tx"), get("tt")]);
@@ -200,9 +212,9 @@ pub fn moments(
                 }
             }
         })?;
-        for (t, [fit, held]) in group.into_iter().zip(parts) {
+        for (t, parts) in group.into_iter().zip(parts) {
             let size = [t.in_features, config.rank];
-            each(&t.path, Split { fit: fit.finish(size), held: held.finish(size) });
+            each(&t.path, parts.into_iter().map(|p| p.finish(size)).collect());
         }
     }
     Ok(())
@@ -214,9 +226,12 @@ pub struct Fitted {
 }
 
 impl Fitted {
-    /// Projections from all rows, or from those that were not held back.
-    pub fn projections(&self, all: bool) -> BTreeMap<String, Array2<f64>> {
-        let pick = |s: &Solution| if all { s.a.clone() } else { s.a_fit.clone() };
+    /// Projections from all rows, or from those outside one fold.
+    pub fn projections(&self, without: Option<usize>) -> BTreeMap<String, Array2<f64>> {
+        let pick = |s: &Solution| match without {
+            None => s.a.clone(),
+            Some(fold) => s.a_fit[fold].clone(),
+        };
         self.solutions.iter().map(|(path, s)| (path.clone(), pick(s))).collect()
     }
 }
@@ -251,13 +266,14 @@ pub fn fit(task: &Task, choices: &[Vec<Delta>], device: &mut dyn Device) -> Resu
     let starts = starts(p, norms)?;
     let mut fitted = Fitted { solutions: BTreeMap::new() };
     let mut errors = vec![BTreeMap::new(); choices.len() + 1];
-    moments(injected, adapter, c, device, &mut |path, split| {
+    moments(injected, adapter, c, device, &mut |path, parts| {
         let b = &p.factors[path].1;
-        let solution = merge::solve(&split.fit, &split.held, &starts[path], b, ridge);
-        errors[choices.len()].insert(path.to_string(), merge::error(&split.held, &solution.a_fit, b));
+        let solution = merge::solve(&parts, &starts[path], b, ridge);
+        errors[choices.len()].insert(path.to_string(), merge::error(&parts[1..], &solution.a_fit, b));
         for (choice, errors) in choices.iter().zip(&mut errors) {
             if let Some(a) = choice.iter().find(|d| d.path == path).and_then(|d| d.a.as_ref()) {
-                errors.insert(path.to_string(), merge::error(&split.held, a, b));
+                let same = vec![a.clone(); parts.len() - 1];
+                errors.insert(path.to_string(), merge::error(&parts[1..], &same, b));
             }
         }
         fitted.solutions.insert(path.to_string(), solution);
@@ -275,8 +291,9 @@ pub fn fit_in_order(task: &Task, device: &mut dyn Device) -> Result<Judged, Erro
     let scale = p.config.scale();
     let mut fitted = Fitted { solutions: BTreeMap::new() };
     let mut errors = BTreeMap::new();
-    // One model merged from all rows, which the file will hold, and one from the rows that were not held back, to judge by.
-    let mut merged = [p.model.clone(), p.model.clone()];
+    // One model merged from all rows, which the file will hold, and for each fold one from the rows outside it, to judge by.
+    let count = folds(c.data.len()).len() + 1;
+    let mut merged = vec![p.model.clone(); count];
     for group in stages(&p.model, &p.config) {
         let mut taken = Vec::new();
         for path in &group {
@@ -289,18 +306,18 @@ pub fn fit_in_order(task: &Task, device: &mut dyn Device) -> Result<Judged, Erro
         let live = with_signals(load(injected, Some(adapter))?, c, live);
         let mut ts: Vec<Fetched> = Vec::new();
         over(&live, c.data, &examples, device, &mut |_, fetched| ts.push(fetched))?;
-        let mut found: [Vec<(Moments, Moments)>; 2] = [vec![], vec![]];
-        for (model, found) in merged.iter().zip(&mut found) {
+        let mut found: Vec<Vec<Vec<Moments>>> = vec![vec![]; count];
+        for (model, found) in merged.iter().zip(found.iter_mut()) {
             let model = Arc::new(model.clone());
             let trainee =
                 Trainee { program: inferring(&model), feed: c.feed(&model), parameters: BTreeMap::new(), base: None };
             let trainee = with_signals(trainee, c, plain.clone());
             let sums = |path: &String| starts[path].ncols() <= WIDE;
-            let mut parts: Vec<[Gathering; 2]> =
-                group.iter().map(|g| [Gathering::new(sums(g)), Gathering::new(sums(g))]).collect();
+            let mut parts: Vec<Vec<Gathering>> =
+                group.iter().map(|g| (0..count).map(|_| Gathering::new(sums(g))).collect()).collect();
             over(&trainee, c.data, &examples, device, &mut |k, fetched| {
                 for (i, part) in parts.iter_mut().enumerate() {
-                    let part = &mut part[batches[k].0 as usize];
+                    let part = &mut part[batches[k].0];
                     let x = matrix(&fetched, i, "x").expect("the program gives it");
                     let t = matrix(&ts[k], i, "t").expect("the program gives it");
                     let mask = matrix(&fetched, i, "mask");
@@ -315,23 +332,26 @@ pub fn fit_in_order(task: &Task, device: &mut dyn Device) -> Result<Judged, Erro
                     }
                 }
             })?;
-            for (path, [fit, held]) in group.iter().zip(parts) {
+            for (path, parts) in group.iter().zip(parts) {
                 let size = [starts[path].ncols(), p.config.rank];
-                found.push((fit.finish(size), held.finish(size)));
+                found.push(parts.into_iter().map(|p| p.finish(size)).collect());
             }
         }
-        let [all, judged] = found;
-        let mut deltas: [Vec<Delta>; 2] = [vec![], vec![]];
-        for ((path, all), judged) in group.iter().zip(all).zip(judged) {
+        let mut deltas: Vec<Vec<Delta>> = vec![vec![]; count];
+        for (i, path) in group.iter().enumerate() {
             let b = &p.factors[path].1;
-            let by_fit = merge::solve(&judged.0, &judged.1, &starts[path], b, ridge);
-            let whole = merge::solve(&all.0, &all.1, &starts[path], b, Some(by_fit.ridge));
-            errors.insert(path.clone(), merge::error(&judged.1, &by_fit.a_fit, b));
-            for (a, deltas) in [&whole.a, &by_fit.a_fit].into_iter().zip(&mut deltas) {
+            // The inputs of each fold's own model; where there is no fold, nothing is judged.
+            let own: Vec<Solution> = (1..count).map(|k| merge::solve(&found[k][i], &starts[path], b, ridge)).collect();
+            let ridge = own.first().map_or(ridge, |s| Some(s.ridge));
+            let whole = merge::solve(&found[0][i], &starts[path], b, ridge);
+            let a_fit: Vec<Array2<f64>> = own.iter().enumerate().map(|(k, s)| s.a_fit[k].clone()).collect();
+            let held: Vec<Moments> = (1..count).map(|k| found[k][i][k].clone()).collect();
+            errors.insert(path.clone(), merge::error(&held, &a_fit, b));
+            for (a, deltas) in std::iter::once(&whole.a).chain(&a_fit).zip(&mut deltas) {
                 let delta = b.dot(a) * scale;
                 deltas.push(Delta { path: path.clone(), delta, a: Some(a.clone()), alphas: vec![] });
             }
-            fitted.solutions.insert(path.clone(), Solution { a_fit: by_fit.a_fit, ..whole });
+            fitted.solutions.insert(path.clone(), Solution { a_fit, ..whole });
         }
         for (model, deltas) in merged.iter_mut().zip(&deltas) {
             merge::fold(model, &p.config, deltas, &mut vec![])?;

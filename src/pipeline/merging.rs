@@ -1,22 +1,21 @@
 //! Merging with the statistics it needs, and checking what came out.
 
-use super::comparing::{Inputs, compare_outputs, synthetic};
+use super::approximating::{approximate, compared_on, inputs, largest, polish};
+use super::comparing::compare_outputs;
 use super::surveying::survey;
-use super::training::{self, EvalRequest, TrainRequest, load};
+use super::training::{self, EvalRequest, load};
 use super::{Error, fitting, input_specs};
 use crate::adapter::{self, Adapter, Norms};
 use crate::calibrate::Accumulator;
 use crate::device::{Device, Run};
-use crate::inject::{self, Options, Selector};
 use crate::ir::outputs;
 use crate::lower::loss::Loss;
-use crate::merge::{self, Delta, MergeError, Report, Statistics, Strategy};
+use crate::merge::{self, Report, Statistics, Strategy};
 use crate::onnx::{self, ElementType, Model};
-use crate::structure::{Config, Structure};
+use crate::structure::Config;
 use crate::train::data::{Dataset, Feed, Padding};
 use crate::train::{Purpose, Settings};
 use crate::verify::Difference;
-use regex::Regex;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -77,6 +76,8 @@ pub struct MergeRequest<'a> {
     pub sequential: bool,
     /// Optimiser steps of the merged form after the solution.
     pub polish: Option<Settings>,
+    /// The same, where too little of the gain is left and nothing was asked for.
+    pub rescue: Option<Settings>,
     /// Data to measure the evaluation metric on; without it, the rows held back.
     pub evaluate: Option<Calibration<'a>>,
 }
@@ -103,9 +104,34 @@ pub struct Merged {
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Metric {
     pub measured_on: String,
+    /// Of the model without the adapter.
+    pub base: f64,
+    /// With the adapter live, and merged.
     pub loss: [f64; 2],
+    /// The share of what the adapter gained that the merged model keeps; `None` where it gained nothing to speak of.
+    pub kept: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<[f64; 2]>,
+}
+
+/// The least of a gain that a merge must keep to pass for one.
+pub const KEPT: f64 = 0.9;
+
+impl Metric {
+    /// A gain in loss is nothing to speak of below this share of the loss.
+    const NOTICED: f64 = 1e-4;
+
+    fn new(measured_on: String, base: f64, loss: [f64; 2], accuracy: Option<[f64; 2]>) -> Metric {
+        let [live, merged] = loss;
+        let gain = base - live;
+        let kept = (gain > Metric::NOTICED * base.abs().max(live.abs())).then(|| (base - merged) / gain);
+        Metric { measured_on, base, loss, kept, accuracy }
+    }
+
+    /// Whether too little of the gain is left.
+    pub fn falls_short(&self) -> bool {
+        self.kept.is_some_and(|k| k.is_nan() || k < KEPT)
+    }
 }
 
 /// What polishing changed.
@@ -117,9 +143,6 @@ pub struct Polished {
     /// The largest relative difference of an output from the live model's, before and after.
     pub difference: [f64; 2],
 }
-
-/// The most examples that a comparison runs on.
-const COMPARED: usize = 32;
 
 /// Reads an adapter for an injected model: under the model's names, checked to fit, with notes on what could not be checked.
 pub fn read_adapter(path: &Path, injected: &Model) -> Result<(Adapter, Vec<String>), Error> {
@@ -154,10 +177,7 @@ fn fitted(request: &MergeRequest, device: &mut dyn Device) -> Result<Merged, Err
     }
     let request = &request;
     let given = request.calibrate.as_ref().or(request.fallback.as_ref());
-    let (inputs, compared_on) = match given {
-        Some(c) => held_back(request.injected, c)?,
-        None => (vec![synthetic(request.injected, 0)?], "synthetic inputs".to_string()),
-    };
+    let (inputs, compared_on) = (inputs(request.injected, given)?.concat(), compared_on(given));
     let injected = request.injected;
     let compare = |model: &Arc<Model>, device: &mut dyn Device| {
         compare_outputs(injected, Some(request.adapter), model, &inputs, device)
@@ -200,9 +220,28 @@ fn fitted(request: &MergeRequest, device: &mut dyn Device) -> Result<Merged, Err
         return Ok(merged);
     }
 
-    let mut chosen = approximate(request, given, &compare, device)?;
-    let metric = metric(request, given, &chosen.model, device)?;
-    let polished = match &request.polish {
+    let mut chosen = approximate(request, given, request.sequential, device)?;
+    let mut metric = metric(request, given, &chosen.model, device)?;
+    let short = |m: &Option<Metric>| request.strategy.is_none() && m.as_ref().is_some_and(Metric::falls_short);
+    if short(&metric) && !request.sequential && given.is_some() {
+        // Too little is left: least squares layer by layer makes up for what earlier layers lost.
+        let only = MergeRequest { strategy: Some(Strategy::LeastSquares), ..request.clone() };
+        let mut other = approximate(&only, given, true, device)?;
+        let better = self::metric(request, given, &other.model, device)?;
+        if better.as_ref().and_then(|m| m.kept) > metric.as_ref().and_then(|m| m.kept) {
+            other.report.notes.push("least squares layer by layer (--sequential) keeps more of the gain: taken".into());
+            other.tried.splice(0..0, chosen.tried);
+            (chosen, metric) = (other, better);
+        }
+    }
+    let rescued = request.rescue.as_ref().filter(|_| short(&metric) && request.polish.is_none() && given.is_some());
+    if let Some(settings) = rescued {
+        chosen.report.notes.push(format!(
+            "too little of the gain was left: the merged form was trained for {} steps (--polish)",
+            settings.max_steps.unwrap_or_default()
+        ));
+    }
+    let polished = match request.polish.as_ref().or(rescued) {
         None => None,
         Some(settings) => {
             let before = (largest(&chosen.differences), metric.as_ref().map(|m| m.loss[1]));
@@ -230,10 +269,6 @@ fn owned(model: Arc<Model>) -> Model {
     Arc::try_unwrap(model).unwrap_or_else(|shared| (*shared).clone())
 }
 
-fn largest(differences: &[Difference]) -> f64 {
-    differences.iter().map(|d| d.relative).fold(0.0, |a, b| if b.is_nan() { b } else { a.max(b) })
-}
-
 /// The largest relative difference that an exact merge may have.
 fn tolerance(model: &Model, config: &Config) -> f64 {
     let element = |t: &crate::structure::Target| model.initializer_type(&t.weight).map(|w| w.0);
@@ -249,160 +284,6 @@ fn tolerance(model: &Model, config: &Config) -> f64 {
     })
 }
 
-/// An approximate merge that was chosen.
-struct Chosen {
-    model: Arc<Model>,
-    report: Report,
-    deltas: Vec<Delta>,
-    differences: Vec<Difference>,
-    tried: Vec<(String, f64)>,
-}
-
-type Compare<'a> = dyn Fn(&Arc<Model>, &mut dyn Device) -> Result<Vec<Difference>, Error> + 'a;
-
-/// Tries the strategies that may apply, each as it is without the rows held back, and folds the best of them as it is with all.
-fn approximate(
-    request: &MergeRequest,
-    given: Option<&Calibration>,
-    compare: &Compare,
-    device: &mut dyn Device,
-) -> Result<Chosen, Error> {
-    let (injected, adapter) = (request.injected, request.adapter);
-    let p = merge::prepare(injected, adapter)?;
-    let mut notes = Vec::new();
-    let candidates = match (request.strategy, given) {
-        (Some(s), _) => vec![s],
-        (None, Some(_)) => vec![Strategy::LeastSquares, Strategy::InputNorm, Strategy::WeightNorm],
-        (None, None) => vec![Strategy::InputNorm, Strategy::WeightNorm],
-    };
-    let fits = candidates.contains(&Strategy::LeastSquares);
-    let needs = |s: &Strategy| (s.info().applies)(p.config.structure) && (s.info().needs_norms)(p.config.structure);
-    let norms = match fits || candidates.iter().any(needs) {
-        true => norms(request, device, &mut notes)?,
-        false => BTreeMap::new(),
-    };
-    let mut statistics = Statistics { norms, ..Statistics::default() };
-    // The strategies that need no rows first: their errors are found on the rows that least-squares reads anyway.
-    let mut judged: Vec<(Strategy, Vec<Delta>)> = Vec::new();
-    for &s in candidates.iter().filter(|s| **s != Strategy::LeastSquares) {
-        judged.push((s, merge::deltas(&p, s, &statistics)?));
-    }
-    let mut errors: BTreeMap<&str, BTreeMap<String, f64>> = BTreeMap::new();
-    let mut ridges = BTreeMap::new();
-    if let Some(c) = given.filter(|_| fits || !statistics.norms.is_empty()) {
-        let choices: Vec<Vec<Delta>> = judged.iter().map(|(_, d)| d.clone()).collect();
-        let (prepared, norms, ridge) = (&p, &statistics.norms, request.ridge);
-        let task = fitting::Task { prepared, injected, adapter, data: c, norms, ridge };
-        let live = fitting::fit(&task, &choices, device)?;
-        let names = judged.iter().map(|(s, _)| s.info().name);
-        errors.extend(names.chain([Strategy::LeastSquares.info().name]).zip(live.errors));
-        let mut fitted = live.fitted;
-        if fits && request.sequential {
-            let in_order = fitting::fit_in_order(&task, device)?;
-            errors.extend([Strategy::LeastSquares.info().name].into_iter().zip(in_order.errors));
-            fitted = in_order.fitted;
-        }
-        if fits {
-            statistics.projections = fitted.projections(false);
-            judged.insert(0, (Strategy::LeastSquares, merge::deltas(&p, Strategy::LeastSquares, &statistics)?));
-            statistics.projections = fitted.projections(true);
-            ridges = fitted.solutions.iter().map(|(path, s)| (path.clone(), s.ridge)).collect();
-        }
-    } else if fits {
-        return Err(MergeError::NoRows { structure: p.config.structure }.into());
-    }
-    let mut outcomes = Vec::new();
-    for (s, deltas) in judged {
-        let mut model = p.model.clone();
-        merge::fold(&mut model, &p.config, &deltas, &mut vec![])?;
-        outcomes.push((s, compare(&Arc::new(model), device)?));
-    }
-    let tried: Vec<(String, f64)> = outcomes.iter().map(|(s, d)| (s.info().name.to_string(), largest(d))).collect();
-    let best = outcomes.into_iter().min_by(|a, b| largest(&a.1).total_cmp(&largest(&b.1)));
-    let (strategy, differences) = best.expect("there is a candidate");
-    if tried.len() > 1 {
-        let all: Vec<String> = tried.iter().map(|(name, error)| format!("{name} {error:.1e}")).collect();
-        notes.push(format!("{} changes the outputs least: {}", strategy.info().name, all.join(", ")));
-    }
-    // As it will be written: from all rows.
-    let deltas = merge::deltas(&p, strategy, &statistics)?;
-    let (mut model, mut all_notes) = (p.model, p.notes);
-    let mut layers = merge::fold(&mut model, &p.config, &deltas, &mut all_notes)?;
-    for layer in &mut layers {
-        layer.error = errors.get(strategy.info().name).and_then(|e| e.get(&layer.path)).copied();
-        layer.ridge = ridges.get(&layer.path).copied().filter(|_| strategy == Strategy::LeastSquares);
-    }
-    all_notes.extend(notes);
-    let also_trained = p.config.also_train.clone();
-    let report = Report { strategy: strategy.info().name.into(), layers, also_trained, notes: all_notes };
-    Ok(Chosen { model: Arc::new(model), report, deltas, differences, tried })
-}
-
-/// Trains the merged form, plain LoRA with the projections that were found, for some steps on the rows not held back.
-fn polish(
-    request: &MergeRequest,
-    given: Option<&Calibration>,
-    chosen: &mut Chosen,
-    settings: &Settings,
-    device: &mut dyn Device,
-) -> Result<u64, Error> {
-    let none = "--polish needs data to train on\nhint: give --calibrate FILE with labels";
-    let c = given.ok_or_else(|| Error::Usage(none.into()))?;
-    let config = merge::config(request.injected)?;
-    let bare = merge::strip(request.injected, &config)?;
-    let mut start = Adapter::default();
-    for (t, delta) in config.targets.iter().zip(&chosen.deltas) {
-        let a = delta.a.as_ref().expect("an approximate merge keeps the rank");
-        start.tensors.insert(t.a(), a.mapv(|x| x as f32).into_dyn());
-        start.tensors.insert(t.b(), request.adapter.tensors[&t.b()].clone());
-    }
-    for name in &config.also_train {
-        start.tensors.insert(name.clone(), request.adapter.tensors[name].clone());
-    }
-    let exactly = |name: &String| Regex::new(&format!("^{}$", regex::escape(name))).expect("an escaped name");
-    let options = Options {
-        targets: config.targets.iter().map(|t| Selector::Path(exactly(&t.path))).collect(),
-        exclude: vec![],
-        structure: Structure::Lora,
-        pre_num: 0,
-        rank: config.rank,
-        alpha: config.alpha,
-        dropout: config.dropout,
-        rslora: config.rslora,
-        also_train: config.also_train.iter().map(exactly).collect(),
-        seed: config.seed,
-        adapter: Some(start),
-    };
-    let (lora, _) = inject::inject(&bare, &options, &|_| None)?;
-    let lora = Arc::new(lora);
-    let n = c.data.len();
-    let data = c.data.subset(0..n - fitting::held_back(n));
-    let dir = tempfile::tempdir().map_err(|e| Error::Model(format!("no temporary folder: {e}")))?;
-    let train = TrainRequest {
-        model: &lora,
-        data: &data,
-        eval: None,
-        settings,
-        max_length: c.max_length,
-        loss: c.loss,
-        loss_output: c.loss_output,
-        fuse: true,
-        dir: dir.path(),
-        resume: false,
-    };
-    struct Quiet;
-    impl crate::train::Observer for Quiet {}
-    let outcome = training::train(&train, device, &mut Quiet)?;
-    let mut p = merge::prepare(&lora, &outcome.adapter)?;
-    let deltas = merge::deltas(&p, Strategy::Exact, &Statistics::default())?;
-    let layers = merge::fold(&mut p.model, &p.config, &deltas, &mut vec![])?;
-    for (old, new) in chosen.report.layers.iter_mut().zip(layers) {
-        (old.relative_change, old.requantised) = (new.relative_change, new.requantised);
-    }
-    (chosen.model, chosen.deltas) = (Arc::new(p.model), deltas);
-    Ok(outcome.steps)
-}
-
 /// The metric of the live and of the merged model, on the data for it or the rows held back; `None` where there are no labels.
 fn metric(
     request: &MergeRequest,
@@ -412,9 +293,10 @@ fn metric(
 ) -> Result<Option<Metric>, Error> {
     let Some(c) = request.evaluate.as_ref().or(given) else { return Ok(None) };
     let n = c.data.len();
-    let (data, measured_on) = match (&request.evaluate, fitting::held_back(n)) {
-        (None, held) if held > 0 => {
-            (c.data.subset(n - held..n), format!("the last {held} examples of {}", c.data.path.display()))
+    let (data, measured_on) = match (&request.evaluate, fitting::folds(n).last()) {
+        (None, Some(first)) => {
+            let count = n - first.start;
+            (c.data.subset(first.start..n), format!("the last {count} examples of {}", c.data.path.display()))
         }
         _ => (c.data.subset(0..n), c.data.path.display().to_string()),
     };
@@ -428,11 +310,13 @@ fn metric(
             EvalRequest { model, adapter, data: &data, batch_size, max_length, loss, loss_output, mixed: false };
         training::evaluate(&request, device)
     };
+    let bare = Arc::new(merge::strip(request.injected, &merge::config(request.injected)?)?);
+    let base = ask(&bare, None)?.loss;
     let live = ask(request.injected, Some(request.adapter))?;
     // A file that keeps the branches holds the adapter's factors itself.
     let after = ask(merged, None)?;
     let accuracy = live.accuracy.zip(after.accuracy).map(|(a, b)| [a, b]);
-    Ok(Some(Metric { measured_on, loss: [live.loss, after.loss], accuracy }))
+    Ok(Some(Metric::new(measured_on, base, [live.loss, after.loss], accuracy)))
 }
 
 /// The key under which a merged model says how it came about, as JSON.
@@ -463,27 +347,6 @@ fn record(merged: &mut Merged, request: &MergeRequest, config: &Config, given: O
     merged.model.set_metadata(MERGE_KEY, Some(record.to_string()));
 }
 
-/// Norms of the blocks: from the data given, else from the data to fall back on, else as the run recorded them.
-fn norms(
-    request: &MergeRequest,
-    device: &mut dyn Device,
-    notes: &mut Vec<String>,
-) -> Result<BTreeMap<String, Norms>, Error> {
-    if let Some(c) = &request.calibrate {
-        return calibrate(request.injected, request.adapter, c, device);
-    }
-    if let Some(c) = &request.fallback {
-        notes.push(format!("statistics were gathered on {}", c.data.path.display()));
-        return calibrate(request.injected, request.adapter, c, device);
-    }
-    if !request.adapter.statistics.is_empty() {
-        notes.push(
-            "norms are those recorded over the last steps of training; --calibrate FILE gathers them anew".into(),
-        );
-    }
-    Ok(request.adapter.statistics.clone())
-}
-
 /// Runs an injected model over a whole data set and sums the norms of its blocks.
 pub fn calibrate(
     injected: &Arc<Model>,
@@ -509,16 +372,4 @@ pub fn calibrate(
         Ok(())
     })?;
     Ok(sums.finish())
-}
-
-/// Batches of the last examples of a data set, and what to call them.
-fn held_back(model: &Arc<Model>, c: &Calibration) -> Result<(Vec<Inputs>, String), Error> {
-    let n = c.data.len();
-    let count = COMPARED.min(n.div_ceil(10)).max(1);
-    let feed = c.feed(model);
-    let rows: Vec<usize> = (n - count..n).collect();
-    let batches = c.data.batches(&feed, &rows, c.batch_size);
-    let batches = batches.iter().map(|r| Ok(c.data.batch(&feed, r)?.inputs));
-    let inputs: Result<Vec<_>, Error> = batches.collect();
-    Ok((inputs?, format!("the last {count} examples of {}", c.data.path.display())))
 }

@@ -6,6 +6,7 @@
 //! model.reslora.onnx + Adapter (+ statistics) -> merge -> write -> merged.onnx
 //! ```
 
+mod approximating;
 mod benching;
 mod choosing;
 mod comparing;
@@ -30,7 +31,9 @@ pub use devices::{DeviceChoice, DeviceInfo, Numbers, list_devices, open_device};
 pub use doctor::{KERNEL_TOLERANCE, KernelCheck, self_check};
 pub use error::Error;
 pub use inspecting::{Found, Inspection, MemoryNeed, dot, inspect};
-pub use merging::{Calibration, MERGE_KEY, MergeRequest, Merged, Metric, Polished, calibrate, merge, read_adapter};
+pub use merging::{
+    Calibration, KEPT, MERGE_KEY, MergeRequest, Merged, Metric, Polished, calibrate, merge, read_adapter,
+};
 
 pub use surveying::within_positions;
 pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};

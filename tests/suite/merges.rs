@@ -25,6 +25,7 @@ fn request<'a>(injected: &'a Arc<Model>, adapter: &'a Adapter, data: Option<&'a 
         ridge: None,
         sequential: false,
         polish: None,
+        rescue: None,
         evaluate: None,
     }
 }

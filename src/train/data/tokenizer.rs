@@ -1,9 +1,9 @@
 //! A Hugging Face `tokenizer.json`: texts become the tokens that the tokenizer's own framework makes of them.
 
-use crate::file_kind::{self, Kind};
 use super::special::{self, Special};
 use super::template::Templates;
 use super::{DataError, Options};
+use crate::file_kind::{self, Kind};
 use serde_json::{Map, Value};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
