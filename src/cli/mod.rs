@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod quickstart;
 mod resume;
+mod run;
 mod runs;
 mod settings;
 mod train;
@@ -50,6 +51,8 @@ enum Command {
     Merge(merge::Args),
     /// Measure a model on a data set
     Eval(eval::Args),
+    /// Run a model once on tensors exactly as given, and write every output
+    Run(run::Args),
     /// Run two models on the same inputs with tract, and compare their outputs
     Verify(verify::Args),
     /// Time training steps on data that is made up
@@ -81,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(&args, &printer),
         Command::Merge(args) => merge::run(&args, &printer),
         Command::Eval(args) => eval::run(&args, &printer),
+        Command::Run(args) => run::run(&args, &printer),
         Command::Verify(args) => verify::run(&args, &printer),
         Command::Bench(args) => bench::run(&args, &printer),
         Command::Diff(args) => diff::run(&args, &printer),

@@ -95,6 +95,8 @@ pub struct Request<'a> {
     pub shapes: &'a BTreeMap<String, Vec<usize>>,
     /// Initializers that are parameters rather than weights.
     pub trained: &'a BTreeSet<String>,
+    /// Inputs whose elements are known while compiling: the program is made for them alone.
+    pub known: &'a BTreeMap<String, Tensor>,
     /// Values of the model that are wanted; nodes that none depends on are left out.
     pub wanted: &'a [String],
     /// Whether Dropout drops.
@@ -306,6 +308,11 @@ pub fn lower(request: &Request) -> Result<Lowered, LowerError> {
         if let Some(value) = branch_input(&input) {
             let extents = input.dims.iter().flatten().map(|_| 1).collect::<Vec<usize>>();
             let value = lowered.b.constant(Tensor::bool(extents, vec![u32::from(value)]));
+            lowered.values.insert(input.name.clone(), value);
+            continue;
+        }
+        if let Some(t) = request.known.get(&input.name) {
+            let value = lowered.b.constant(t.clone());
             lowered.values.insert(input.name.clone(), value);
             continue;
         }

@@ -152,6 +152,29 @@ pub fn encode_floats(element: ElementType, values: &[f64]) -> Option<Vec<u8>> {
     })
 }
 
+/// Integers or booleans as the little-endian elements of a type; the error is the first that it cannot hold.
+pub fn encode_integers(element: ElementType, values: &[i64]) -> Result<Vec<u8>, i64> {
+    fn all<T: TryFrom<i64>, const N: usize>(values: &[i64], bytes: fn(T) -> [u8; N]) -> Result<Vec<u8>, i64> {
+        let mut out = Vec::with_capacity(values.len() * N);
+        for &x in values {
+            out.extend(bytes(T::try_from(x).map_err(|_| x)?));
+        }
+        Ok(out)
+    }
+    match element {
+        ElementType::I64 => all(values, i64::to_le_bytes),
+        ElementType::I32 => all(values, i32::to_le_bytes),
+        ElementType::I16 => all(values, i16::to_le_bytes),
+        ElementType::I8 => all(values, i8::to_le_bytes),
+        ElementType::U64 => all(values, u64::to_le_bytes),
+        ElementType::U32 => all(values, u32::to_le_bytes),
+        ElementType::U16 => all(values, u16::to_le_bytes),
+        ElementType::U8 => all(values, u8::to_le_bytes),
+        ElementType::Bool => Ok(values.iter().map(|&x| u8::from(x != 0)).collect()),
+        _ => Err(values.first().copied().unwrap_or(0)),
+    }
+}
+
 /// What the first element that is not finite is called, of a tensor of floats.
 pub fn not_finite(element: ElementType, bytes: &[u8]) -> Option<&'static str> {
     let view = TensorView { name: "", element, dims: vec![], bytes: Cow::Borrowed(bytes) };

@@ -3,7 +3,7 @@
 use super::weighing::OwnLoss;
 use super::{Error, ValueShapes};
 use crate::calibrate::{self, BlockValues};
-use crate::ir::{Builder, Graph, Leaf, Sink, Value, outputs};
+use crate::ir::{Builder, Graph, Leaf, Sink, Tensor, Value, outputs};
 use crate::lower::loss::{self, Loss};
 use crate::lower::{self, Lowered, Request};
 use crate::onnx::{self, Dim, Linear, Model, Signature};
@@ -56,6 +56,8 @@ pub struct Program {
     pub loss: Option<LossChoice>,
     /// The configuration of an injected model, for statistics of its blocks.
     pub config: Option<Config>,
+    /// Inputs whose elements are known: programs are made for them alone, and they are no inputs any more.
+    pub known: Arc<BTreeMap<String, Tensor>>,
     /// Outputs that [`Purpose::Infer`] fetches.
     pub outputs: Vec<String>,
     /// What [`Purpose::Calibrate`] gives; empty for the statistics of every block.
@@ -65,6 +67,9 @@ pub struct Program {
     /// Whether products take operands rounded to halves.
     pub mixed: bool,
 }
+
+/// No input is known.
+pub static NOTHING: BTreeMap<String, Tensor> = BTreeMap::new();
 
 /// Compiles a program for one device.
 pub struct ModelCompiler {
@@ -150,7 +155,8 @@ impl Program {
         };
         wanted.extend(blocks.iter().flat_map(|(l, xa)| [Some(l.x.clone()), xa.clone()]).flatten());
         wanted.extend(signals.iter().flat_map(|s| [&s.x, &s.t]).flatten().map(|t| t.value.clone()));
-        let request = Request { model: &self.model, shapes, trained: &self.trained, wanted: &wanted, training };
+        let known = &*self.known;
+        let request = Request { model: &self.model, shapes, known, trained: &self.trained, wanted: &wanted, training };
         let Lowered { mut b, values } = lower::lower(&request)?;
         match (purpose, &self.loss) {
             (Purpose::Infer, _) => {
@@ -275,7 +281,7 @@ pub fn value_shapes(model: &Arc<Model>) -> Result<ValueShapes, Error> {
 pub fn value_shapes_at(model: &Arc<Model>, shapes: &Shapes) -> Result<ValueShapes, Error> {
     let wanted: Vec<String> = model.outputs().into_iter().map(|o| o.name).collect();
     let trained = BTreeSet::new();
-    let request = Request { model, shapes, trained: &trained, wanted: &wanted, training: false };
+    let request = Request { model, shapes, known: &NOTHING, trained: &trained, wanted: &wanted, training: false };
     let Lowered { b, values } = lower::lower(&request)?;
     Ok(values.into_iter().map(|(name, v)| (name, b.shape(v).0.clone())).collect())
 }
@@ -297,13 +303,13 @@ pub fn index_bounds(graph: &Graph) -> BTreeMap<String, usize> {
 /// The model lowered at some shapes as far as some of its values.
 pub fn lowered_graph(model: &Arc<Model>, shapes: &Shapes, wanted: &[String]) -> Result<Graph, Error> {
     let trained = BTreeSet::new();
-    Ok(lower::lower(&Request { model, shapes, trained: &trained, wanted, training: false })?.b.graph)
+    Ok(lower::lower(&Request { model, shapes, known: &NOTHING, trained: &trained, wanted, training: false })?.b.graph)
 }
 
 /// The model lowered at some shapes as far as one of its values, and that value.
 pub fn lowered_value(model: &Arc<Model>, shapes: &Shapes, name: &str) -> Result<(Graph, Value), Error> {
     let (wanted, trained) = (vec![name.to_string()], BTreeSet::new());
-    let request = Request { model, shapes, trained: &trained, wanted: &wanted, training: false };
+    let request = Request { model, shapes, known: &NOTHING, trained: &trained, wanted: &wanted, training: false };
     let Lowered { b, values } = lower::lower(&request)?;
     Ok((b.graph, values[name]))
 }

@@ -69,6 +69,23 @@ pub fn check(
     Ok(())
 }
 
+/// The same for a lowered graph and one batch of its inputs.
+pub fn check_one(model: &Model, graph: &Graph, batch: &Batch) -> Result<(), Error> {
+    let range = |t: &Tensor| Some((i64::from(*t.as_i32()?.iter().min()?), i64::from(*t.as_i32()?.iter().max()?)));
+    let inputs: HashMap<String, Range> =
+        batch.inputs.iter().filter_map(|(n, t)| Some((n.clone(), range(t)?))).collect();
+    for doubt in doubts(graph, &inputs) {
+        let found = match doubt {
+            Doubt::Index { node, rows } => index(graph, &graph.nodes[node], rows, batch),
+            Doubt::Overflow { node } => overflow(graph, &graph.nodes[node], batch),
+        };
+        if let Some((why, _)) = found {
+            return Err(Error::Model(format!("{}: {why}", model.path().display())));
+        }
+    }
+    Ok(())
+}
+
 /// An index that lies outside its table: what to say, and the row of the batch that it comes from.
 fn index(graph: &Graph, node: &Node, rows: usize, batch: &Batch) -> Option<(String, Option<usize>)> {
     let t = evaluate(graph, node.inputs[1], &|name, _| given(batch, name))?;

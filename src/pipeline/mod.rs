@@ -19,6 +19,7 @@ mod folding;
 mod inspecting;
 mod integers;
 mod merging;
+mod running;
 mod surveying;
 mod weighing;
 
@@ -35,6 +36,7 @@ pub use merging::{
     Calibration, KEPT, MERGE_KEY, MergeRequest, Merged, Metric, Polished, calibrate, merge, read_adapter,
 };
 
+pub use running::{Ran, run, save};
 pub use surveying::within_positions;
 pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};
 
@@ -90,6 +92,7 @@ pub fn inferring(model: &Arc<Model>) -> Program {
         trained,
         loss: None,
         config: None,
+        known: Default::default(),
         outputs,
         signals: vec![],
         fuse: true,

@@ -64,7 +64,17 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
     }
     let outputs = model.outputs().into_iter().map(|o| o.name).collect();
     let model = model.clone();
-    let program = Program { model, trained, loss: None, config, outputs, signals: vec![], fuse: true, mixed: false };
+    let program = Program {
+        model,
+        trained,
+        loss: None,
+        config,
+        known: Default::default(),
+        outputs,
+        signals: vec![],
+        fuse: true,
+        mixed: false,
+    };
     let base = program.model.metadata(BASE_KEY).map(String::from);
     let feed = Feed::new(input_specs(&program.model), usize::MAX);
     Ok(Trainee { program, feed, parameters, base })

@@ -322,6 +322,7 @@ pub fn measure_merges(case: &Case, open: Open) -> (f64, String) {
             ridge: Some(1e-6),
             sequential: false,
             polish: None,
+            rescue: None,
             evaluate: None,
         };
         let merged = pipeline::merge(&request, device.as_mut()).unwrap();

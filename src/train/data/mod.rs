@@ -13,6 +13,7 @@ mod tokenizer;
 
 pub use batch::{Batch, Feed, Order, Padding, buckets};
 pub use labels::{Label, LabelForm, LabelKind};
+pub use tensors::read as read_tensors;
 pub use tokenizer::{Text, open as open_tokenizer};
 
 use crate::file_kind::{self, Kind, Wanted};

@@ -8,8 +8,31 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::Path;
 
-/// The tensors of a `.safetensors` file.
+/// A data set in a `.safetensors` file.
 pub fn safetensors(path: &Path, bytes: &[u8]) -> Result<Source, DataError> {
+    source(path, from_safetensors(path, bytes)?)
+}
+
+/// A data set in a `.npz` file.
+pub fn npz(path: &Path, bytes: &[u8]) -> Result<Source, DataError> {
+    source(path, from_npz(path, bytes)?)
+}
+
+/// The tensors of a file as they are, of whatever shapes.
+pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, DataError> {
+    let bytes = std::fs::read(path).map_err(|error| DataError::Open { path: path.to_path_buf(), error })?;
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("safetensors") => from_safetensors(path, &bytes),
+        Some("npz") => from_npz(path, &bytes),
+        _ => {
+            let why = "tensors come in .safetensors and .npz files\nhint: numpy.savez(FILE, input_name=array)".into();
+            Err(DataError::Format { path: path.to_path_buf(), why })
+        }
+    }
+}
+
+/// The tensors of a `.safetensors` file.
+fn from_safetensors(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, DataError> {
     let bad = |why: String| DataError::Format { path: path.to_path_buf(), why };
     let file = SafeTensors::deserialize(bytes).map_err(|e| bad(e.to_string()))?;
     let mut tensors = BTreeMap::new();
@@ -17,7 +40,7 @@ pub fn safetensors(path: &Path, bytes: &[u8]) -> Result<Source, DataError> {
         let t = from_view(&view).map_err(|why| bad(format!("tensor '{name}': {why}")))?;
         tensors.insert(name, t);
     }
-    source(path, tensors)
+    Ok(tensors)
 }
 
 /// The elements of little-endian bytes.
@@ -71,7 +94,7 @@ fn floats(values: impl Iterator<Item = f64>) -> Result<Vec<f32>, String> {
 }
 
 /// The arrays of a `.npz` file, stored or deflated.
-pub fn npz(path: &Path, bytes: &[u8]) -> Result<Source, DataError> {
+fn from_npz(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, DataError> {
     let bad = |why: String| DataError::Format { path: path.to_path_buf(), why };
     let mut file = zip::ZipArchive::new(Cursor::new(bytes)).map_err(|e| bad(e.to_string()))?;
     let mut tensors = BTreeMap::new();
@@ -86,7 +109,7 @@ pub fn npz(path: &Path, bytes: &[u8]) -> Result<Source, DataError> {
         let t = from_npy(array, have).map_err(|why| bad(format!("array '{name}': {why}")))?;
         tensors.insert(name.to_string(), t);
     }
-    source(path, tensors)
+    Ok(tensors)
 }
 
 /// An array of either byte order and either order of elements, from a file of `have` bytes.
