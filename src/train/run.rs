@@ -310,6 +310,7 @@ impl<'a, 'b> RunState<'a, 'b> {
             best_step: self.best.as_ref().map_or(0, |b| b.1),
             identity: self.identity.clone(),
             loss_scale: self.scale,
+            states: None,
         };
         let statistics = self.statistics.iter().cloned().collect();
         checkpoint::write(&self.dir.join("last"), &Checkpoint { progress, states, statistics })
