@@ -136,8 +136,7 @@ mod tests {
         assert_eq!(read_back().unwrap(), (6, 6.0));
         std::fs::write(at(PROGRESS), &before).unwrap();
         assert_eq!(read_back().unwrap(), (6, 6.0));
-        std::fs::write(at("states.safetensors"), before.clone())
-            .unwrap();
+        std::fs::write(at("states.safetensors"), before.clone()).unwrap();
         assert!(read_back().is_err());
         // Ended before the states.
         write(dir.path(), &checkpoint(4)).unwrap();

@@ -111,8 +111,8 @@ pub enum TrainError {
     InUse { path: PathBuf },
     #[error("the loss on {}{} is {loss}{why}", path.display(), step.map_or(String::new(), |s| format!(" after step {s}")))]
     Evaluation { path: PathBuf, step: Option<u64>, loss: f64, why: String },
-    #[error("the loss of step {step} is {loss}\nhint: a smaller --lr, longer --warmup-steps, or --clip-norm 1")]
-    NotFinite { step: u64, loss: f64 },
+    #[error("the {what} of step {step} is {value}{why}")]
+    NotFinite { what: &'static str, step: u64, value: f64, why: String },
     #[error("{0}")]
     Settings(String),
 }
