@@ -96,7 +96,8 @@ fn selector(text: &str) -> Result<Selector> {
     let Some(role) = text.strip_prefix("role:") else { return Ok(Selector::Path(regex("--target", text)?)) };
     let found = ROLES.iter().find(|r| r.1 == role);
     let names: Vec<&str> = ROLES.iter().map(|r| r.1).collect();
-    let hint = || Usage(format!("--target role:{role} is not known\nhint: the roles are {}", names.join(", ")));
+    let each = if role.contains(',') { "give --target once for each role; " } else { "" };
+    let hint = || Usage(format!("--target role:{role} is not known\nhint: {each}the roles are {}", names.join(", ")));
     Ok(Selector::Role(found.ok_or_else(hint)?.0))
 }
 

@@ -37,8 +37,9 @@ impl Kept {
         Ok(Kept { dir: dir.to_path_buf(), saved, record, progress, lock })
     }
 
-    /// Refuses what differs from the run, unless it was allowed to.
-    pub fn check(&self, now: &Args, digests: &BTreeMap<String, String>, examples: usize) -> Result<()> {
+    /// Refuses what differs from the run, unless it was allowed to: the flags, and what was read with them, once that is known (digests,
+    /// and the number of examples).
+    pub fn check(&self, now: &Args, read: Option<(&BTreeMap<String, String>, usize)>) -> Result<()> {
         let (was_all, now_all) = (flags(&self.saved)?, flags(now)?);
         let keys: BTreeSet<&String> = was_all.keys().chain(now_all.keys()).collect();
         let allowed = allowed(now, &keys)?;
@@ -51,13 +52,14 @@ impl Kept {
                 differ.push((key.clone(), said(&was_all, key), said(&now_all, key)));
             }
         }
-        for (key, was, now) in self.contents(now, digests) {
+        let contents = read.map(|(digests, _)| self.contents(now, digests));
+        for (key, was, now) in contents.into_iter().flatten() {
             if !differ.iter().any(|d| d.0 == key) {
                 differ.push((key, was, now));
             }
         }
-        let (was, total) = (self.saved.steps(examples), now.steps(examples));
-        if now.schedule != "constant" && was != total {
+        let steps = read.map(|(_, examples)| (self.saved.steps(examples), now.steps(examples)));
+        if now.schedule != "constant" && steps.is_some_and(|(was, total)| was != total) {
             // The rate of every step depends on how many there are.
             for key in ["max-steps", "epochs"].into_iter().filter(|k| was_all.get(*k) != now_all.get(*k)) {
                 differ.push((key.into(), said(&was_all, key), said(&now_all, key)));
@@ -75,7 +77,7 @@ impl Kept {
             );
             return Err(Usage(format!("{text}\n{hint}")).into());
         }
-        if total < self.progress.step {
+        if let Some(total) = steps.map(|s| s.1).filter(|total| *total < self.progress.step) {
             let (dir, step) = (self.dir.display(), self.progress.step);
             return Err(Usage(format!(
                 "{dir} has done {step} steps, which is more than {total}\nhint: a larger --max-steps"

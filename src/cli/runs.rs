@@ -28,25 +28,38 @@ pub struct Passed {
     pub why: String,
 }
 
-/// One run of the model, by the time at which it was last heard of.
+/// One run that may be of the model, by the time at which it was last heard of.
 struct Found {
     path: PathBuf,
     time: Timestamp,
-    /// Why its adapter cannot be taken.
+    /// Why its adapter cannot be taken, as far as the run says it.
     why: Option<String>,
+}
+
+/// What an adapter is to a model.
+enum Judged {
+    Fits,
+    /// It belongs to another model.
+    Other,
+    Not(String),
 }
 
 /// The run of an injected model that ended last, of those that ended well and fit it.
 pub fn newest(model: &Model) -> Result<Taken> {
-    let mut found: Vec<Found> = directories(Path::new("runs")).iter().filter_map(|dir| judge(dir, model)).collect();
+    let mut found: Vec<Found> = directories(Path::new("runs")).iter().filter_map(|dir| known(dir, model)).collect();
     // Of two that ended at once, the later by name.
     found.sort_by(|a, b| (b.time, &b.path).cmp(&(a.time, &a.path)));
     let mut passed_over = Vec::new();
     for run in found {
-        match run.why {
-            None => return Ok(Taken { path: run.path, ended: run.time, passed_over }),
-            Some(why) => passed_over.push(Passed { path: run.path, why }),
-        }
+        let why = match run.why {
+            Some(why) => why,
+            None => match judge(&run.path, model) {
+                Judged::Fits => return Ok(Taken { path: run.path, ended: run.time, passed_over }),
+                Judged::Other => continue,
+                Judged::Not(why) => why,
+            },
+        };
+        passed_over.push(Passed { path: run.path, why });
     }
     let mut text = format!("there is no run of {} in runs/", model.path().display());
     if !passed_over.is_empty() {
@@ -62,14 +75,10 @@ pub fn doubt(dir: &Path) -> Option<String> {
     match record.status {
         Status::Done => None,
         Status::Interrupted => Some("it was interrupted before its last step".into()),
-        Status::Failed => Some(format!("it failed: {}", first_line(&record.error.unwrap_or_default()))),
+        Status::Failed => Some(format!("it failed: {}", unhinted(&record.error.unwrap_or_default()))),
         Status::Running if record::in_use(dir) => Some("it is still running".into()),
         Status::Running => Some("it was cut short (a crash, or it was killed)".into()),
     }
-}
-
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
 }
 
 /// Every directory that holds a run, or part of one.
@@ -79,35 +88,35 @@ fn directories(root: &Path) -> Vec<PathBuf> {
     folders.filter(|d| ["run.json", "adapter.safetensors"].iter().any(|name| d.join(name).is_file())).collect()
 }
 
-/// What there is to say of a run; `None` if it is not known to be one of this model.
-fn judge(dir: &Path, model: &Model) -> Option<Found> {
-    let base = model.metadata(BASE_KEY);
-    let (file, path) = (dir.join("adapter.safetensors"), dir.to_path_buf());
-    let modified = |p: &Path| Timestamp::try_from(p.metadata().ok()?.modified().ok()?).ok();
-    let written = modified(&file);
+/// What a directory says of its run; `None` where that is one of another model.
+fn known(dir: &Path, model: &Model) -> Option<Found> {
+    let path = dir.to_path_buf();
+    let modified = |name: &str| Timestamp::try_from(dir.join(name).metadata().ok()?.modified().ok()?).ok();
+    let written = modified("adapter.safetensors");
     let record = match record::read(dir) {
-        Ok(record) => record,
+        Ok(Some(record)) => record,
+        Ok(None) => return Some(Found { path, time: written?, why: None }),
         Err(e) => {
-            let time = written.or_else(|| modified(&dir.join("run.json")))?;
-            return Some(Found { path, time, why: Some(first_line(&e.to_string()).to_string()) });
+            let time = written.or_else(|| modified("run.json"))?;
+            return Some(Found { path, time, why: Some(unhinted(&e.to_string())) });
         }
     };
-    if let Some(r) = &record {
-        if r.base.is_some() && r.base.as_deref() != base {
-            return None;
-        }
-        if let Some(why) = doubt(dir) {
-            let time = r.ended.or(written).unwrap_or(r.started).max(r.started);
-            return Some(Found { path, time, why: Some(why) });
-        }
+    if record.base.is_some() && record.base.as_deref() != model.metadata(BASE_KEY) {
+        return None;
     }
-    let time = record.as_ref().and_then(|r| r.ended).or(written)?;
-    let why = match adapter::read(dir) {
-        Err(e) => Some(first_line(&e.to_string()).to_string()),
-        Ok(adapter) if adapter.base.is_some() && adapter.base.as_deref() != base => return None,
-        Ok(adapter) => merge::fit(model, &adapter).err().map(|e| unhinted(&e.to_string())),
-    };
-    Some(Found { path, time, why })
+    let time = record.ended.or(written).unwrap_or(record.started).max(record.started);
+    Some(Found { path, time, why: doubt(dir) })
+}
+
+fn judge(dir: &Path, model: &Model) -> Judged {
+    match adapter::read(dir) {
+        Err(e) => Judged::Not(unhinted(&e.to_string())),
+        Ok(adapter) if adapter.base.is_some() && adapter.base.as_deref() != model.metadata(BASE_KEY) => Judged::Other,
+        Ok(adapter) => match merge::fit(model, &adapter) {
+            Ok(_) => Judged::Fits,
+            Err(e) => Judged::Not(unhinted(&e.to_string())),
+        },
+    }
 }
 
 /// A message on one line, without its hint.

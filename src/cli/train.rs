@@ -205,13 +205,13 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         }
         _ => None,
     };
+    // The flags first: with others, the data might not even be read.
+    kept.as_ref().map_or(Ok(()), |kept| kept.check(args, None))?;
     let model = pipeline::read(&args.model)?;
     let data = args.how.read(&args.data, &model, printer)?;
     let eval = args.eval.as_ref().map(|path| args.how.read(path, &model, printer)).transpose()?;
     let digests = resume::digests(args, &model, &data, eval.as_ref());
-    if let Some(kept) = &kept {
-        kept.check(args, &digests, data.len())?;
-    }
+    kept.as_ref().map_or(Ok(()), |kept| kept.check(args, Some((&digests, data.len()))))?;
     let total = args.steps(data.len());
     if args.warmup_steps > total {
         let text = format!("--warmup-steps {} is longer than the run, which has {total} steps", args.warmup_steps);

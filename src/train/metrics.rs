@@ -54,25 +54,32 @@ impl EvalMetrics {
         if self.eval_loss.is_finite() {
             return Ok(());
         }
-        let hint = match (not_finite(data), step) {
-            (Some(what), _) => format!(": {what}\nhint: mend the file, or take the example out"),
-            (None, Some(_)) => "\nhint: a smaller --lr, longer --warmup-steps, or --clip-norm 1".to_string(),
-            (None, None) => "\nhint: `verify` compares what the model gives with another engine".to_string(),
+        let hint = match step {
+            Some(_) => "a smaller --lr, longer --warmup-steps, or --clip-norm 1",
+            None => "`verify` compares what the model gives with another engine",
         };
-        Err(TrainError::Evaluation { path: data.path.clone(), step, loss: self.eval_loss, why: hint })
+        let why = unfit(data, hint);
+        Err(TrainError::Evaluation { path: data.path.clone(), step, loss: self.eval_loss, why })
     }
 }
 
-/// The first number of a data set's tensors that is not finite, in words.
-fn not_finite(data: &Dataset) -> Option<String> {
-    let Source::Tensors { tensors, examples } = &data.source else { return None };
-    tensors.iter().find_map(|(name, t)| {
-        let values = t.as_f32()?;
-        let at = values.iter().position(|x| !x.is_finite())?;
-        let what = if values[at].is_nan() { "NaN" } else { "infinity" };
-        let example = at / (values.len() / (*examples).max(1)).max(1) + 1;
-        Some(format!("its '{name}' holds {what} in example {example}"))
-    })
+/// Why a loss on a data set is not a number, with a hint: the data's first number that is none, if there is one.
+pub fn unfit(data: &Dataset, otherwise: &str) -> String {
+    let found = match &data.source {
+        Source::Tensors { tensors, examples } => tensors.iter().find_map(|(name, t)| {
+            let values = t.as_f32()?;
+            // Minus infinity is what masks are made of.
+            let at = values.iter().position(|x| x.is_nan() || *x == f32::INFINITY)?;
+            let what = if values[at].is_nan() { "NaN" } else { "infinity" };
+            let example = at / (values.len() / (*examples).max(1)).max(1) + 1;
+            Some(format!("'{name}' in {} holds {what} in example {example}", data.path.display()))
+        }),
+        Source::Text { .. } => None,
+    };
+    match found {
+        Some(what) => format!(": {what}\nhint: mend the file, or take the example out"),
+        None => format!("\nhint: {otherwise}"),
+    }
 }
 
 /// The files of a run.

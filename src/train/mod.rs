@@ -113,8 +113,6 @@ pub enum TrainError {
     InUse { path: PathBuf },
     #[error("the loss on {}{} is {loss}{why}", path.display(), step.map_or(String::new(), |s| format!(" after step {s}")))]
     Evaluation { path: PathBuf, step: Option<u64>, loss: f64, why: String },
-    #[error("the loss of step {step} is {loss}\nhint: a smaller --lr, longer --warmup-steps, or --clip-norm 1")]
-    NotFinite { step: u64, loss: f64 },
     #[error(
         "the model's own loss does not show what it divides by, so the losses of several batches cannot be put together\n\
          hint: take every example in one batch (--batch-size), train without --accumulate, or train on the logits"
@@ -125,6 +123,8 @@ pub enum TrainError {
          hint: leave out examples without labels, or take a larger --batch-size"
     )]
     NothingCounts { step: u64 },
+    #[error("the {what} of step {step} is {value}{why}")]
+    NotFinite { what: &'static str, step: u64, value: f64, why: String },
     #[error("{0}")]
     Settings(String),
 }

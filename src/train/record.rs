@@ -113,7 +113,7 @@ pub fn clear(dir: &Path) -> Result<(), TrainError> {
         if own || name.starts_with("events.out.tfevents.") {
             std::fs::remove_file(entry.path()).map_err(fail)?;
         } else if name == "last" {
-            for name in ["states.safetensors", "progress.json"] {
+            for name in ["states.safetensors", "progress.json", "progress.next.json"] {
                 match std::fs::remove_file(entry.path().join(name)) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fail(error)),
                     _ => {}

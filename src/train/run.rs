@@ -2,7 +2,7 @@
 
 use super::checkpoint::{self, Checkpoint, Progress};
 use super::data::{Dataset, Padding};
-use super::metrics::{EvalMetrics, StepMetrics, Writer};
+use super::metrics::{EvalMetrics, StepMetrics, Writer, unfit};
 use super::scale::LossScale;
 use super::{Observer, Outcome, Purpose, STATISTICS_STEPS, Session, Settings, TrainError, Trained, evaluation};
 use crate::adapter::{self, Adapter, Norms};
@@ -216,10 +216,9 @@ impl<'a, 'b> RunState<'a, 'b> {
             let counts = grad_norm.is_finite();
             let goes_on = self.scale.as_mut().map_or(counts, |s| s.update(counts));
             if !loss.is_finite() || !goes_on {
-                return Err(TrainError::NotFinite {
-                    step: step + 1,
-                    loss: if loss.is_finite() { grad_norm } else { loss },
-                });
+                let (what, value) = if loss.is_finite() { ("gradient's norm", grad_norm) } else { ("loss", loss) };
+                let why = unfit(self.data, "a smaller --lr, longer --warmup-steps, or --clip-norm 1");
+                return Err(TrainError::NotFinite { what, step: step + 1, value, why });
             }
         }
         Ok(())
@@ -315,6 +314,7 @@ impl<'a, 'b> RunState<'a, 'b> {
             best_step: self.best.as_ref().map_or(0, |b| b.1),
             identity: self.identity.clone(),
             loss_scale: self.scale,
+            states: None,
         };
         let statistics = self.statistics.iter().cloned().collect();
         checkpoint::write(&self.dir.join("last"), &Checkpoint { progress, states, statistics })

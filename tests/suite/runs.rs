@@ -192,7 +192,7 @@ fn a_run_that_fails_says_so_and_an_evaluation_that_is_no_number_is_never_the_bes
     write_tensors(&d.join("dev.safetensors"), &[("x", Tensor::f32([4, 4], x)), ("labels", labels)]);
     let ran = train(d, &["--eval", "dev.safetensors", "--epochs", "2", "-o", "run"]);
     let said = refused(ran, "the loss on dev.safetensors after step 2 is NaN");
-    assert!(said.contains("'x' holds NaN in example 2"), "{said}");
+    assert!(said.contains("'x' in dev.safetensors holds NaN in example 2"), "{said}");
     assert!(!d.join("run/adapter.safetensors").exists());
     let record = record::read(&d.join("run")).unwrap().unwrap();
     assert_eq!(record.status, Status::Failed);
