@@ -177,6 +177,7 @@ fn templates_see_what_python_shows_them() {
         "role content a ",
     );
     check("{{ strftime_now('%Y') | length }} {{ 'ab'[::-1] }} {{ true | string }}", "4 ba True");
+    check("{{ strftime_now('%-d %B %Y, %H:%M') | length > 12 }}", "True");
     check("  {% if true %}\n  x\n  {% endif %}\ny", "  x\ny");
 }
 

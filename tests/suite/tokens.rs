@@ -361,6 +361,8 @@ fn other_columns_are_hinted_at_and_taken() {
         "{\"text\": \"a\", \"label\": 0}\n{\"text\": \"a\", \"label\": null}",
         &["line 2", "'label' is null", "line 1"],
     );
+    check(r#"{"text": "the", "label": null}"#, &["line 1", "'label' is null, here and in every row"]);
+    check(r#"{"text": "the", "text_pair": "cat"}"#, &["'text_pair' but no 'label'"]);
     check("{\"text\": \"a\"}\n\n{\"text\": \"a\", \"label\": 0}", &["line 1", "no 'label'", "line 3"]);
 
     let columns =

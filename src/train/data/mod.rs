@@ -2,6 +2,7 @@
 
 mod batch;
 mod chat;
+mod classes;
 mod labels;
 mod python;
 mod rows;

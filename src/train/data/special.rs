@@ -1,5 +1,6 @@
 //! Special tokens of a tokenizer: those that its files name, put in place as the framework that wrote the files does it.
 
+use super::classes::{CASED, CASED_BUT_CHINESE, CLASSES, FRAMED, LANGUAGES, LEFT, MODELS};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use tokenizers::{AddedToken, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer};
@@ -22,179 +23,6 @@ const EOS: &[&str] = &[
     "<｜end▁of▁sentence｜>",
 ];
 const PAD: &[&str] = &["<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>"];
-
-/// What a class of tokenizers has where its files do not say: the tokens of [`ROLES`], empty for none.
-type Defaults = [&'static str; 7];
-
-const ROBERTA: Defaults = ["<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"];
-const BERT: Defaults = ["", "", "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"];
-const GPT2: Defaults = ["<|endoftext|>", "<|endoftext|>", "<|endoftext|>", "", "", "", ""];
-const LLAMA: Defaults = ["<s>", "</s>", "<unk>", "", "", "", ""];
-const T5: Defaults = ["", "</s>", "<unk>", "", "<pad>", "", ""];
-const XLNET: Defaults = ["<s>", "</s>", "<unk>", "<sep>", "<pad>", "<cls>", "<mask>"];
-
-/// Classes by name, without `Tokenizer` and `TokenizerFast` at the end.
-const CLASSES: &[(&[&str], Defaults)] = &[
-    (
-        &[
-            "Bart",
-            "Barthez",
-            "Blenderbot",
-            "Camembert",
-            "LED",
-            "LayoutLMv3",
-            "LayoutXLM",
-            "Longformer",
-            "MBart",
-            "Mvp",
-            "Nllb",
-            "Roberta",
-            "XLMRoberta",
-        ],
-        ROBERTA,
-    ),
-    (
-        &[
-            "Bert",
-            "ConvBert",
-            "DPRQuestionEncoder",
-            "DPRContextEncoder",
-            "DPRReader",
-            "DistilBert",
-            "Electra",
-            "LayoutLM",
-            "LayoutLMv2",
-            "Lxmert",
-            "MobileBert",
-            "Realm",
-            "RetriBert",
-            "RoFormer",
-            "Splinter",
-            "SqueezeBert",
-        ],
-        BERT,
-    ),
-    (&["GPT2", "CodeGen", "GPTNeoX", "Whisper"], GPT2),
-    (&["Llama", "CodeLlama"], LLAMA),
-    (&["Gemma"], ["<bos>", "<eos>", "<unk>", "", "<pad>", "", ""]),
-    (&["Cohere"], ["<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<UNK>", "", "", "", ""]),
-    (&["Qwen2"], ["", "<|endoftext|>", "<|endoftext|>", "", "<|endoftext|>", "", ""]),
-    (&["Bloom"], ["<s>", "</s>", "<unk>", "", "<pad>", "", ""]),
-    (&["CLIP"], ["<|startoftext|>", "<|endoftext|>", "<|endoftext|>", "", "<|endoftext|>", "", ""]),
-    (&["T5", "MT5"], T5),
-    (&["Udop"], ["", "</s>", "<unk>", "</s>", "<pad>", "", ""]),
-    (&["Pegasus"], ["", "</s>", "<unk>", "", "<pad>", "", "<mask_2>"]),
-    (&["Reformer"], ["", "</s>", "<unk>", "", "", "", ""]),
-    (&["OpenAIGPT"], ["", "", "<unk>", "", "", "", ""]),
-    (&["SeamlessM4T", "XGLM"], ["<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", ""]),
-    (&["MBart50"], ["", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"]),
-    (&["Herbert"], ["", "", "<unk>", "</s>", "<pad>", "<s>", "<mask>"]),
-    (&["MPNet"], ["<s>", "</s>", "[UNK]", "</s>", "<pad>", "<s>", "<mask>"]),
-    (&["XLNet", "Cpm", "Funnel"], XLNET),
-    (&["Albert", "RemBert"], ["[CLS]", "[SEP]", "<unk>", "[SEP]", "<pad>", "[CLS]", "[MASK]"]),
-    (&["BigBird"], ["<s>", "</s>", "<unk>", "[SEP]", "<pad>", "[CLS]", "[MASK]"]),
-    (&["Deberta", "DebertaV2"], ["[CLS]", "[SEP]", "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"]),
-    (&["FNet"], ["", "", "<unk>", "[SEP]", "<pad>", "[CLS]", "[MASK]"]),
-];
-
-/// Classes whose post-processor is made of `add_bos_token` and `add_eos_token`, with what those are by default.
-const FRAMED: &[(&str, bool)] =
-    &[("Llama", true), ("CodeLlama", true), ("Gemma", true), ("Cohere", true), ("GPTNeoX", false)];
-
-/// Classes that pad on the left.
-const LEFT: &[&str] = &["Llama", "CodeLlama", "Gemma", "Cohere", "XLNet"];
-
-/// Classes that put their own `do_lower_case`, `strip_accents` and `tokenize_chinese_chars` into the normalizer.
-const CASED: &[&str] = &[
-    "Bert",
-    "ConvBert",
-    "DPRQuestionEncoder",
-    "DPRContextEncoder",
-    "DPRReader",
-    "DistilBert",
-    "Electra",
-    "Funnel",
-    "LayoutLM",
-    "Lxmert",
-    "MobileBert",
-    "Realm",
-    "RetriBert",
-    "SqueezeBert",
-];
-
-/// Classes that frame texts with tokens of the language they are set to.
-const LANGUAGES: &[&str] = &["MBart", "MBart50", "Nllb", "SeamlessM4T"];
-
-/// Classes by `model_type` of config.json, for those that a class changes.
-const MODELS: &[(&str, &str)] = &[
-    ("llama", "Llama"),
-    ("mistral", "Llama"),
-    ("ministral", "Llama"),
-    ("mistral3", "Llama"),
-    ("mixtral", "Llama"),
-    ("llama4", "Llama"),
-    ("mllama", "Llama"),
-    ("phi3", "Llama"),
-    ("phimoe", "Llama"),
-    ("deepseek_v2", "Llama"),
-    ("deepseek_v3", "Llama"),
-    ("jamba", "Llama"),
-    ("jetmoe", "Llama"),
-    ("zamba", "Llama"),
-    ("zamba2", "Llama"),
-    ("persimmon", "Llama"),
-    ("arcee", "Llama"),
-    ("ernie4_5", "Llama"),
-    ("llava", "Llama"),
-    ("code_llama", "CodeLlama"),
-    ("gemma", "Gemma"),
-    ("gemma2", "Gemma"),
-    ("gemma3", "Gemma"),
-    ("gemma3_text", "Gemma"),
-    ("gemma3n", "Gemma"),
-    ("recurrent_gemma", "Gemma"),
-    ("cohere", "Cohere"),
-    ("cohere2", "Cohere"),
-    ("gpt_neox", "GPTNeoX"),
-    ("mamba", "GPTNeoX"),
-    ("mamba2", "GPTNeoX"),
-    ("falcon_mamba", "GPTNeoX"),
-    ("mpt", "GPTNeoX"),
-    ("olmo", "GPTNeoX"),
-    ("olmo2", "GPTNeoX"),
-    ("olmoe", "GPTNeoX"),
-    ("rwkv", "GPTNeoX"),
-    ("stablelm", "GPTNeoX"),
-    ("gpt2", "GPT2"),
-    ("gpt_neo", "GPT2"),
-    ("gptj", "GPT2"),
-    ("gpt_bigcode", "GPT2"),
-    ("opt", "GPT2"),
-    ("starcoder2", "GPT2"),
-    ("qwen2", "Qwen2"),
-    ("qwen2_moe", "Qwen2"),
-    ("qwen3", "Qwen2"),
-    ("qwen3_moe", "Qwen2"),
-    ("bloom", "Bloom"),
-    ("bert", "Bert"),
-    ("distilbert", "DistilBert"),
-    ("electra", "Electra"),
-    ("mobilebert", "MobileBert"),
-    ("squeezebert", "SqueezeBert"),
-    ("albert", "Albert"),
-    ("deberta", "Deberta"),
-    ("deberta-v2", "DebertaV2"),
-    ("roberta", "Roberta"),
-    ("xlm-roberta", "XLMRoberta"),
-    ("camembert", "Camembert"),
-    ("mpnet", "MPNet"),
-    ("bart", "Bart"),
-    ("t5", "T5"),
-    ("mt5", "MT5"),
-    ("umt5", "T5"),
-    ("xlnet", "XLNet"),
-    ("xglm", "XGLM"),
-];
 
 /// What the files beside a tokenizer say, once they are put in place.
 #[derive(Debug, Default)]
@@ -267,7 +95,16 @@ pub fn apply(tokenizer: &mut Tokenizer, config: Option<&Value>, folder: &Path) -
             }
         }
         // Older folders name special tokens in a file of their own, which comes before the configuration.
-        None => given.extend(map.unwrap_or_default()),
+        None => {
+            let mut map = map.unwrap_or_default();
+            let key = "additional_special_tokens";
+            if let Some(more) = map.get_mut(key).and_then(Value::as_array_mut) {
+                let mut all = given.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+                all.extend(more.drain(..).filter(|t| !all.contains(t)).collect::<Vec<_>>());
+                *more = all;
+            }
+            given.extend(map);
+        }
     }
     decoder.sort_by_key(|d| d.0);
 
@@ -305,8 +142,8 @@ pub fn apply(tokenizer: &mut Tokenizer, config: Option<&Value>, folder: &Path) -
         let back = pick(wants("add_eos_token", false), "eos", &eos)?;
         tokenizer.with_post_processor(frame(front.as_ref(), back.as_ref())?);
     }
-    if CASED.contains(&class) {
-        lower_case(tokenizer, &given)?;
+    if CASED.contains(&class) || CASED_BUT_CHINESE.contains(&class) {
+        lower_case(tokenizer, &given, CASED.contains(&class))?;
     }
     prefix_space(tokenizer, &given, class)?;
     if given.get("split_special_tokens").and_then(Value::as_bool) == Some(true) {
@@ -455,7 +292,7 @@ fn frame(bos: Option<&(i32, String)>, eos: Option<&(i32, String)>) -> Result<Opt
 }
 
 /// Puts the case flags of a configuration into a normalizer that has them.
-fn lower_case(tokenizer: &mut Tokenizer, given: &Map<String, Value>) -> Result<(), String> {
+fn lower_case(tokenizer: &mut Tokenizer, given: &Map<String, Value>, chinese: bool) -> Result<(), String> {
     let mut state = serde_json::to_value(tokenizer.get_normalizer()).map_err(|e| e.to_string())?;
     let Some(fields) = state.as_object_mut() else { return Ok(()) };
     let flag = |key: &str, default: Value| given.get(key).cloned().unwrap_or(default);
@@ -467,7 +304,8 @@ fn lower_case(tokenizer: &mut Tokenizer, given: &Map<String, Value>) -> Result<(
     if fields.get("type") != Some(&json!("BertNormalizer")) {
         return Ok(());
     }
-    fields.extend(wanted.map(|(k, v)| (k.to_string(), v)));
+    let kept = if chinese { 3 } else { 2 };
+    fields.extend(wanted.into_iter().take(kept).map(|(k, v)| (k.to_string(), v)));
     let made: NormalizerWrapper = serde_json::from_value(state).map_err(|e| e.to_string())?;
     tokenizer.with_normalizer(Some(made));
     Ok(())

@@ -37,6 +37,11 @@ pub fn examples(
         }
         None => {
             for row in &rows {
+                if row.object.get("label").is_some_and(|_| row.object.contains_key("text")) {
+                    let why =
+                        "'label' is null, here and in every row\nhint: without that key, the text itself is learnt";
+                    return Err(row.error(path, why.into()));
+                }
                 language(text, row, options.max_length, &mut made).map_err(|why| row.error(path, why))?;
             }
             let unread =
@@ -49,6 +54,14 @@ pub fn examples(
             }
             if let Some(note) = text.note.as_ref().filter(|_| made.framed) {
                 notes.push(note.clone());
+            }
+            if made.split > 0 {
+                notes.push(format!(
+                    "{}: {} conversations became an example for each answer, as the chat template shows an answer \
+                     otherwise once others follow",
+                    path.display(),
+                    made.split
+                ));
             }
             if made.alpaca {
                 notes.push(format!(
@@ -74,6 +87,8 @@ struct Made {
     blank: Vec<usize>,
     framed: bool,
     alpaca: bool,
+    /// Conversations that became several examples.
+    split: usize,
 }
 
 /// Why an example has nothing to learn.
@@ -221,6 +236,9 @@ fn language(text: &Text, row: &Row, most: usize, made: &mut Made) -> Result<(), 
         return completed(text, row, prompt, completion.ok_or_else(none)?, most, made);
     }
     if let Some(main) = string(object, "text")? {
+        if string(object, "text_pair")?.is_some() {
+            return Err(missing("there is a 'text_pair' but no 'label'", object, &[&["label"]]));
+        }
         if text.is_blank(main) {
             made.left_out.entry(Why::Empty).or_default().push(row.line);
             return Ok(());
@@ -306,7 +324,9 @@ fn completed(
 }
 
 fn conversation(text: &Text, row: &Row, talk: &Talk, most: usize, made: &mut Made) -> Result<(), String> {
-    for piece in chat::pieces(text, talk)? {
+    let pieces = chat::pieces(text, talk)?;
+    made.split += (pieces.len() > 1) as usize;
+    for piece in pieces {
         let (ids, offsets) = text.plain(&piece.text)?;
         let counts = chat::mask(&piece, &offsets);
         made.sequence(row, ids, counts, most, Why::NoAnswer);
