@@ -49,17 +49,18 @@ pub struct EvalMetrics {
 }
 
 impl EvalMetrics {
-    /// Refuses an evaluation whose loss is not a number: it says nothing, and compares with nothing. `step` is that of a run.
-    pub fn finite(&self, data: &Dataset, step: Option<u64>) -> Result<(), TrainError> {
+    /// Refuses a run's evaluation whose loss is not a number: it says nothing, and compares with nothing. `rows` are examples (from 0)
+    /// that it comes from.
+    pub fn finite(&self, data: &Dataset, rows: &[usize]) -> Result<(), TrainError> {
         if self.eval_loss.is_finite() {
             return Ok(());
         }
-        let hint = match step {
-            Some(_) => "a smaller --lr, longer --warmup-steps, or --clip-norm 1",
-            None => "`verify` compares what the model gives with another engine",
-        };
-        let why = unfit(data, hint);
-        Err(TrainError::Evaluation { path: data.path.clone(), step, loss: self.eval_loss, why })
+        let rows: Vec<String> = rows.iter().map(|r| (r + 1).to_string()).collect();
+        let from =
+            if rows.is_empty() { String::new() } else { format!("; it comes from examples {}", rows.join(", ")) };
+        let why =
+            from + &unfit(data, "look at those rows; else a smaller --lr, longer --warmup-steps, or --clip-norm 1");
+        Err(TrainError::Evaluation { path: data.path.clone(), step: Some(self.step), loss: self.eval_loss, why })
     }
 }
 

@@ -255,7 +255,7 @@ impl<'a, 'b> RunState<'a, 'b> {
         let start = Instant::now();
         let totals = self.session.evaluate(eval, self.settings.batch_size)?;
         let metrics = evaluation(&totals, eval, self.done, start.elapsed().as_secs_f64());
-        if let Err(error) = metrics.finite(eval, Some(self.done)) {
+        if let Err(error) = metrics.finite(eval, &totals.not_finite) {
             // The run can go on from here once the evaluation is mended.
             self.save()?;
             return Err(error);

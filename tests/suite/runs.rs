@@ -187,12 +187,13 @@ fn a_run_that_fails_says_so_and_an_evaluation_that_is_no_number_is_never_the_bes
     let dir = folder();
     let d = dir.path();
     let mut x = spread(16, 9);
-    x[6] = f32::NAN;
+    // Finite, but the products of them are not.
+    x[4..8].fill(3.4e38);
     let labels = Tensor::i32([4], vec![0, 1, 2, 0]);
     write_tensors(&d.join("dev.safetensors"), &[("x", Tensor::f32([4, 4], x)), ("labels", labels)]);
     let ran = train(d, &["--eval", "dev.safetensors", "--epochs", "2", "-o", "run"]);
     let said = refused(ran, "the loss on dev.safetensors after step 2 is NaN");
-    assert!(said.contains("'x' in dev.safetensors holds NaN in example 2"), "{said}");
+    assert!(said.contains("it comes from examples 2"), "{said}");
     assert!(!d.join("run/adapter.safetensors").exists());
     let record = record::read(&d.join("run")).unwrap().unwrap();
     assert_eq!(record.status, Status::Failed);
