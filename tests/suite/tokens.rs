@@ -152,6 +152,9 @@ fn folders_give_the_ids_of_transformers() {
             assert_eq!(got[0].ids, ints(want), "{name}: {line}");
             assert_eq!(got[0].labels, next_of(&got[0].ids, &vec![1; got[0].ids.len()]), "{name}: {line}");
         }
+        if case["pair"].is_null() {
+            continue;
+        }
         let row = json!({"text": lines[0], "text_pair": lines[1], "label": 0});
         assert_eq!(folder.examples(&row.to_string()).unwrap()[0].ids, ints(&case["pair"]), "{name}: pair");
     }
