@@ -51,7 +51,7 @@ pub fn write_tensors(path: &Path, tensors: &[(&str, Tensor)]) {
                 let bytes = x.iter().flat_map(|&v| (v as i64).to_le_bytes()).collect();
                 (name.to_string(), Dtype::I64, t.shape().to_vec(), bytes)
             }
-            _ => unreachable!("floats or integers"),
+            _ => (name.to_string(), Dtype::BOOL, t.shape().to_vec(), t.words().iter().map(|&w| w as u8).collect()),
         })
         .collect();
     let views = stored.iter().map(|(n, d, s, b)| (n, TensorView::new(*d, s.clone(), b).unwrap()));

@@ -175,7 +175,7 @@ fn wrong_lines_are_named() {
     };
     check("{\"text\": \"a\", \"label\": 0}\nnot json", "data.jsonl line 2: expected");
     check("{\"text\": \"a\", \"label\": 0}\n{\"text\": \"a\"}", "line 2: some lines have a 'label' and some do not");
-    check("{\"text\": \"a\", \"label\": \"good\"}", "line 1: 'label' must be a whole number");
+    check("{\"text\": \"a\", \"label\": \"good\"}", "line 1: label \"good\" is a name");
     check("{\"prompt\": \"a\"}", "line 1: there is a 'prompt' but no 'completion'");
     check("{\"words\": \"a\"}", "line 1: expected 'text' and 'label'");
     check("\n", "it holds no example");

@@ -1,8 +1,11 @@
 //! Rows that a mask leaves no key, as left padding has under a causal mask: no label counts there, so loss and gradient are those of
 //! the same rows padded on the right, where no row is masked whole. Losses are ONNX Runtime's.
 
-use crate::cli::{cli, done, metrics};
+use crate::cli::{cli, done, metrics, write_tensors};
 use crate::gpu::available;
+use reslora_compile::ir::Tensor;
+use reslora_compile::pipeline;
+use reslora_compile::train::data::read_tensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -18,8 +21,16 @@ fn near(got: f64, want: f64) -> bool {
     (got - want).abs() <= 1e-5 * want.abs()
 }
 
-fn data(side: &str) -> String {
-    fixtures().join(format!("{side}.npz")).display().to_string()
+/// What a model reads of the rows padded on one side, as a file in `dir`.
+fn data(dir: &Path, model: &Path, side: &str) -> String {
+    let all = read_tensors(&fixtures().join(format!("{side}.npz"))).unwrap();
+    let inputs = pipeline::input_specs(&pipeline::read(model).unwrap());
+    let reads = |name: &str| name == "labels" || inputs.iter().any(|i| i.name == name);
+    let kept: Vec<(&str, Tensor)> =
+        all.iter().filter(|(n, _)| reads(n)).map(|(n, t)| (n.as_str(), t.clone())).collect();
+    let path = dir.join(format!("{side}.safetensors"));
+    write_tensors(&path, &kept);
+    path.display().to_string()
 }
 
 fn injected(dir: &Path, name: &str) -> String {
@@ -32,7 +43,7 @@ fn injected(dir: &Path, name: &str) -> String {
 /// Loss and norm of the gradient of the first step.
 fn step(dir: &Path, model: &str, side: &str, how: &[&str]) -> (f64, f64) {
     let run = format!("{side}-{}", how.join("")).replace([':', '-'], "");
-    let (data, fixed) = (data(side), ["--max-steps", "1", "--no-shuffle", "-o", &run]);
+    let (data, fixed) = (data(dir, &dir.join(model), side), ["--max-steps", "1", "--no-shuffle", "-o", &run]);
     done(dir, &[&["train", model, "--data", &data], &fixed[..], how].concat());
     let first = metrics(&dir.join(&run)).swap_remove(0);
     std::fs::remove_dir_all(dir.join(&run)).unwrap();
@@ -80,7 +91,7 @@ fn evaluation_is_what_onnx_runtime_computes() {
     for (name, losses) in expected() {
         let model = fixtures().join(format!("{name}.onnx")).display().to_string();
         for (side, want) in losses.as_object().unwrap() {
-            let data = data(side);
+            let data = data(dir.path(), Path::new(&model), side);
             let ran = cli(dir.path(), &["eval", &model, "--data", &data, "--device", "cpu", "--json"]);
             let got = serde_json::from_str::<Value>(&ran.out).ok().and_then(|v| v["loss"].as_f64());
             let right = match (got, want.as_f64()) {
@@ -103,7 +114,7 @@ fn merges_gather_statistics_of_padded_rows() {
     done(d, &[&["inject", &model], &how[..]].concat());
     let mut changes = Vec::new();
     for side in ["left", "right"] {
-        let data = data(side);
+        let data = data(d, &d.join("m.onnx"), side);
         let run = ["--max-steps", "3", "--no-shuffle", "--lr", "0.01", "--device", "cpu", "-o", side];
         done(d, &[&["train", "m.onnx", "--data", &data], &run[..]].concat());
         for strategy in ["input-norm", "least-squares"] {
