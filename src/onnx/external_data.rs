@@ -86,11 +86,11 @@ impl Opener {
             }
         };
         let have = file.bytes().len();
-        let end = offset.checked_add(length.unwrap_or(have.saturating_sub(offset))).filter(|&e| e <= have);
-        let end = end.ok_or_else(|| {
-            let last = offset.saturating_add(length.unwrap_or(0));
+        let length = length.unwrap_or(have.saturating_sub(offset));
+        let end = offset.checked_add(length).filter(|&e| e <= have).ok_or_else(|| {
+            let rest = have.saturating_sub(offset);
             bad(format!(
-                "bytes {offset} to {last} of '{location}', which has {have}\n\
+                "from byte {offset} of '{location}' it should have {length} bytes but has {rest}\n\
                  hint: copy or download '{location}' again, or export the model again: the two do not belong together"
             ))
         })?;
