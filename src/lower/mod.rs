@@ -4,6 +4,7 @@
 //! operator is one function in the file of its family and one line in [`REGISTRY`].
 
 mod attention;
+pub mod attributes;
 mod context;
 mod control;
 mod conv;
@@ -418,7 +419,14 @@ impl Scope<'_> {
             values: self.values,
             request: self.request,
         };
+        node.forget_reads();
         let outputs = (operator.lower)(&mut context)?;
+        if let Some(name) = attributes::passed_over(node) {
+            return Err(format!(
+                "its attribute '{name}' is not supported\nhint: leave it at its default when exporting"
+            )
+            .into());
+        }
         for (name, value) in node.outputs().iter().zip(outputs).filter(|(n, _)| !n.is_empty()) {
             self.values.insert(name.clone(), value);
         }

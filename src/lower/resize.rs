@@ -18,7 +18,8 @@ impl Mode {
         let x = i as f64;
         Ok(match self.coordinates.as_str() {
             "asymmetric" => x / scale,
-            "align_corners" if to > 1 => x * (from as f64 - 1.0) / (to as f64 - 1.0),
+            // By the exact length that the scale gives, as the standard has it, which need not be a whole number.
+            "align_corners" if to > 1 => x * (from as f64 - 1.0) / (from as f64 * scale - 1.0),
             "align_corners" => 0.0,
             "pytorch_half_pixel" if to <= 1 => 0.0,
             "half_pixel" | "pytorch_half_pixel" => (x + 0.5) / scale - 0.5,

@@ -6,23 +6,35 @@ use onnx_protobuf::{
     AttributeProto, Message, NodeProto, StringStringEntryProto, TensorProto, attribute_proto::AttributeType,
 };
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A node: its bytes as the file has them, and the same parsed.
 #[derive(Clone, Debug)]
 pub struct Node {
     pub(super) raw: Vec<u8>,
     proto: NodeProto,
+    read: Marks,
+}
+
+/// Which attributes have been asked for, a bit each; those beyond the 64th count as read.
+#[derive(Debug, Default)]
+struct Marks(AtomicU64);
+
+impl Clone for Marks {
+    fn clone(&self) -> Marks {
+        Marks::default()
+    }
 }
 
 impl Node {
     /// Parses a `NodeProto` that [`wire::check`] has passed.
     pub(super) fn parse(raw: Vec<u8>) -> Result<Node, String> {
         let proto = NodeProto::parse_from_bytes(&raw).map_err(|e| e.to_string())?;
-        Ok(Node { raw, proto })
+        Ok(Node { raw, proto, read: Marks::default() })
     }
 
     pub(super) fn from_proto(proto: NodeProto) -> Node {
-        Node { raw: proto.write_to_bytes().expect("a parsed node serialises"), proto }
+        Node { raw: proto.write_to_bytes().expect("a parsed node serialises"), proto, read: Marks::default() }
     }
 
     pub(super) fn proto(&self) -> &NodeProto {
@@ -79,7 +91,42 @@ impl Node {
     }
 
     fn attr(&self, name: &str) -> Option<&AttributeProto> {
-        self.proto.attribute.iter().find(|a| a.name == name)
+        let at = self.proto.attribute.iter().position(|a| a.name == name)?;
+        if at < 64 {
+            self.read.0.fetch_or(1 << at, Ordering::Relaxed);
+        }
+        Some(&self.proto.attribute[at])
+    }
+
+    /// Starts anew to take note of which attributes are asked for.
+    pub fn forget_reads(&self) {
+        self.read.0.store(0, Ordering::Relaxed);
+    }
+
+    /// The attributes that nothing has asked for since.
+    pub fn unread(&self) -> impl Iterator<Item = &str> {
+        let read = self.read.0.load(Ordering::Relaxed);
+        let all = self.proto.attribute.iter().take(64).enumerate();
+        all.filter(move |(i, _)| read >> i & 1 == 0).map(|(_, a)| a.name.as_str())
+    }
+
+    /// Whether an attribute has a value, given as JSON: a number, a string, or a list of numbers.
+    pub fn attribute_is(&self, name: &str, value: &serde_json::Value) -> bool {
+        let Some(a) = self.proto.attribute.iter().find(|a| a.name == name) else { return false };
+        let near =
+            |x: f32, y: &serde_json::Value| y.as_f64().is_some_and(|y| (f64::from(x) - y).abs() <= 1e-6 * y.abs());
+        match a.type_.enum_value() {
+            Ok(AttributeType::INT) => value.as_i64() == Some(a.i),
+            Ok(AttributeType::FLOAT) => near(a.f, value),
+            Ok(AttributeType::STRING) => value.as_str().is_some_and(|s| s.as_bytes() == a.s),
+            Ok(AttributeType::INTS) => {
+                value.as_array().is_some_and(|l| l.iter().map(|x| x.as_i64()).eq(a.ints.iter().map(|&x| Some(x))))
+            }
+            Ok(AttributeType::FLOATS) => value
+                .as_array()
+                .is_some_and(|l| l.len() == a.floats.len() && a.floats.iter().zip(l).all(|(x, y)| near(*x, y))),
+            _ => false,
+        }
     }
 
     pub fn attribute_names(&self) -> impl Iterator<Item = &str> {
@@ -310,6 +357,6 @@ impl NewNode {
             ..Default::default()
         };
         let raw = proto.write_to_bytes().expect("a new node serialises");
-        Node { raw, proto }
+        Node { raw, proto, read: Marks::default() }
     }
 }

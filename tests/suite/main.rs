@@ -7,6 +7,7 @@ mod build;
 mod chat;
 mod cli;
 mod cli_trained;
+mod computed;
 mod data;
 mod files;
 mod fused_products;

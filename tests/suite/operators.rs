@@ -483,3 +483,34 @@ fn every_operator_has_a_problem() {
     let missing: Vec<String> = REGISTRY.iter().map(name).filter(|n| !tried.contains(n)).collect();
     assert!(missing.is_empty(), "operators without a problem here: {}", missing.join(", "));
 }
+
+/// Every attribute of every standard operator with a lowering is read somewhere, or said to change nothing.
+#[test]
+fn every_attribute_is_read_or_said_to_change_nothing() {
+    use reslora_compile::lower::attributes::{harmless, schema};
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lower");
+    let sources: String = (std::fs::read_dir(folder).unwrap())
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "rs") && !p.ends_with("attributes.rs"))
+        .map(|p| std::fs::read_to_string(p).unwrap())
+        .collect();
+    let mut unread = Vec::new();
+    for o in reslora_compile::lower::REGISTRY.iter().filter(|o| o.domain.is_empty()) {
+        for name in schema(o.name).into_iter().flat_map(|s| s.keys()) {
+            if !sources.contains(&format!("\"{name}\"")) && !harmless(o.name, name) {
+                unread.push(format!("{} {name}", o.name));
+            }
+        }
+    }
+    // What no lowering reads is refused when a node sets it to something else than its default.
+    unread.sort();
+    insta::assert_snapshot!(unread.join("\n"), @r"
+    Attention qk_matmul_output_mode
+    BatchNormalization spatial
+    DequantizeLinear output_dtype
+    Dropout is_test
+    MaxPool storage_order
+    Pad paddings
+    Scan directions
+    ");
+}
