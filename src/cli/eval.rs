@@ -53,6 +53,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         loss: args.how.loss(),
         loss_output: args.how.loss_output.as_deref(),
         mixed: args.types.mixed(),
+        guard: false,
     };
     let e = pipeline::evaluate(&request, device.as_mut())?;
     e.notes.iter().for_each(|n| printer.note(n));

@@ -171,6 +171,7 @@ fn evaluate(
         loss: None,
         loss_output: None,
         mixed: false,
+        guard: false,
     };
     Ok(pipeline::evaluate(&request, device)?)
 }

@@ -66,6 +66,8 @@ pub struct Program {
     pub fuse: bool,
     /// Whether products take operands rounded to halves.
     pub mixed: bool,
+    /// Whether rows that a mask leaves no key compute 0 in evaluation too, as in training, rather than what the file says.
+    pub guard: bool,
 }
 
 /// No input is known.
@@ -107,7 +109,7 @@ impl Program {
     /// The finished graph for a shape, for a device of these limits.
     pub fn graph(&self, shapes: &Shapes, purpose: Purpose, limits: Limits) -> Result<Graph, Error> {
         let mut graph = self.forward(shapes, purpose)?;
-        if matches!(purpose, Purpose::Train { .. } | Purpose::Calibrate) {
+        if self.guard || matches!(purpose, Purpose::Train { .. } | Purpose::Calibrate) {
             graph = passes::run(graph, passes::GUARD)?;
         }
         graph = passes::run(graph, passes::FORWARD)?;

@@ -306,8 +306,17 @@ fn metric(
     let mut ask = |model, adapter| {
         let (batch_size, max_length) = (c.batch_size, c.max_length);
         let (loss, loss_output) = (c.loss, c.loss_output);
-        let request =
-            EvalRequest { model, adapter, data: &data, batch_size, max_length, loss, loss_output, mixed: false };
+        let request = EvalRequest {
+            model,
+            adapter,
+            data: &data,
+            batch_size,
+            max_length,
+            loss,
+            loss_output,
+            mixed: false,
+            guard: true,
+        };
         training::evaluate(&request, device)
     };
     let bare = Arc::new(merge::strip(request.injected, &merge::config(request.injected)?)?);

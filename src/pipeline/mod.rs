@@ -97,6 +97,7 @@ pub fn inferring(model: &Arc<Model>) -> Program {
         signals: vec![],
         fuse: true,
         mixed: false,
+        guard: false,
     }
 }
 

@@ -74,6 +74,7 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
         signals: vec![],
         fuse: true,
         mixed: false,
+        guard: false,
     };
     let base = program.model.metadata(BASE_KEY).map(String::from);
     let feed = Feed::new(input_specs(&program.model), usize::MAX);
@@ -108,6 +109,7 @@ fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpoint>), Erro
     }
     trainee.program.fuse = request.fuse;
     trainee.program.mixed = request.settings.mixed;
+    trainee.program.guard = true;
     let size = request.settings.batch_size;
     trainee.feed.max_length = request.max_length;
     trainee.set_loss(request.data, size, request.loss, request.loss_output)?;
@@ -147,6 +149,8 @@ pub struct EvalRequest<'a> {
     pub loss_output: Option<&'a str>,
     /// Products of operands rounded to halves.
     pub mixed: bool,
+    /// Rows that a mask leaves no key compute 0, as in training.
+    pub guard: bool,
 }
 
 /// What an evaluation gave.
@@ -166,6 +170,7 @@ pub struct Evaluation {
 pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evaluation, Error> {
     let mut trainee = load(request.model, request.adapter)?;
     trainee.program.mixed = request.mixed;
+    trainee.program.guard = request.guard;
     trainee.feed.max_length = request.max_length;
     let mut notes = vec![trainee.set_loss(request.data, request.batch_size, request.loss, request.loss_output)?];
     notes.extend(survey(&mut trainee, request.data, device)?);

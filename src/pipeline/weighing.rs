@@ -5,7 +5,7 @@
 
 use super::folding::{Given, evaluate};
 use super::{Error, compile};
-use crate::ir::{Graph, Tensor, Value};
+use crate::ir::{Graph, Tensor, Type, Value};
 use crate::onnx::Model;
 use crate::train::{Shapes, Weight};
 use std::sync::Arc;
@@ -91,24 +91,33 @@ pub struct OwnLoss {
     loss: Value,
     /// The weight of every batch, where the data has no part in it.
     fixed: Option<Weight>,
+    /// Batches hold one row, in whose program a sum over rows cannot be told from a value: the graph is that of the row twice.
+    twice: bool,
 }
 
 impl OwnLoss {
     pub fn find(model: &Arc<Model>, shapes: &Shapes, output: &str) -> Result<OwnLoss, Error> {
-        let (graph, loss) = compile::lowered_value(model, shapes, output)?;
-        let fixed = divisor(&graph, loss, &|_, _| None).map(|here| {
-            // A constant that grows with the rows divides by them; one that stays belongs to a sum.
-            let rows = shapes.values().filter_map(|s| s.first()).max().copied().unwrap_or(1);
+        let rows = shapes.values().filter_map(|s| s.first()).max().copied().unwrap_or(1);
+        let grown = |by: usize| {
             let mut grown = shapes.clone();
-            grown.values_mut().filter_map(|s| s.first_mut()).filter(|n| **n == rows).for_each(|n| *n += 1);
-            let more = compile::lowered_value(model, &grown, output).ok();
+            grown.values_mut().filter_map(|s| s.first_mut()).filter(|n| **n == rows).for_each(|n| *n += by);
+            compile::lowered_value(model, &grown, output)
+        };
+        let (twice, (graph, loss)) = match grown(1) {
+            Ok(more) if rows == 1 => (true, more),
+            _ => (false, compile::lowered_value(model, shapes, output)?),
+        };
+        let here = divisor(&graph, loss, &|_, _| None);
+        let fixed = here.map(|here| {
+            // A constant that grows with the rows divides by them; one that stays belongs to a sum.
+            let more = grown(if twice { 2 } else { 1 }).ok();
             match more.and_then(|(graph, loss)| divisor(&graph, loss, &|_, _| None)) {
                 Some(more) if more.by == here.by => Weight::Sum,
-                Some(_) => Weight::Mean(here.by.abs()),
+                Some(_) => Weight::Mean(here.by.abs() / if twice { 2.0 } else { 1.0 }),
                 None => Weight::Mean(rows as f64),
             }
         });
-        Ok(OwnLoss { graph, loss, fixed })
+        Ok(OwnLoss { graph, loss, fixed, twice })
     }
 
     /// What one batch counts.
@@ -116,7 +125,12 @@ impl OwnLoss {
         if let Some(fixed) = self.fixed {
             return fixed;
         }
-        let given = |name: &str, _: &crate::ir::Type| inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone());
-        divisor(&self.graph, self.loss, &given).map_or(Weight::Unknown, |d| Weight::Mean(d.by.abs()))
+        let given = |name: &str, ty: &Type| {
+            let t = inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t)?;
+            let doubled = self.twice && t.ty() != *ty;
+            Some(if doubled { Tensor::from_words(ty, [t.words(), t.words()].concat()) } else { t.clone() })
+        };
+        let by = divisor(&self.graph, self.loss, &given).map(|d| d.by.abs());
+        by.map_or(Weight::Unknown, |by| Weight::Mean(if self.twice { by / 2.0 } else { by }))
     }
 }
