@@ -135,7 +135,7 @@ pub fn inject(
             prev: None,
         })
         .collect();
-    for name in targets.iter().flat_map(|t| [t.a(), t.b()]).filter(|n| base.is_constant(n)) {
+    if let Some(name) = targets.iter().flat_map(|t| [t.a(), t.b()]).find(|n| base.is_constant(n)) {
         let hint = "fold the adapter that the model was exported with into its weights first";
         return Err(InjectError::Option(format!("the model holds a tensor '{name}' already\nhint: {hint}")));
     }

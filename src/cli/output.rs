@@ -29,5 +29,22 @@ pub fn guard<'a>(
             return Err(Usage(format!("{text}\nhint: name another file, or give --overwrite")).into());
         }
     }
+    // Data beside a model that is not there belongs to another: one that was renamed, or that took its tensors from there.
+    if external && data.exists() && !holds(output, &data) {
+        let text = format!(
+            "-o {} would overwrite {}, which {} does not read",
+            output.display(),
+            data.display(),
+            output.display()
+        );
+        let hint = "it may hold the weights of a model that was renamed: name another file, or give --overwrite";
+        return Err(Usage(format!("{text}\nhint: {hint}")).into());
+    }
     Ok(())
+}
+
+/// Whether a model keeps tensors in a data file.
+fn holds(model: &Path, data: &Path) -> bool {
+    let same = |path: &std::path::PathBuf| same_file::is_same_file(path, data).unwrap_or(false);
+    onnx::read(model).is_ok_and(|m| m.external_files().iter().any(same))
 }

@@ -2,7 +2,7 @@
 
 use super::context::dtype;
 use super::{Context, Reason};
-use crate::ir::{DType, Value};
+use crate::ir::{DType, Tensor, Value};
 use crate::onnx::ElementType;
 
 type Lowered = Result<Vec<Value>, Reason>;
@@ -115,7 +115,22 @@ pub fn where_(c: &mut Context) -> Lowered {
 }
 
 fn cast_to(c: &mut Context, x: Value, to: ElementType) -> Lowered {
+    let narrow = match to {
+        ElementType::U8 => Some((256, 0)),
+        ElementType::I8 => Some((256, 128)),
+        ElementType::U16 => Some((65_536, 0)),
+        ElementType::I16 => Some((65_536, 32_768)),
+        _ => None,
+    };
     let to = dtype(to).ok_or_else(|| format!("{to} is not supported"))?;
+    if let (Some((count, below)), DType::I32) = (narrow, c.ty(x).dtype) {
+        // Integers of fewer bits wrap around.
+        let (count, below) = (Tensor::i32([], vec![count]), Tensor::i32([], vec![below]));
+        let (count, below) = (c.b.constant(count), c.b.constant(below));
+        let raised = c.b.add(x, below)?;
+        let wrapped = c.b.binary("modulo", raised, count)?;
+        return Ok(vec![c.b.sub(wrapped, below)?]);
+    }
     Ok(vec![c.b.cast(x, to)?])
 }
 

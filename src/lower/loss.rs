@@ -22,14 +22,17 @@ pub enum Loss {
 const UNCOUNTED: f32 = -1.267_650_6e30;
 
 /// Adds `Σ loss · scale` over the rows of `logits`, the run's input `scale` being one over the number of counted labels
-/// (or elements). `class_axis` is the axis of the classes where that is not the last. Returns the sum, and where labels
+/// (or elements). `class_axis` is the axis of the classes where that is not the last; `probabilities` says that the
+/// values are what a softmax or sigmoid gave. Returns the sum, and where labels
 /// name classes the number of those that the largest logit hits.
 pub fn attach(
     b: &mut Builder,
     loss: Loss,
     logits: Value,
     class_axis: Option<usize>,
+    probabilities: bool,
 ) -> Result<(Value, Option<Value>), BuildError> {
+    let logits = if probabilities { log_odds(b, loss, logits)? } else { logits };
     let shape = b.shape(logits).clone();
     let scale = b.input(LOSS_SCALE, Type::f32([]));
     let axes: Vec<usize> = (0..shape.len()).collect();
@@ -92,6 +95,25 @@ pub fn attach(
             let hit = b.cast(hit, DType::F32)?;
             let correct = b.reduce_sum(hit, &[0], false)?;
             Ok((b.mul(sum, scale)?, Some(correct)))
+        }
+    }
+}
+
+/// Logits of what are probabilities: their logarithms for classes, `log(p / (1 - p))` for yes or no.
+fn log_odds(b: &mut Builder, loss: Loss, p: Value) -> Result<Value, BuildError> {
+    let least = b.scalar(1e-37);
+    let log = |b: &mut Builder, x: Value| -> Result<Value, BuildError> {
+        let x = b.binary("max", x, least)?;
+        b.unary("log", x)
+    };
+    match loss {
+        Loss::MeanSquare => Ok(p),
+        Loss::CrossEntropy => log(b, p),
+        Loss::BinaryCrossEntropy => {
+            let one = b.scalar(1.0);
+            let rest = b.sub(one, p)?;
+            let (yes, no) = (log(b, p)?, log(b, rest)?);
+            b.sub(yes, no)
         }
     }
 }

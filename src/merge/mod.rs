@@ -455,20 +455,27 @@ fn readers(model: &Model, linear: &[Linear], l: &Linear) -> (Readers, HashSet<No
     let readers = consumers.get(&l.weight).cloned().unwrap_or_default();
     let mine: HashSet<NodeId> =
         linear.iter().filter(|o| o.path == l.path && o.weight == l.weight).map(|o| o.node).collect();
-    let leads = |reader: &NodeId| -> Vec<NodeId> {
-        let (mut open, mut out) = (vec![*reader], Vec::new());
-        while let Some(id) = open.pop() {
-            let node = model.node(id);
-            match node.op_type() {
-                "Transpose" | "Identity" | "Cast" | "DequantizeLinear" if !mine.contains(&id) => {
-                    open.extend(node.outputs().iter().flat_map(|o| consumers.get(o).cloned().unwrap_or_default()));
-                }
-                _ => out.push(id),
+    (readers.iter().map(|r| (*r, leads(model, &consumers, &mine, *r))).collect(), mine)
+}
+
+/// The nodes that a reader of a weight leads to through changes of layout and type.
+fn leads(
+    model: &Model,
+    consumers: &HashMap<String, Vec<NodeId>>,
+    mine: &HashSet<NodeId>,
+    reader: NodeId,
+) -> Vec<NodeId> {
+    let (mut open, mut out) = (vec![reader], Vec::new());
+    while let Some(id) = open.pop() {
+        let node = model.node(id);
+        match node.op_type() {
+            "Transpose" | "Identity" | "Cast" | "DequantizeLinear" if !mine.contains(&id) => {
+                open.extend(node.outputs().iter().flat_map(|o| consumers.get(o).cloned().unwrap_or_default()));
             }
+            _ => out.push(id),
         }
-        out
-    };
-    (readers.iter().map(|r| (*r, leads(r))).collect(), mine)
+    }
+    out
 }
 
 /// Whether a node that is not the target's depends on its weight.
@@ -511,15 +518,22 @@ fn own_weight(
     copy
 }
 
-/// A Transpose (or its like) of a shared weight feeds both the target and others: the target's nodes get one of their own.
-fn split_reader(model: &mut Model, reader: NodeId, weight: &str, copy: &str, mine: &HashSet<NodeId>) {
-    let (old, twin) = {
-        let node = model.node(reader);
-        (node.outputs()[0].clone(), format!("{}.merged", node.outputs()[0]))
-    };
+/// A Transpose (or its like) of a shared weight feeds both the target and others: the target's nodes get one of their own, and so do
+/// further nodes between the two that lead both ways.
+fn split_reader(model: &mut Model, reader: NodeId, input: &str, copy: &str, mine: &HashSet<NodeId>) {
+    let old = model.node(reader).outputs()[0].clone();
+    let taken: HashSet<String> = model.producers().keys().map(|k| k.to_string()).collect();
+    let names = (1..).map(|n| if n == 1 { format!("{old}.merged") } else { format!("{old}.merged_{n}") });
+    let twin = names.into_iter().find(|n| !taken.contains(n)).expect("there are enough numbers");
     let id = model.twin(reader, &twin);
-    model.node_mut(id).rename_input(weight, copy);
-    for &linear in mine {
-        model.node_mut(linear).rename_input(&old, &twin);
+    model.node_mut(id).rename_input(input, copy);
+    let consumers = model.consumers();
+    for next in consumers.get(&old).cloned().unwrap_or_default() {
+        let ends = leads(model, &consumers, mine, next);
+        if ends.iter().all(|end| mine.contains(end)) {
+            model.node_mut(next).rename_input(&old, &twin);
+        } else if ends.iter().any(|end| mine.contains(end)) {
+            split_reader(model, next, &old, &twin, mine);
+        }
     }
 }

@@ -77,11 +77,16 @@ pub fn choose(
         None => suggested(&output, &shape, &kind).map_err(misfit)?,
     };
     let form = match loss {
+        Loss::CrossEntropy if kind.dtype == DType::F32 => LabelForm::Classes,
         Loss::CrossEntropy => LabelForm::AsGiven,
         Loss::MeanSquare | Loss::BinaryCrossEntropy => LabelForm::Numbers(shape[1..].to_vec()),
     };
     // The value before a last Softmax or Sigmoid is what the loss is computed from.
-    let (logits, note) = before_probabilities(model, &output, loss, &shape, class_axis);
+    let (logits, mut note) = before_probabilities(model, &output, loss, &shape, class_axis);
+    let probabilities = note.is_empty() && loss != Loss::MeanSquare && after_probabilities(model, &output, loss);
+    if probabilities {
+        note = "; it holds probabilities, whose logarithms are taken".into();
+    }
     let name = match loss {
         Loss::CrossEntropy => "cross-entropy",
         Loss::MeanSquare => "mean squared error",
@@ -89,7 +94,7 @@ pub fn choose(
     };
     let why = format!("the loss is {name} of '{output}': {why}{note}");
     let (shape, graph) = output_shape(model, shapes, &logits)?;
-    Ok(Chosen { choice: LossChoice::Added { loss, logits, class_axis }, form, why, shape, graph })
+    Ok(Chosen { choice: LossChoice::Added { loss, logits, class_axis, probabilities }, form, why, shape, graph })
 }
 
 fn held(model: &Arc<Model>, shapes: &Shapes, output: &str, why: String) -> Result<Chosen, Error> {
@@ -187,8 +192,7 @@ fn before_probabilities(
 ) -> (String, String) {
     let producers = model.producers();
     let mut name = output.to_string();
-    loop {
-        let Some(node) = producers.get(name.as_str()).map(|id| model.node(*id)) else { break };
+    while let Some(node) = producers.get(name.as_str()).map(|id| model.node(*id)) {
         let Some(input) = node.input(0).map(String::from) else { break };
         let (domain, op) = (node.domain(), node.op_type());
         let axis = normalised_axis(model, node, shape.len());
@@ -203,6 +207,39 @@ fn before_probabilities(
         }
     }
     (output.to_string(), String::new())
+}
+
+/// Whether an output is what a softmax or sigmoid gave, changed in layout or clipped since.
+fn after_probabilities(model: &Model, output: &str, loss: Loss) -> bool {
+    const CARRIES: &[&str] = &[
+        "Identity",
+        "Cast",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Transpose",
+        "Clip",
+        "Slice",
+        "Gather",
+        "Min",
+        "Max",
+    ];
+    let producers = model.producers();
+    let mut name = output.to_string();
+    while let Some(node) = producers.get(name.as_str()).map(|id| model.node(*id)) {
+        match (node.domain(), node.op_type()) {
+            ("", "Softmax") => return true,
+            // One class's probability out of a softmax, or a sigmoid, against 0 and 1.
+            ("", "Sigmoid") => return loss == Loss::BinaryCrossEntropy || loss == Loss::CrossEntropy,
+            ("", op) if CARRIES.contains(&op) => match node.input(0) {
+                Some(input) => name = input.to_string(),
+                None => return false,
+            },
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// The axis of a softmax. Before opset 13 it flattens the axes from there on; that is the same where it is the last.

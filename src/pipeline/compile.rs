@@ -25,6 +25,8 @@ pub enum LossChoice {
         logits: String,
         /// The axis of the classes, where it is not the last.
         class_axis: Option<usize>,
+        /// The value holds probabilities rather than logits.
+        probabilities: bool,
     },
     /// This scalar output of the model's own.
     Held { output: String },
@@ -171,8 +173,8 @@ impl Program {
                 let value = loss::attach_held(&mut b, values[output])?;
                 b.output(outputs::LOSS, value, Sink::Fetch);
             }
-            (_, Some(LossChoice::Added { loss, logits, class_axis })) => {
-                let (value, correct) = loss::attach(&mut b, *loss, values[logits], *class_axis)?;
+            (_, Some(LossChoice::Added { loss, logits, class_axis, probabilities })) => {
+                let (value, correct) = loss::attach(&mut b, *loss, values[logits], *class_axis, *probabilities)?;
                 b.output(outputs::LOSS, value, Sink::Fetch);
                 if let (Purpose::Evaluate, Some(correct)) = (purpose, correct) {
                     b.output(outputs::CORRECT, correct, Sink::Fetch);

@@ -141,7 +141,12 @@ fn trial(model: &Arc<Model>, batch: usize, seq: usize, limits: Limits) -> Result
     let outputs = model.outputs();
     let first = outputs.iter().find(|o| o.name == "logits").or(outputs.iter().find(|o| o.element.is_float()));
     let first = first.ok_or_else(|| Error::Model("the model has no float output".into()))?;
-    let loss = Some(LossChoice::Added { loss: Loss::MeanSquare, logits: first.name.clone(), class_axis: None });
+    let loss = Some(LossChoice::Added {
+        loss: Loss::MeanSquare,
+        logits: first.name.clone(),
+        class_axis: None,
+        probabilities: false,
+    });
     let program = Program { loss, ..trainee.program };
     let shapes: Shapes = compile::shapes_at(&model.inputs(), batch, seq);
     let graph = program.graph(&shapes, Purpose::Train { statistics: false }, limits)?;

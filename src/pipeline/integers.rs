@@ -14,10 +14,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The smallest and largest element of a value.
-type Range = (i64, i64);
+type Range = (f64, f64);
 
 /// Beyond what 64 bits of a file's constant were cut to: what stands there is not the number that was written.
-const CUT: Range = (i64::MIN / 4, i64::MAX / 4);
+const CUT: Range = (-1e18, 1e18);
+
+/// The largest whole number up to which floats of 32 bits hold every one.
+const EXACT: f64 = 16_777_216.0;
 
 /// What may go wrong in a graph.
 #[derive(Clone, Debug)]
@@ -71,9 +74,8 @@ pub fn check(
 
 /// The same for a lowered graph and one batch of its inputs.
 pub fn check_one(model: &Model, graph: &Graph, batch: &Batch) -> Result<(), Error> {
-    let range = |t: &Tensor| Some((i64::from(*t.as_i32()?.iter().min()?), i64::from(*t.as_i32()?.iter().max()?)));
     let inputs: HashMap<String, Range> =
-        batch.inputs.iter().filter_map(|(n, t)| Some((n.clone(), range(t)?))).collect();
+        batch.inputs.iter().filter_map(|(n, t)| Some((n.clone(), range_of(t)?))).collect();
     for doubt in doubts(graph, &inputs) {
         let found = match doubt {
             Doubt::Index { node, rows } => index(graph, &graph.nodes[node], rows, batch),
@@ -114,6 +116,11 @@ fn overflow(graph: &Graph, node: &Node, batch: &Batch) -> Option<(String, Option
         Some((why, None))
     };
     let out = graph.ty(node.outputs[0]);
+    if node.op == "cast" {
+        let t = evaluate(graph, node.inputs[0], &|name, _| given(batch, name))?;
+        let large = t.as_f32()?.iter().find(|x| x.is_nan() || f64::from(x.abs()) > EXACT)?;
+        return say(format!("the float {large} becomes an integer, and floats of 32 bits are not exact there"));
+    }
     let operand = |v: Value| -> Option<Vec<i64>> {
         let t = evaluate(graph, v, &|name, _| given(batch, name))?;
         let x = t.as_i32()?;
@@ -124,13 +131,14 @@ fn overflow(graph: &Graph, node: &Node, batch: &Batch) -> Option<(String, Option
     };
     let operands: Option<Vec<Vec<i64>>> = node.inputs.iter().map(|&v| operand(v)).collect();
     let Some(operands) = operands else {
-        return say("a constant of the file, or what comes from it, does not fit 32 bits".into());
+        return say("a number of the file that does not fit 32 bits enters it, or its result may not fit them".into());
     };
     let fits = |x: i64| i32::try_from(x).is_ok();
     let bad = match (node.op.as_str(), &operands[..]) {
         ("add", [a, b]) => a.iter().zip(b).find(|(a, b)| !fits(**a + **b)),
         ("sub", [a, b]) => a.iter().zip(b).find(|(a, b)| !fits(**a - **b)),
         ("mul", [a, b]) => a.iter().zip(b).find(|(a, b)| !fits(**a * **b)),
+        ("pow", [a, b]) => a.iter().zip(b).find(|(a, b)| (**a as f64).powf(**b as f64).abs() > f64::from(i32::MAX)),
         // Sums: the range has said that they may not fit, and they are as large as that.
         ("cumsum" | "reduce_sum", [a]) => {
             let total: i64 = a.iter().sum();
@@ -142,6 +150,7 @@ fn overflow(graph: &Graph, node: &Node, batch: &Batch) -> Option<(String, Option
     let sign = match node.op.as_str() {
         "add" => "+",
         "sub" => "-",
+        "pow" => "to the power of",
         _ => "*",
     };
     say(format!("it computes {a} {sign} {b}"))
@@ -184,8 +193,8 @@ fn doubts(graph: &Graph, inputs: &HashMap<String, Range>) -> Vec<Doubt> {
             Some(Leaf::Weight(w)) if info.ty.dtype == DType::I32 && info.ty.elements() <= 1 << 22 => {
                 constant(&w.load())
             }
-            Some(Leaf::Input(name)) if info.ty.dtype == DType::I32 => inputs.get(name).copied(),
-            _ if info.ty.dtype == DType::Bool => Some((0, 1)),
+            Some(Leaf::Input(name)) if info.ty.dtype != DType::Bool => inputs.get(name).copied(),
+            _ if info.ty.dtype == DType::Bool => Some((0.0, 1.0)),
             _ => None,
         };
         ranges.extend(range.map(|r| (v, r)));
@@ -197,94 +206,130 @@ fn doubts(graph: &Graph, inputs: &HashMap<String, Range>) -> Vec<Doubt> {
             && let Some((low, high)) = ins[1]
         {
             let rows = graph.shape(node.inputs[0])[node.attrs.int("axis") as usize];
-            if low < -(rows as i64) || high >= rows as i64 {
+            if low < -(rows as f64) || high > rows as f64 - 1.0 {
                 out.push(Doubt::Index { node: i, rows });
             }
         }
+        let Some(range) = result(graph, node, &ins).filter(|r| !r.0.is_nan() && !r.1.is_nan()) else { continue };
+        ranges.insert(node.outputs[0], range);
         if graph.ty(node.outputs[0]).dtype != DType::I32 {
             continue;
         }
-        let Some(range) = result(graph, node, &ins) else { continue };
-        let arithmetic = matches!(node.op.as_str(), "add" | "sub" | "mul" | "cumsum" | "reduce_sum");
+        // A float that becomes an integer stands for itself only as far as floats are exact.
+        if node.op == "cast" && graph.ty(node.inputs[0]).dtype == DType::F32 {
+            if range.0 < -EXACT || range.1 > EXACT {
+                out.push(Doubt::Overflow { node: i });
+            }
+            continue;
+        }
+        let arithmetic = matches!(node.op.as_str(), "add" | "sub" | "mul" | "pow" | "cumsum" | "reduce_sum");
         let cut = arithmetic && ins.iter().flatten().any(|r| r.0 <= CUT.0 || r.1 >= CUT.1);
-        let wide = range.0 < i64::from(i32::MIN) || range.1 > i64::from(i32::MAX);
+        let wide = range.0 < f64::from(i32::MIN) || range.1 > f64::from(i32::MAX);
         if arithmetic && (wide || cut)
             || node.op == "modulo" && ins.iter().flatten().any(|r| r.1 >= CUT.1 || r.0 <= CUT.0)
         {
             out.push(Doubt::Overflow { node: i });
         }
-        ranges.insert(node.outputs[0], range);
     }
     out
 }
 
 fn constant(t: &Tensor) -> Option<Range> {
-    let x = t.as_i32()?;
-    let (low, high) = (*x.iter().min()?, *x.iter().max()?);
+    let (low, high) = range_of(t)?;
     // A 64-bit constant that does not fit stands as the nearest that does.
-    let low = if low == i32::MIN { CUT.0 } else { i64::from(low) };
-    let high = if high == i32::MAX { CUT.1 } else { i64::from(high) };
+    let cut = t.dtype() == DType::I32;
+    let low = if cut && low == f64::from(i32::MIN) { CUT.0 } else { low };
+    let high = if cut && high == f64::from(i32::MAX) { CUT.1 } else { high };
     Some((low, high))
+}
+
+/// The smallest and largest element of a tensor of numbers.
+fn range_of(t: &Tensor) -> Option<Range> {
+    let hull = |mut xs: Box<dyn Iterator<Item = f64> + '_>| {
+        let first = xs.next()?;
+        Some(xs.fold((first, first), |(a, b), x| (a.min(x), b.max(x))))
+    };
+    match t {
+        Tensor::I32(x) => hull(Box::new(x.iter().map(|&x| f64::from(x)))),
+        Tensor::F32(x) => hull(Box::new(x.iter().map(|&x| f64::from(x)))),
+        Tensor::Bool(_) => None,
+    }
 }
 
 /// The range of a node's result, from those of its operands.
 fn result(graph: &Graph, node: &Node, ins: &[Option<Range>]) -> Option<Range> {
     let one = |i: usize| ins.get(i).copied().flatten();
-    let corners = |f: &dyn Fn(i64, i64) -> i64| -> Option<Range> {
+    let whole = graph.ty(node.outputs[0]).dtype == DType::I32;
+    let corners = |f: &dyn Fn(f64, f64) -> f64| -> Option<Range> {
         let ((a, b), (c, d)) = (one(0)?, one(1)?);
         let all = [f(a, c), f(a, d), f(b, c), f(b, d)];
-        Some((*all.iter().min()?, *all.iter().max()?))
+        Some((all.iter().copied().fold(f64::INFINITY, f64::min), all.iter().copied().fold(f64::NEG_INFINITY, f64::max)))
     };
     let hull = |parts: &[usize]| -> Option<Range> {
         let all: Option<Vec<Range>> = parts.iter().map(|&i| one(i)).collect();
-        let all = all?;
-        Some((all.iter().map(|r| r.0).min()?, all.iter().map(|r| r.1).max()?))
+        all?.into_iter().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
     };
     match node.op.as_str() {
-        "add" => corners(&|a, b| a.saturating_add(b)),
-        "sub" => corners(&|a, b| a.saturating_sub(b)),
-        "mul" => corners(&|a, b| a.saturating_mul(b)),
-        "min" => corners(&|a, b| a.min(b)),
-        "max" => corners(&|a, b| a.max(b)),
+        "add" => corners(&|a, b| a + b),
+        "sub" => corners(&|a, b| a - b),
+        "mul" => corners(&|a, b| a * b),
+        "min" => corners(&f64::min),
+        "max" => corners(&f64::max),
+        "pow" => one(1).filter(|e| e.0 == e.1 && e.0 >= 0.0).and_then(|_| {
+            let (low, high) = corners(&f64::powf)?;
+            let zero = one(0)?.0 <= 0.0;
+            Some((if zero { low.min(0.0) } else { low }, high))
+        }),
         "neg" => one(0).map(|(a, b)| (-b, -a)),
-        "abs" => one(0).map(|(a, b)| (if a <= 0 && b >= 0 { 0 } else { a.abs().min(b.abs()) }, a.abs().max(b.abs()))),
-        "sign" => Some((-1, 1)),
-        "modulo" => one(1).filter(|r| r.0 > 0 && r.1 < CUT.1).map(|r| (0, r.1 - 1)),
-        "div" => {
-            let ((a, b), (c, d)) = (one(0)?, one(1)?);
-            (c > 0).then(|| ((a / c).min(a / d), (b / c).max(b / d)))
+        "abs" => {
+            one(0).map(|(a, b)| (if a <= 0.0 && b >= 0.0 { 0.0 } else { a.abs().min(b.abs()) }, a.abs().max(b.abs())))
         }
+        "sign" => Some((-1.0, 1.0)),
+        "modulo" if whole => one(1).and_then(|(c, d)| {
+            let most = c.abs().max(d.abs());
+            (most < CUT.1 && (c > 0.0 || d < 0.0)).then_some(if c > 0.0 {
+                (0.0, most - 1.0)
+            } else {
+                (1.0 - most, 0.0)
+            })
+        }),
+        "div" => {
+            let (_, (c, d)) = (one(0)?, one(1)?);
+            let range = corners(&|a, b| a / b)?;
+            (c > 0.0 || d < 0.0).then_some(if whole { (range.0.trunc(), range.1.trunc()) } else { range })
+        }
+        "floor" | "ceil" | "round" => one(0).map(|(a, b)| (a.floor(), b.ceil())),
+        "sigmoid" => Some((0.0, 1.0)),
+        "tanh" | "sin" | "cos" => Some((-1.0, 1.0)),
         "select" => hull(&[1, 2]),
         "concat" => hull(&(0..ins.len()).collect::<Vec<_>>()),
         "reshape" | "broadcast" | "transpose" | "slice" | "reduce_max" | "reduce_min" | "gather" => one(0),
-        "unslice" | "scatter_add" => hull(&[0]).map(|(a, b)| (a.min(0), b.max(0))),
-        "cast" => match graph.ty(node.inputs[0]).dtype {
-            DType::I32 | DType::Bool => one(0),
-            DType::F32 => None,
-        },
+        "unslice" | "scatter_add" => one(0).map(|(a, b)| (a.min(0.0), b.max(0.0))),
+        "cast" => one(0).map(|(a, b)| if whole { (a.trunc(), b.trunc()) } else { (a, b) }),
         "cumsum" => {
-            let n = graph.shape(node.inputs[0])[1] as i64;
-            one(0).map(|(a, b)| (a.min(0).saturating_mul(n), b.max(0).saturating_mul(n)))
+            let n = graph.shape(node.inputs[0])[1] as f64;
+            one(0).map(|(a, b)| (a.min(0.0) * n, b.max(0.0) * n))
         }
         "reduce_sum" => {
-            let n = (graph.shape(node.inputs[0]).elements() / graph.shape(node.outputs[0]).elements().max(1)) as i64;
-            one(0).map(|(a, b)| (a.saturating_mul(n), b.saturating_mul(n)))
+            let n = (graph.shape(node.inputs[0]).elements() / graph.shape(node.outputs[0]).elements().max(1)) as f64;
+            one(0).map(|(a, b)| (a.min(a * n), b.max(b * n)))
         }
-        "argmax" => Some((0, graph.shape(node.inputs[0])[1] as i64 - 1)),
+        "argmax" => Some((0.0, graph.shape(node.inputs[0])[1] as f64 - 1.0)),
         _ => None,
     }
 }
 
-/// The range of each integer input over a data set, padding and what is made for it included.
+/// The range of each input over a data set, padding and what is made for it included.
 fn input_ranges(data: &Dataset, feed: &Feed) -> HashMap<String, Range> {
     let mut out: HashMap<String, Range> = HashMap::new();
-    for input in feed.inputs.iter().filter(|i| i.dtype == DType::I32) {
-        let range = match data.integers(&input.name) {
-            Some(range) => Some(range),
-            None => match input.name.as_str() {
-                "attention_mask" => Some((0, 1)),
-                "token_type_ids" => Some((0, 0)),
-                "position_ids" => Some((0, data.positions().saturating_sub(1) as i64)),
+    for input in &feed.inputs {
+        let range = match (data.integers(&input.name), data.tensor(&input.name)) {
+            (Some((low, high)), _) => Some((low as f64, high as f64)),
+            (None, Some(t)) => range_of(t),
+            (None, None) => match input.name.as_str() {
+                "attention_mask" => Some((0.0, 1.0)),
+                "token_type_ids" => Some((0.0, 0.0)),
+                "position_ids" => Some((0.0, data.positions().saturating_sub(1) as f64)),
                 _ => None,
             },
         };

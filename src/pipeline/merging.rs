@@ -50,7 +50,7 @@ impl<'a> Calibration<'a> {
             let mut trainee = load(model, None)?;
             trainee.feed = self.feed(model);
             trainee.set_loss(self.data, self.batch_size, self.loss, self.loss_output)?;
-            survey(&mut trainee, self.data, device)?;
+            survey(&mut trainee, &[self.data], device)?;
             self.padding = trainee.feed.padding;
         }
         Ok(self)

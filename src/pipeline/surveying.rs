@@ -10,34 +10,104 @@ use super::training::Trainee;
 use crate::device::{Device, Run};
 use crate::ir::{DType, Graph, Leaf, Tensor, Type};
 use crate::lower::LowerError;
+use crate::lower::loss::Loss;
 use crate::onnx::Model;
 use crate::train::data::{Axis, Batch, DataError, Dataset, Feed, Padding, Source};
 use crate::train::{Purpose, Session, Shapes};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Two results differ if they do by more than this share of the largest one: far above rounding, far below any real effect.
 const DIFFERS: f32 = 1e-4;
 
-/// Finds out how batches of `data` must be made, sets the trainee's feed, and returns what a user should know. Refuses
-/// next-token data for a model that sees the next token.
-pub fn survey(trainee: &mut Trainee, data: &Dataset, device: &mut dyn Device) -> Result<Vec<String>, Error> {
-    let Some(LossChoice::Added { logits, .. }) = trainee.program.loss.clone() else { return Ok(vec![]) };
-    if !trainee.feed.inputs.iter().any(|i| i.name == "input_ids") {
-        return Ok(vec![]);
-    }
-    let mut probe = Trainee { program: trainee.program.clone(), ..trainee.clone() };
-    probe.program.outputs = vec![logits];
+/// The most texts of one length that are tried.
+const PROBED: usize = 3;
+
+/// The most tokens of a row that are changed, one at a time, to see what sees them.
+const CHANGED: usize = 6;
+
+/// Finds out how batches of a model's data sets must be made, sets the trainee's feed, and returns what a user should know.
+/// Refuses next-token data for a model that sees the next token.
+pub fn survey(trainee: &mut Trainee, sets: &[&Dataset], device: &mut dyn Device) -> Result<Vec<String>, Error> {
+    let (name, axis) = match &trainee.program.loss {
+        Some(LossChoice::Added { logits, class_axis, .. }) => (logits.clone(), *class_axis),
+        Some(LossChoice::Held { output }) => (output.clone(), None),
+        None => return Ok(vec![]),
+    };
+    let mut probe = trainee.clone();
+    probe.program.outputs = vec![name.clone()];
     let mut notes = Vec::new();
-    let text = matches!(data.source, Source::Text { .. });
+    if let Some(first) = sets.first()
+        && sums_to_one(&mut probe, first, axis, device)?
+        && let Some(LossChoice::Added { probabilities, .. }) = &mut trainee.program.loss
+    {
+        *probabilities = true;
+        notes.push(format!("'{name}' holds probabilities, which sum to 1: the loss takes their logarithms"));
+    }
+    if !trainee.feed.inputs.iter().any(|i| i.name == "input_ids") {
+        return Ok(notes);
+    }
     let feed = trainee.feed.clone();
     let padding = probe.session(device, |session| {
-        if data.next_token() {
-            refuse_sight(session, data)?;
+        let mut found = feed.padding;
+        for data in sets {
+            if data.next_token() {
+                refuse_sight(session, data, axis)?;
+            }
+            if matches!(data.source, Source::Text { .. }) && found != Padding::Never {
+                let feed = Feed { padding: found, ..feed.clone() };
+                found = padding(session, data, &feed, &mut notes)?;
+            }
         }
-        if text { padding(session, data, &feed, &mut notes) } else { Ok(feed.padding) }
+        Ok(found)
     })?;
     trainee.feed.padding = padding;
     Ok(notes)
+}
+
+/// Whether what cross-entropy is taken on are probabilities of a softmax that the model writes in some form of its own: numbers from 0
+/// to 1 that sum to 1 over the classes. What comes straight out of a product has no such form and is not run.
+fn sums_to_one(
+    probe: &mut Trainee,
+    data: &Dataset,
+    class_axis: Option<usize>,
+    device: &mut dyn Device,
+) -> Result<bool, Error> {
+    let Some(LossChoice::Added { loss: Loss::CrossEntropy, logits, probabilities: false, .. }) = &probe.program.loss
+    else {
+        return Ok(false);
+    };
+    let model = probe.program.model.clone();
+    let producers = model.producers();
+    let mut name = logits.clone();
+    let operator = loop {
+        let Some(node) = producers.get(name.as_str()).map(|id| model.node(*id)) else { return Ok(false) };
+        match (node.op_type(), node.input(0)) {
+            ("Identity" | "Cast" | "Reshape" | "Squeeze" | "Unsqueeze" | "Transpose" | "Flatten", Some(input)) => {
+                name = input.to_string();
+            }
+            (operator, _) => break operator,
+        }
+    };
+    if matches!(operator, "MatMul" | "Gemm" | "Add" | "MatMulNBits" | "Conv" | "LogSoftmax") {
+        return Ok(false);
+    }
+    let rows: Vec<usize> = (0..data.len().min(4)).collect();
+    let feed = probe.feed.clone();
+    probe.session(device, |session| {
+        let rows = data.batches(&feed, &rows, rows.len()).swap_remove(0);
+        let Some(t) = outputs(session, &data.batch(&feed, &rows)?)? else { return Ok(false) };
+        let (shape, Some(x)) = (t.shape().to_vec(), t.as_f32()) else { return Ok(false) };
+        let Some(axis) = class_axis.or(shape.len().checked_sub(1)).filter(|a| *a > 0 && shape[*a] > 1) else {
+            return Ok(false);
+        };
+        let (n, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
+        let sums = (0..x.len() / n).map(|row| {
+            let at = row / inner * n * inner + row % inner;
+            (0..n).map(|k| f64::from(x[at + k * inner])).sum::<f64>()
+        });
+        Ok(x.iter().all(|x| (0.0..=1.0).contains(x)) && { sums }.all(|s| (s - 1.0).abs() < 1e-3))
+    })
 }
 
 /// The one output of a run of a batch.
@@ -60,27 +130,37 @@ fn padding(session: &mut Session, data: &Dataset, feed: &Feed, notes: &mut Vec<S
         }
         return Ok(feed.padding);
     }
-    // The shortest text that has any tokens to speak of, alone.
-    let lengths = examples.iter().enumerate().map(|(i, e)| (e.ids.len(), i));
-    let Some((length, example)) = lengths.filter(|(n, _)| *n > 0).min() else { return Ok(feed.padding) };
-    let room = data.limit.unwrap_or(usize::MAX).min(feed.max_length.max(length));
-    if room <= length {
+    // Texts of the shortest and of the middle length, some of each, alone and padded.
+    let mut lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).filter(|n| *n > 0).collect();
+    lengths.sort_unstable();
+    let (Some(&shortest), Some(&middle)) = (lengths.first(), lengths.get(lengths.len() / 2)) else {
         return Ok(feed.padding);
-    }
+    };
     let never = Feed { padding: Padding::Never, ..feed.clone() };
-    let alone = data.batch(&never, &[example])?;
-    let Some(plain) = outputs(session, &alone)? else { return Ok(feed.padding) };
+    let mut plain = Vec::new();
+    for length in if shortest == middle { vec![shortest] } else { vec![shortest, middle] } {
+        let room = data.limit.unwrap_or(usize::MAX).min(feed.max_length.max(length));
+        if room <= length {
+            continue;
+        }
+        let of_length = (0..examples.len()).filter(|&i| examples[i].ids.len() == length).take(PROBED);
+        for example in of_length {
+            if let Some(alone) = outputs(session, &data.batch(&never, &[example])?)? {
+                plain.push((example, length, room.min(length + 3), alone));
+            }
+        }
+    }
     let mut sides = vec![feed.padding];
-    if *pad_left {
+    if *pad_left && feed.padding == Padding::AsConfigured {
         sides.push(Padding::Right);
     }
     for side in sides {
-        let padded = data.padded(&Feed { padding: side, ..feed.clone() }, example, room.min(length + 3))?;
         let left = *pad_left && side == Padding::AsConfigured;
-        let same = match outputs(session, &padded)? {
-            Some(other) => agree(&plain, &other, length, left),
-            None => true,
-        };
+        let mut same = true;
+        for (example, length, to, alone) in &plain {
+            let padded = data.padded(&Feed { padding: side, ..feed.clone() }, *example, *to)?;
+            same = same && outputs(session, &padded)?.is_none_or(|other| agree(alone, &other, *length, left));
+        }
         if same {
             if side != feed.padding {
                 notes.push(
@@ -125,61 +205,93 @@ fn agree(alone: &Tensor, padded: &Tensor, length: usize, left: bool) -> bool {
 }
 
 fn differ(a: &[f32], b: &[f32]) -> bool {
-    let top = a.iter().chain(b).filter(|x| x.is_finite()).fold(0f32, |m, x| m.max(x.abs()));
+    // By the usual size of an element: logits of classes that are ruled out may be as large as floats get.
+    let mut sizes: Vec<f32> = a.iter().chain(b).map(|x| x.abs()).filter(|x| x.is_finite() && *x > 0.0).collect();
+    let middle = sizes.len() / 2;
+    let usual = if sizes.is_empty() { 0.0 } else { *sizes.select_nth_unstable_by(middle, f32::total_cmp).1 };
     let apart = |(x, y): (&f32, &f32)| match (x.is_nan(), y.is_nan()) {
         (true, true) => false,
-        (false, false) => x != y && (x - y).abs() > DIFFERS * top,
+        (false, false) => x != y && (x - y).abs() > DIFFERS * usual.max(x.abs()).max(y.abs()),
         _ => true,
     };
     a.iter().zip(b).any(apart)
 }
 
-/// Refuses a model whose logits see the next token: changes the last token of a row and looks at those before it.
-fn refuse_sight(session: &mut Session, data: &Dataset) -> Result<(), Error> {
-    let (example, length) = match &data.source {
+/// Refuses a model whose logits see the next token: changes tokens of a row, one at a time, and looks at the logits before them.
+/// `class_axis` is the axis of the classes where that is not the last.
+fn refuse_sight(session: &mut Session, data: &Dataset, class_axis: Option<usize>) -> Result<(), Error> {
+    // A row of many different tokens shows most; a long one costs more to compile.
+    let example = match &data.source {
         Source::Text { examples, .. } => {
-            let found = examples.iter().enumerate().filter(|(_, e)| e.ids.len() >= 3);
-            let Some((i, e)) = found.min_by_key(|(_, e)| e.ids.len()) else { return Ok(()) };
-            (i, e.ids.len())
+            let kinds = |ids: &[i32]| ids.iter().collect::<BTreeSet<_>>().len().min(8);
+            let best = examples.iter().enumerate().filter(|(_, e)| e.ids.len() >= 2);
+            best.max_by_key(|(_, e)| (kinds(&e.ids), std::cmp::Reverse(e.ids.len()))).map(|(i, _)| i)
         }
-        Source::Tensors { tensors, .. } => (0, tensors["input_ids"].shape()[1]),
+        Source::Tensors { .. } => {
+            let rows = 0..data.len().min(64);
+            rows.max_by_key(|&r| (data.row("input_ids", r).iter().collect::<BTreeSet<_>>().len(), std::cmp::Reverse(r)))
+        }
     };
+    let Some(example) = example else { return Ok(()) };
     let never = Feed { padding: Padding::Never, ..session.feed.clone() };
-    let Ok(batch) = data.batch(&never, &[example]) else { return Ok(()) };
+    let batch = data.batch(&never, &[example])?;
     let find = |name: &str| batch.inputs.iter().position(|(n, _)| n == name);
     let Some(at) = find("input_ids") else { return Ok(()) };
-    let ids = batch.inputs[at].1.as_i32().unwrap_or_default()[..batch.inputs[at].1.shape()[1]].to_vec();
-    // The last position of the text, in a row that the data may have padded.
-    let mask = find("attention_mask").and_then(|m| batch.inputs[m].1.as_i32());
-    let last = match mask {
-        Some(mask) => (0..ids.len()).rev().find(|&p| mask[p] != 0).unwrap_or(0),
-        None => length.min(ids.len()) - 1,
+    let length = batch.inputs[at].1.shape()[1];
+    let ids = batch.inputs[at].1.as_i32().unwrap_or_default()[..length].to_vec();
+    // The positions of the text, in a row that the data may have padded.
+    let counts = |p: &usize| match find("attention_mask").map(|m| &batch.inputs[m].1) {
+        Some(Tensor::F32(m)) => m.iter().nth(*p).is_some_and(|&x| x == 1.0),
+        Some(m) => m.words()[*p] != 0,
+        None => true,
     };
-    let first = mask.and_then(|m| (0..ids.len()).find(|&p| m[p] != 0)).unwrap_or(0);
-    if last < first + 2 {
+    let held: Vec<usize> = (0..length).filter(counts).collect();
+    if held.len() < 2 {
         return Ok(());
     }
-    let other = ids[first..last].iter().copied().find(|x| *x != ids[last]);
-    let Some(other) = other else { return Ok(()) };
-    let mut changed = batch.clone();
-    let words = &mut changed.inputs[at].1;
-    let mut all = words.as_i32().unwrap_or_default().to_vec();
-    all[last] = other;
-    *words = Tensor::i32(words.shape().to_vec(), all);
-    let (Some(a), Some(b)) = (outputs(session, &batch)?, outputs(session, &changed)?) else { return Ok(()) };
-    let (Some(x), Some(y)) = (a.as_f32(), b.as_f32()) else { return Ok(()) };
-    let &[_, positions, width] = a.shape() else { return Ok(()) };
-    if positions != ids.len() {
+    let Some(first) = outputs(session, &batch)? else { return Ok(()) };
+    let axis = match (first.shape().len(), class_axis) {
+        (3, Some(1)) => 2,
+        (3, _) => 1,
+        _ => return Ok(()),
+    };
+    if first.shape()[axis] != length {
         return Ok(());
     }
-    let span = first * width..last * width;
-    if differ(&x[span.clone()], &y[span]) {
-        let why = "its labels are the next token at each position, but the model sees that token already: changing the last \
-                   token of a row changes the logits before it, so the model is not causal (a masked language model or an \
-                   encoder), and it would learn to copy\n\
-                   hint: train a model that was exported with a causal mask, or give labels of your own in a .safetensors \
-                   file";
-        return Err(DataError::Fit { path: data.path.clone(), why: why.into() }.into());
+    let step = (held.len() - 1).div_ceil(CHANGED).max(1);
+    let places: BTreeSet<usize> = held[1..].iter().copied().step_by(step).chain(held.last().copied()).collect();
+    for place in places {
+        // Any other token that the data has, else the next number.
+        let others = data.integers("input_ids").unwrap_or((0, 1));
+        let other = held.iter().map(|&p| ids[p]).find(|x| *x != ids[place]).unwrap_or(match ids[place] {
+            x if i64::from(x) > others.0 => x - 1,
+            x => x + 1,
+        });
+        let mut changed = batch.clone();
+        let words = &mut changed.inputs[at].1;
+        let mut all = words.as_i32().unwrap_or_default().to_vec();
+        all[place] = other;
+        *words = Tensor::i32(words.shape().to_vec(), all);
+        let Some(second) = outputs(session, &changed)? else { return Ok(()) };
+        let before = |t: &Tensor| -> Vec<f32> {
+            let (shape, x) = (t.shape().to_vec(), t.as_f32().unwrap_or_default());
+            let inner: usize = shape[axis + 1..].iter().product();
+            let outer = if axis == 2 { shape[1] } else { 1 };
+            (0..outer)
+                .flat_map(|o| {
+                    let from = o * length * inner;
+                    x[from + held[0] * inner..from + place * inner].to_vec()
+                })
+                .collect()
+        };
+        if differ(&before(&first), &before(&second)) {
+            let why = "its labels are the next token at each position, but the model sees that token already: changing a token \
+                       of a row changes the logits before it, so the model is not causal (a masked language model or an \
+                       encoder), and it would learn to copy\n\
+                       hint: train a model that was exported with a causal mask, or give labels of your own in a \
+                       .safetensors file";
+            return Err(DataError::Fit { path: data.path.clone(), why: why.into() }.into());
+        }
     }
     Ok(())
 }
@@ -258,10 +370,12 @@ fn positions_within(graph: &Graph, ids: &[i32]) -> bool {
         if matches!(graph.leaf(graph.through_reshapes(node.inputs[1])), Some(Leaf::Input(_))) {
             return true;
         }
-        match evaluate(graph, node.inputs[1], &|name, ty| row(name, ty, ids)) {
+        let within = |ids: &[i32]| match evaluate(graph, node.inputs[1], &|name, ty| row(name, ty, ids)) {
             Some(t) => t.as_i32().is_none_or(|x| x.iter().all(|&i| i < rows && i >= -rows)),
             None => true,
-        }
+        };
+        // An index that some token's number takes out of its table says nothing of positions.
+        within(ids) || ids.iter().collect::<BTreeSet<_>>().into_iter().take(4).any(|&id| within(&vec![id; ids.len()]))
     })
 }
 

@@ -126,7 +126,8 @@ fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpoint>), Erro
 /// Trains an injected model.
 pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn Observer) -> Result<Outcome, Error> {
     let (mut trainee, resume) = prepare(request)?;
-    survey(&mut trainee, request.data, device)?.iter().for_each(|n| observer.note(n));
+    let sets: Vec<&Dataset> = std::iter::once(request.data).chain(request.eval).collect();
+    survey(&mut trainee, &sets, device)?.iter().for_each(|n| observer.note(n));
     let config = request.model.metadata(crate::structure::CONFIG_KEY).unwrap_or_default().to_string();
     let blocks = trainee.program.blocks();
     let trained = Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, blocks };
@@ -173,7 +174,7 @@ pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evalua
     trainee.program.guard = request.guard;
     trainee.feed.max_length = request.max_length;
     let mut notes = vec![trainee.set_loss(request.data, request.batch_size, request.loss, request.loss_output)?];
-    notes.extend(survey(&mut trainee, request.data, device)?);
+    notes.extend(survey(&mut trainee, &[request.data], device)?);
     let totals = trainee.session(device, |session| Ok(session.evaluate(request.data, request.batch_size)?))?;
     let e = train::evaluation(&totals, request.data, 0, 0.0);
     if !e.eval_loss.is_finite() {
@@ -240,7 +241,7 @@ impl Trainee {
             None => return Ok(()),
         };
         integers::check(&self.program.model, graph, wanted, data, &self.feed, batch_size)?;
-        let Some(LossChoice::Added { loss, logits, class_axis }) = &self.program.loss else { return Ok(()) };
+        let Some(LossChoice::Added { loss, logits, class_axis, .. }) = &self.program.loss else { return Ok(()) };
         let last = shape.len().saturating_sub(1);
         let axis = class_axis.unwrap_or(last);
         let wanted = match loss {

@@ -27,7 +27,7 @@ pub fn divisor(graph: &Graph, loss: Value, given: &Given) -> Option<Divisor> {
     let inputs = &node.inputs;
     match node.op.as_str() {
         "reshape" | "neg" | "cast" | "broadcast" | "transpose" => divisor(graph, inputs[0], given),
-        "div" => Some(divisor(graph, inputs[0], given)?.times(scalar(graph, inputs[1], given)?)),
+        "div" => Some(divisor(graph, inputs[0], given)?.times(counted(graph, inputs[1], given)?)),
         "mul" => {
             let (factor, rest) = match (scalar(graph, inputs[1], given), scalar(graph, inputs[0], given)) {
                 (Some(f), _) => (f, inputs[0]),
@@ -44,6 +44,15 @@ pub fn divisor(graph: &Graph, loss: Value, given: &Given) -> Option<Divisor> {
         }
         _ => None,
     }
+}
+
+/// What a mean is divided by; nothing where a count of zero was only kept from dividing by zero.
+fn counted(graph: &Graph, v: Value, given: &Given) -> Option<Divisor> {
+    let clamped = graph.producer(v).filter(|n| n.op == "max");
+    let none = clamped
+        .is_some_and(|n| n.inputs.iter().any(|&i| scalar(graph, i, given).is_some_and(|s| s.computed && s.by == 0.0)));
+    let all = scalar(graph, v, given)?;
+    Some(if none { Divisor { by: 0.0, computed: true } } else { all })
 }
 
 /// What each term of a sum is divided by.

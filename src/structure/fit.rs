@@ -170,7 +170,7 @@ pub fn fit(config: &Config, model: &Model, made: Option<&str>, tensors: &Tensors
         out.insert(to, t);
     }
     let wanted = config.targets.iter().flat_map(|t| [t.a(), t.b()]).chain(config.also_train.iter().cloned());
-    for name in wanted.filter(|n| !out.contains_key(n)) {
+    if let Some(name) = wanted.into_iter().find(|n| !out.contains_key(n)) {
         let nearest = onnx::nearest(&name, tensors.keys().map(String::as_str), 3);
         return Err(FitError::Missing { nearest: nearest.into_iter().map(String::from).collect(), name });
     }

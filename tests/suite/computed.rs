@@ -2,6 +2,7 @@
 //! losses that models hold, and merges that say what they keep. Right numbers come from ONNX Runtime, through the scripts
 //! beside the fixtures.
 
+use crate::build::{F32, I64, Net, spread, tensor};
 use crate::cli::{cli, done, json, metrics};
 use crate::inputs::{at, expected, near, refused};
 use std::path::Path;
@@ -173,6 +174,47 @@ fn a_merge_is_chosen_on_enough_rows() {
     }
     let best = gains.iter().copied().fold(f64::MIN, f64::max);
     assert!(gains[3] >= best - 0.03, "{gains:?}");
+}
+
+/// A merge of a weight that is read in two ways, by way of nodes that change its type and layout, changes the target alone.
+#[test]
+fn a_tied_weight_behind_several_nodes_is_split() {
+    let dir = here();
+    let net = Net::new(17)
+        .input("input_ids", I64, &["n", "t"])
+        .output("logits", F32, &["n", "t", "6"])
+        .initializer(tensor("embed.weight", &[6, 4], &spread(24, 3)))
+        .node("/Identity", "Identity", &["embed.weight"], &["table"], &[])
+        .node("/embed/Gather", "Gather", &["table", "input_ids"], &["e"], &[])
+        .node("/Transpose", "Transpose", &["table"], &["turned"], &[])
+        .node("/lm_head/MatMul", "MatMul", &["e", "turned"], &["logits"], &[]);
+    net.write(&dir.path().join("tied.onnx"));
+    let rows = reslora_compile::ir::Tensor::i32([4, 3], vec![0, 1, 2, 3, 4, 5, 5, 3, 1, 0, 2, 4]);
+    let labels = reslora_compile::ir::Tensor::i32([4, 3], vec![5, 4, 3, 2, 1, 0, 0, 1, 2, 3, 4, 5]);
+    crate::cli::write_tensors(&dir.path().join("d.safetensors"), &[("input_ids", rows), ("labels", labels)]);
+    let how = ["--target", "lm_head", "--rank", "2", "--structure", "lora", "-o", "m.onnx"];
+    done(dir.path(), &[&["inject", "tied.onnx"], &how[..]].concat());
+    let how = ["--max-steps", "20", "--lr", "0.05", "-o", "run", "--device", "cpu"];
+    done(dir.path(), &[&["train", "m.onnx", "--data", "d.safetensors"], &how[..]].concat());
+    let live = loss(dir.path(), "m.onnx", "d.safetensors", &["--adapter", "run"]).as_f64().unwrap();
+    done(dir.path(), &["merge", "m.onnx", "--adapter", "run", "-o", "merged.onnx", "--device", "cpu"]);
+    let base = loss(dir.path(), "tied.onnx", "d.safetensors", &[]).as_f64().unwrap();
+    assert!(live < base - 0.1, "{base} {live}");
+    near(&loss(dir.path(), "merged.onnx", "d.safetensors", &[]), live, "the merged loss");
+}
+
+#[test]
+fn data_that_another_model_may_read_is_not_overwritten() {
+    let (dir, folder) = (here(), "shared-external-bytes");
+    for name in ["model.onnx", "model.onnx.data"] {
+        std::fs::copy(at(folder, name), dir.path().join(name)).unwrap();
+    }
+    done(dir.path(), &["inject", "model.onnx", "--target", "layers.0", "-o", "m.onnx"]);
+    std::fs::rename(dir.path().join("m.onnx"), dir.path().join("other.onnx")).unwrap();
+    let before = std::fs::read(dir.path().join("m.onnx.data")).unwrap();
+    let inject = ["inject", "model.onnx", "--target", "layers.2", "-o", "m.onnx"];
+    refused(dir.path(), &inject, &["m.onnx.data", "--overwrite"]);
+    assert!(std::fs::read(dir.path().join("m.onnx.data")).unwrap() == before);
 }
 
 #[test]

@@ -81,6 +81,14 @@ impl Feed {
         Feed { inputs, max_length, ..Feed::default() }
     }
 
+    /// The number of examples that an input is declared with, and its name.
+    fn fixed_batch(&self) -> Option<(usize, &str)> {
+        self.inputs.iter().find_map(|i| match i.dims.as_deref() {
+            Some([Axis::Fixed(n), _, ..]) => Some((*n, i.name.as_str())),
+            _ => None,
+        })
+    }
+
     /// The number of positions that the model's `input_ids` are declared with.
     pub fn fixed_length(&self) -> Option<usize> {
         let declared = self.inputs.iter().find(|i| i.name == "input_ids").and_then(|i| i.dims.as_deref());
@@ -121,10 +129,7 @@ impl Dataset {
 
     /// The tensors of some examples, as the model's inputs.
     pub fn batch(&self, feed: &Feed, examples: &[usize]) -> Result<Batch, DataError> {
-        let fixed = feed.inputs.iter().find_map(|i| match i.dims.as_deref() {
-            Some([Axis::Fixed(n), _, ..]) => Some((*n, i.name.as_str())),
-            _ => None,
-        });
+        let fixed = feed.fixed_batch();
         // A graph with a fixed batch gets its missing rows filled: copies of the first, whose labels do not count.
         let mut rows = examples.to_vec();
         if let Some((n, name)) = fixed
@@ -162,8 +167,9 @@ impl Dataset {
             return self.batch(feed, &[example]);
         };
         let left = *pad_left && feed.padding == Padding::AsConfigured;
+        let rows = feed.fixed_batch().map_or(1, |(n, _)| n);
         let shape = TextShape { real: 1, pad: *pad_id, left, at_least: length };
-        self.text_batch(feed, *task, &[&examples[example]], shape)
+        self.text_batch(feed, *task, &vec![&examples[example]; rows], shape)
     }
 
     fn misfit(&self, why: String) -> DataError {
@@ -213,7 +219,7 @@ impl Dataset {
             ("token_type_ids".to_string(), all(&|_, t| t.type_ids.clone(), 0)),
         ]);
         let labels = match (task, &feed.labels) {
-            (Task::Classify, LabelForm::AsGiven) => {
+            (Task::Classify, LabelForm::AsGiven | LabelForm::Classes) => {
                 let class = |t: &TextExample| t.label.as_ref().and_then(Label::class).unwrap_or(-100);
                 let label = |(r, t): (usize, &&TextExample)| if r < real { class(t) } else { -100 };
                 Tensor::i32([rows], texts.iter().enumerate().map(label).collect())
@@ -253,6 +259,9 @@ impl Dataset {
         let mut labels = if own { known.get("labels").cloned() } else { known.remove("labels") };
         if let (LabelForm::Numbers(trailing), false) = (&feed.labels, own) {
             labels = labels.as_ref().map(|l| as_numbers(l, trailing)).transpose().map_err(|why| self.misfit(why))?;
+        }
+        if let (LabelForm::Classes, Some(Tensor::F32(a))) = (&feed.labels, &labels) {
+            labels = Some(Tensor::I32(a.mapv(|x| x as i32)));
         }
         if rows.len() > real {
             match &mut labels {
@@ -315,7 +324,7 @@ impl Dataset {
 /// Labels as floats of the output's shape; -100 does not count.
 fn as_numbers(labels: &Tensor, trailing: &[usize]) -> Result<Tensor, String> {
     let numbers: Vec<f32> = match labels {
-        Tensor::F32(a) => a.iter().copied().collect(),
+        Tensor::F32(a) => a.iter().map(|&x| if x == -100.0 { UNCOUNTED } else { x }).collect(),
         Tensor::I32(a) => a.iter().map(|&x| if x == -100 { UNCOUNTED } else { x as f32 }).collect(),
         Tensor::Bool(a) => a.iter().map(|&x| x as f32).collect(),
     };

@@ -171,7 +171,8 @@ pub fn pieces(text: &Text, talk: &Talk) -> Result<Vec<Piece>, String> {
             _ => render(i + 1, false)?.text,
         };
         let start = start(&now, i, &messages[i], &render);
-        apart.push(Piece { learnt: vec![start..now.len()], text: now, tagged: false });
+        let learnt = std::iter::once(start..now.len()).collect();
+        apart.push(Piece { learnt, text: now, tagged: false });
     }
     match whole {
         Ok(whole) if apart.iter().all(|p| whole.text.starts_with(&p.text)) => {

@@ -158,7 +158,8 @@ pub fn read(path: &Path, options: &Options) -> Result<Dataset, DataError> {
         return Err(DataError::Other { path: path.to_path_buf(), kind });
     }
     let mut notes = Vec::new();
-    let source = match path.extension().and_then(|e| e.to_str()) {
+    let extension = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
+    let source = match extension.as_deref() {
         Some("jsonl" | "json" | "ndjson") => text::read(path, &bytes, options, &mut notes),
         Some("safetensors") => tensors::safetensors(path, &bytes),
         Some("npz") => tensors::npz(path, &bytes),
@@ -288,6 +289,22 @@ impl Dataset {
                 Some(wide(*x.iter().min()?, *x.iter().max()?))
             }
         }
+    }
+
+    /// A tensor of the data.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        match &self.source {
+            Source::Text { .. } => None,
+            Source::Tensors { tensors, .. } => tensors.get(name),
+        }
+    }
+
+    /// The integers of one example in a tensor.
+    pub fn row(&self, tensor: &str, example: usize) -> &[i32] {
+        let Source::Tensors { tensors, .. } = &self.source else { return &[] };
+        let Some(t) = tensors.get(tensor) else { return &[] };
+        let width: usize = t.shape().iter().skip(1).product();
+        t.as_i32().and_then(|x| x.get(example * width..(example + 1) * width)).unwrap_or(&[])
     }
 
     /// The most positions that a batch may have.

@@ -237,7 +237,7 @@ fn json_text(text: &str, ascii: bool, out: &mut String) {
             '\u{8}' => write!(out, "\\b"),
             '\u{c}' => write!(out, "\\f"),
             c if (c as u32) < 0x20 => write!(out, "\\u{:04x}", c as u32),
-            c if ascii && !c.is_ascii() || ascii && c == '\u{7f}' => {
+            c if ascii && (!c.is_ascii() || c == '\u{7f}') => {
                 let mut units = [0; 2];
                 c.encode_utf16(&mut units).iter().try_for_each(|u| write!(out, "\\u{u:04x}"))
             }
