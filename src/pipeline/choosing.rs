@@ -120,7 +120,11 @@ fn suggested(output: &str, shape: &[usize], kind: &LabelKind) -> Result<(Loss, O
         DType::I32 | DType::Bool => match classes {
             _ if single && same_size && kind.zero_one => bce("labels are 0 or 1 and there is one logit"),
             _ if single && same_size => mse("labels are numbers and the model has one output"),
-            Some(axis) if kind.dtype == DType::I32 => Ok((Loss::CrossEntropy, axis, "labels are class numbers".into())),
+            Some(axis) if kind.dtype == DType::I32 => {
+                let both = axis.is_none() && rank > 2 && without(shape, 1) == *trailing;
+                let which = if both { " (classes along the last axis, though axis 1 would fit as well)" } else { "" };
+                Ok((Loss::CrossEntropy, axis, format!("labels are class numbers{which}")))
+            }
             _ if same_size && kind.zero_one => lists(kind),
             _ => Err(unfit(output, shape, kind)),
         },
@@ -148,17 +152,19 @@ fn lists(kind: &LabelKind) -> Result<(Loss, Option<usize>, String), String> {
     Ok((Loss::BinaryCrossEntropy, None, "labels are 0 or 1 for each output".into()))
 }
 
+/// The extents of a shape after its first axis, without one more.
+fn without(shape: &[usize], axis: usize) -> Vec<usize> {
+    shape.iter().enumerate().filter(|(d, _)| *d != axis && *d > 0).map(|(_, n)| *n).collect()
+}
+
 /// The axis of the classes that labels of this shape go with: `Some(None)` for the last one, `None` if none fits.
 fn class_axis(shape: &[usize], kind: &LabelKind) -> Option<Option<usize>> {
     let trailing = kind.trailing.as_ref()?;
-    let without = |axis: usize| -> Vec<usize> {
-        shape.iter().enumerate().filter(|(d, _)| *d != axis && *d > 0).map(|(_, n)| *n).collect()
-    };
     let rank = shape.len();
     match rank {
         0 | 1 => None,
-        _ if without(rank - 1) == *trailing => Some(None),
-        _ if rank > 2 && without(1) == *trailing => Some(Some(1)),
+        _ if without(shape, rank - 1) == *trailing => Some(None),
+        _ if rank > 2 && without(shape, 1) == *trailing => Some(Some(1)),
         _ => None,
     }
 }
@@ -230,6 +236,14 @@ fn after_probabilities(model: &Model, output: &str, loss: Loss) -> bool {
     while let Some(node) = producers.get(name.as_str()).map(|id| model.node(*id)) {
         match (node.domain(), node.op_type()) {
             ("", "Softmax") => return true,
+            // 1 / (1 + e⁻ˣ), written out.
+            ("", "Div" | "Reciprocal") => {
+                let under = node.input(if node.op_type() == "Div" { 1 } else { 0 });
+                let produced = |name: &str| producers.get(name).map(|id| model.node(*id));
+                let sum = under.and_then(produced).filter(|n| n.op_type() == "Add");
+                let inputs = sum.map_or(&[][..], |n| n.inputs());
+                return inputs.iter().filter_map(|i| produced(i)).any(|n| n.op_type() == "Exp");
+            }
             // One class's probability out of a softmax, or a sigmoid, against 0 and 1.
             ("", "Sigmoid") => return loss == Loss::BinaryCrossEntropy || loss == Loss::CrossEntropy,
             ("", op) if CARRIES.contains(&op) => match node.input(0) {

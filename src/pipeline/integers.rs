@@ -65,7 +65,8 @@ pub fn check(
                 let (file, path) = (model.path().display(), data.path.clone());
                 let row =
                     row.and_then(|r| examples.get(r)).map(|e| format!(" (example {})", e + 1)).unwrap_or_default();
-                return Err(DataError::Fit { path, why: format!("{file}: {why}{row}") }.into());
+                let (what, hint) = why.split_once('\n').unwrap_or((&why, ""));
+                return Err(DataError::Fit { path, why: format!("{file}: {what}{row}\n{hint}") }.into());
             }
         }
     }
@@ -299,6 +300,8 @@ fn result(graph: &Graph, node: &Node, ins: &[Option<Range>]) -> Option<Range> {
             (c > 0.0 || d < 0.0).then_some(if whole { (range.0.trunc(), range.1.trunc()) } else { range })
         }
         "floor" | "ceil" | "round" => one(0).map(|(a, b)| (a.floor(), b.ceil())),
+        "exp" => one(0).map(|(a, b)| (a.exp(), b.exp())),
+        "sqrt" => one(0).filter(|r| r.0 >= 0.0).map(|(a, b)| (a.sqrt(), b.sqrt())),
         "sigmoid" => Some((0.0, 1.0)),
         "tanh" | "sin" | "cos" => Some((-1.0, 1.0)),
         "select" => hull(&[1, 2]),
