@@ -51,7 +51,7 @@ pub fn config(path: &Path, names: &[&str]) -> Result<Option<String>, AdapterErro
     let listed = config.get("modules_to_save").and_then(Value::as_array).into_iter().flatten();
     let modules: Vec<&str> = listed.filter_map(Value::as_str).collect();
     let of_one = |n: &&str| plain_name(n).split('.').any(|c| modules.contains(&c));
-    if !modules.is_empty() && !names.iter().any(|n| of_one(n)) {
+    if !modules.is_empty() && !names.iter().any(of_one) {
         return Err(kind(format!("modules_to_save lists {}, of which {TENSORS} holds no tensor", modules.join(", "))));
     }
     let rslora = config.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
