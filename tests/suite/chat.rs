@@ -19,10 +19,10 @@ fn ten_templates_give_the_tokens_and_masks_of_transformers() {
     for (i, case) in cases().iter().enumerate() {
         let name = case["template"].as_str().unwrap();
         let folder = Folder::chat();
-        folder.write("chat_template.jinja", &template(name));
+        folder.write("chat_template.jinja", template(name));
         let config =
             json!({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": case["bos"], "eos_token": case["eos"]});
-        folder.write("tokenizer_config.json", &config.to_string());
+        folder.write("tokenizer_config.json", config.to_string());
         let got = folder.examples(&case["row"].to_string()).unwrap_or_else(|e| panic!("case {i}, {name}: {e}"));
         let want = case["examples"].as_array().unwrap();
         assert_eq!(got.len(), want.len(), "case {i}, {name}");
@@ -43,7 +43,7 @@ fn plain() -> Folder {
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}\
                     {% if add_generation_prompt %}<assistant>{% endif %}";
     let config = json!({"eos_token": "</s>", "chat_template": template});
-    folder.write("tokenizer_config.json", &config.to_string());
+    folder.write("tokenizer_config.json", config.to_string());
     folder
 }
 
@@ -86,7 +86,7 @@ fn conversations_have_many_forms() {
     let own = "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}{% for p in \
                m.content %}[{{ p.text }}]{% endfor %}{% endif %}{{ eos_token }}{% endfor %}\
                {% if add_generation_prompt %}<assistant>{% endif %}";
-    folder.write("tokenizer_config.json", &json!({"eos_token": "</s>", "chat_template": own}).to_string());
+    folder.write("tokenizer_config.json", json!({"eos_token": "</s>", "chat_template": own}).to_string());
     assert_eq!(rendered(&folder, row).0, "<user>[the ][sky]</s><assistant>blue</s>");
     for (row, want) in [
         (json!({"messages": "hello"}), "'messages' must be a list"),
@@ -109,7 +109,7 @@ fn templates_are_found_by_name_and_file() {
     let error = folder.examples(&row.to_string()).unwrap_err();
     assert!(error.contains("chat template") && error.contains("--chat-template"), "{error}");
     let list = json!([{"name": "default", "template": say("-one")}, {"name": "tool_use", "template": say("-two")}]);
-    folder.write("tokenizer_config.json", &json!({"chat_template": list}).to_string());
+    folder.write("tokenizer_config.json", json!({"chat_template": list}).to_string());
     let text = |row: &Value, choice: Option<&str>| {
         let examples = folder.examples_with(&row.to_string(), |o| o.chat_template = choice.map(String::from));
         examples.map(|e| folder.decode(&e[0].ids))
@@ -119,14 +119,14 @@ fn templates_are_found_by_name_and_file() {
     assert_eq!(text(&row, Some("tool_use")).unwrap(), "blue-two");
     let error = text(&row, Some("other")).unwrap_err();
     assert!(error.contains("other") && error.contains("default, tool_use"), "{error}");
-    let file = folder.write("mine.jinja", &say("-mine"));
+    let file = folder.write("mine.jinja", say("-mine"));
     assert_eq!(text(&with_tools, Some(&file)).unwrap(), "blue-mine");
-    let file = folder.write("other.json", &json!({"chat_template": say("-json")}).to_string());
+    let file = folder.write("other.json", json!({"chat_template": say("-json")}).to_string());
     assert_eq!(text(&row, Some(&file)).unwrap(), "blue-json");
     // Files beside the tokenizer come before its configuration.
-    folder.write("chat_template.jinja", &say("-file"));
-    folder.write("additional_chat_templates/tool_use.jinja", &say("-tools"));
-    folder.write("additional_chat_templates/rag.jinja", &say("-rag"));
+    folder.write("chat_template.jinja", say("-file"));
+    folder.write("additional_chat_templates/tool_use.jinja", say("-tools"));
+    folder.write("additional_chat_templates/rag.jinja", say("-rag"));
     assert_eq!(text(&row, None).unwrap(), "blue-file");
     assert_eq!(text(&with_tools, None).unwrap(), "blue-tools");
     assert_eq!(text(&row, Some("rag")).unwrap(), "blue-rag");
@@ -140,9 +140,9 @@ fn templates_are_found_by_name_and_file() {
 fn templates_see_what_python_shows_them() {
     let folder = Folder::chat();
     let check = |template: &str, want: &str| {
-        folder.write("chat_template.jinja", &format!("{template}{{% generation %}}.{{% endgeneration %}}"));
+        folder.write("chat_template.jinja", format!("{template}{{% generation %}}.{{% endgeneration %}}"));
         let config = json!({"bos_token": "<s>", "additional_special_tokens": ["<|end|>"]});
-        folder.write("tokenizer_config.json", &config.to_string());
+        folder.write("tokenizer_config.json", config.to_string());
         let row = json!({
             "messages": [{"role": "user", "content": "hi", "z": 1, "a": {"b": [1, 2.0, null, true, "it's \u{e9}\n"]}}],
             "documents": [{"title": "T"}], "chat_template_kwargs": {"enable_thinking": false}});

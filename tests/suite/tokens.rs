@@ -13,7 +13,7 @@ pub struct Folder {
 impl Folder {
     pub fn new(tokenizer: &Value) -> Folder {
         let folder = Folder { dir: tempfile::tempdir().unwrap() };
-        folder.write("tokenizer.json", &tokenizer.to_string());
+        folder.write("tokenizer.json", tokenizer.to_string());
         folder
     }
 
