@@ -37,6 +37,7 @@ struct Result_ {
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     args.how.check()?;
     let model = pipeline::read(&args.model)?;
+    pipeline::model_notes(&model).iter().for_each(|n| printer.note(n));
     let adapter = args.adapter.as_deref().map(|path| pipeline::read_adapter(path, &model)).transpose()?;
     let adapter = adapter.map(|(adapter, notes)| {
         notes.iter().for_each(|n| printer.note(n));

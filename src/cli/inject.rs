@@ -145,6 +145,7 @@ fn options(args: &Args) -> Result<Options> {
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let options = options(args)?;
     let base = pipeline::read(&args.model)?;
+    pipeline::model_notes(&base).iter().for_each(|n| printer.note(n));
     let (model, report) = pipeline::inject(&base, &options)?;
     let output = args.output.clone().unwrap_or_else(|| beside(&args.model, "reslora"));
     if !args.overwrite && !args.dry_run {

@@ -11,7 +11,7 @@ use crate::pipeline::{self, Error, MergeRequest, Metric, Polished};
 use crate::structure::BASE_KEY;
 use crate::train::{Schedule, Settings};
 use crate::verify::Difference;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -21,8 +21,8 @@ pub struct Args {
     /// The trained adapter: a file, a run directory, or a folder that PEFT saved [default: the newest run of the model]
     #[arg(long, value_name = "FILE|DIR")]
     adapter: Option<PathBuf>,
-    /// Where to write the merged model [default: MODEL.merged.onnx]
-    #[arg(short, long, value_name = "FILE")]
+    /// Where to write the merged model; a folder gets tokenizer and configuration files too [default: MODEL.merged.onnx]
+    #[arg(short, long, value_name = "FILE|DIR/")]
     output: Option<PathBuf>,
     /// auto, exact, input-norm, weight-norm or least-squares
     #[arg(long, default_value = "auto", value_name = "NAME")]
@@ -117,6 +117,10 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     };
     let evaluation = config.as_ref().and_then(|run| read(run.eval.as_ref()?, &run.how));
     let output = args.output.clone().unwrap_or_else(|| beside(&args.model, "merged"));
+    // A folder gets the model and what goes with it.
+    let folder =
+        (output.is_dir() || output.as_os_str().to_string_lossy().ends_with(['/', '\\'])).then(|| output.clone());
+    let output = folder.as_ref().map_or(output, |f| f.join("model.onnx"));
     if !args.overwrite {
         let tensors = adapter::file(&path).map_err(Error::from)?;
         let mut inputs = vec![("the model", &*args.model), ("the adapter", &*tensors)];
@@ -154,6 +158,9 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let writes = !(above || short) || args.force;
     if writes {
         onnx::write(&merged.model, &output).map_err(Error::from)?;
+        if let Some(folder) = &folder {
+            copy_companions(&args.model, folder)?;
+        }
     }
     let result = Result_ {
         output: writes.then_some(output),
@@ -194,6 +201,36 @@ fn say(path: &Path, run: Option<&Taken>, printer: &Printer) {
     } else if let Some(why) = runs::doubt(path) {
         printer.note(format!("{} is taken as asked, though {why}", path.display()));
     }
+}
+
+/// Files that users of a model expect beside it.
+const COMPANIONS: &[&str] = &[
+    "config.json",
+    "generation_config.json",
+    "genai_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+];
+
+/// Copies what lies beside a model into the folder of the merged one; what is there already stays.
+fn copy_companions(model: &Path, folder: &Path) -> Result<()> {
+    let from = model.parent().unwrap_or(Path::new(""));
+    for name in COMPANIONS {
+        let (source, target) = (from.join(name), folder.join(name));
+        if source.is_file() && !target.exists() {
+            std::fs::copy(&source, &target).with_context(|| format!("cannot write {}", target.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a file is the one that a model was injected into.

@@ -39,6 +39,7 @@ struct Row {
 
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let model = pipeline::read(&args.model)?;
+    pipeline::model_notes(&model).iter().for_each(|n| printer.note(n));
     let adapter = args.adapter.as_deref().map(|path| pipeline::read_adapter(path, &model)).transpose()?;
     let adapter = adapter.map(|(adapter, notes)| {
         notes.iter().for_each(|n| printer.note(n));

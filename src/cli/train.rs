@@ -208,6 +208,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     // The flags first: with others, the data might not even be read.
     kept.as_ref().map_or(Ok(()), |kept| kept.check(args, None))?;
     let model = pipeline::read(&args.model)?;
+    pipeline::model_notes(&model).iter().for_each(|n| printer.note(n));
     let data = args.how.read(&args.data, &model, printer)?;
     let eval = args.eval.as_ref().map(|path| args.how.read(path, &model, printer)).transpose()?;
     let digests = resume::digests(args, &model, &data, eval.as_ref());

@@ -68,6 +68,17 @@ pub fn inject(base: &Arc<Model>, options: &Options) -> Result<(Model, Report), E
     Ok(inject::inject(base, options, &lookup)?)
 }
 
+/// What a user should know of how a file is taken.
+pub fn model_notes(model: &Model) -> Vec<String> {
+    let trains = |n: &onnx::Node| n.op_type() == "BatchNormalization" && n.attr_int("training_mode").unwrap_or(0) != 0;
+    let found: Vec<String> = model.nodes().map(|(_, n)| n).filter(|n| trains(n)).map(onnx::Node::label).collect();
+    let Some(first) = found.first() else { return vec![] };
+    vec![format!(
+        "{} BatchNormalization nodes ('{first}') are in training mode: their running statistics are taken, and stay as they are",
+        found.len()
+    )]
+}
+
 /// The graph inputs as the data set sees them. Types without arithmetic count as integers, which no data will fit.
 pub fn input_specs(model: &Model) -> Vec<InputSpec> {
     let axis = |d: &Dim| match d {

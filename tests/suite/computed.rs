@@ -77,6 +77,13 @@ fn a_weight_that_shares_its_bytes_changes_alone() {
     let how = ["--adapter", &adapter, "--calibrate", &data, "-o", "merged.onnx", "--device", "cpu", "--force"];
     done(dir.path(), &[&["merge", "m.onnx"], &how[..]].concat());
     near(&loss(dir.path(), "merged.onnx", &data, &[]), want["loss"].as_f64().unwrap(), "the merged file's loss");
+    // A folder gets what lies beside the model.
+    std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+    let how = ["--adapter", &adapter, "--calibrate", &data, "-o", "out/", "--device", "cpu", "--force"];
+    done(dir.path(), &[&["merge", "m.onnx"], &how[..]].concat());
+    for name in ["model.onnx", "model.onnx.data", "config.json"] {
+        assert!(dir.path().join("out").join(name).is_file(), "{name} is missing");
+    }
 }
 
 #[test]
