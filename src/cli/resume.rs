@@ -170,7 +170,7 @@ pub fn digests(args: &Args, model: &Model, data: &Dataset, eval: Option<&Dataset
 }
 
 /// Of the base (as the file says it), the configuration of the adapters, and the values that they start from.
-fn model_digest(model: &Model) -> String {
+pub fn model_digest(model: &Model) -> String {
     let mut all = Vec::new();
     for key in [BASE_KEY, CONFIG_KEY] {
         all.extend(model.metadata(key).unwrap_or_default().bytes());

@@ -32,6 +32,8 @@ pub struct Passed {
 struct Found {
     path: PathBuf,
     time: Timestamp,
+    /// Whether it trained this very file, rather than another one with the same base.
+    own: bool,
     /// Why its adapter cannot be taken, as far as the run says it.
     why: Option<String>,
 }
@@ -47,8 +49,8 @@ enum Judged {
 /// The run of an injected model that ended last, of those that ended well and fit it.
 pub fn newest(model: &Model) -> Result<Taken> {
     let mut found: Vec<Found> = directories(Path::new("runs")).iter().filter_map(|dir| known(dir, model)).collect();
-    // Of two that ended at once, the later by name.
-    found.sort_by(|a, b| (b.time, &b.path).cmp(&(a.time, &a.path)));
+    // Runs of this very file before those of others with the same base; of two that ended at once, the later by name.
+    found.sort_by(|a, b| (b.own, b.time, &b.path).cmp(&(a.own, a.time, &a.path)));
     let mut passed_over = Vec::new();
     for run in found {
         let why = match run.why {
@@ -95,17 +97,18 @@ fn known(dir: &Path, model: &Model) -> Option<Found> {
     let written = modified("adapter.safetensors");
     let record = match record::read(dir) {
         Ok(Some(record)) => record,
-        Ok(None) => return Some(Found { path, time: written?, why: None }),
+        Ok(None) => return Some(Found { path, time: written?, own: false, why: None }),
         Err(e) => {
             let time = written.or_else(|| modified("run.json"))?;
-            return Some(Found { path, time, why: Some(unhinted(&e.to_string())) });
+            return Some(Found { path, time, own: false, why: Some(unhinted(&e.to_string())) });
         }
     };
     if record.base.is_some() && record.base.as_deref() != model.metadata(BASE_KEY) {
         return None;
     }
     let time = record.ended.or(written).unwrap_or(record.started).max(record.started);
-    Some(Found { path, time, why: doubt(dir) })
+    let own = record.digests.get("model").is_some_and(|d| *d == super::resume::model_digest(model));
+    Some(Found { path, time, own, why: doubt(dir) })
 }
 
 fn judge(dir: &Path, model: &Model) -> Judged {

@@ -128,6 +128,10 @@ fn padding(session: &mut Session, data: &Dataset, feed: &Feed, notes: &mut Vec<S
                 "the model takes {n} tokens and no attention_mask: texts are padded to {n}, and the model reads the padding"
             ));
         }
+        if *pad_left && data.next_token() && feed.padding == Padding::AsConfigured {
+            // Whatever the tokenizer's side: a causal model's tokens see nothing of what comes after them.
+            return Ok(Padding::Right);
+        }
         return Ok(feed.padding);
     }
     // Texts of the shortest and of the middle length, some of each, alone and padded.
