@@ -49,19 +49,29 @@ enum Judged {
 /// The run of an injected model that ended last, of those that ended well and fit it.
 pub fn newest(model: &Model) -> Result<Taken> {
     let mut found: Vec<Found> = directories(Path::new("runs")).iter().filter_map(|dir| known(dir, model)).collect();
-    // Runs of this very file before those of others with the same base; of two that ended at once, the later by name.
-    found.sort_by(|a, b| (b.own, b.time, &b.path).cmp(&(a.own, a.time, &a.path)));
-    let mut passed_over = Vec::new();
+    // Of two that ended at once, the later by name.
+    found.sort_by(|a, b| (b.time, &b.path).cmp(&(a.time, &a.path)));
+    let mut passed_over: Vec<Passed> = Vec::new();
+    // The newest that trained another file with the same base: taken where none trained this very file.
+    let mut other = None;
     for run in found {
         let why = match run.why {
             Some(why) => why,
             None => match judge(&run.path, model) {
-                Judged::Fits => return Ok(Taken { path: run.path, ended: run.time, passed_over }),
+                Judged::Fits if run.own => return Ok(Taken { path: run.path, ended: run.time, passed_over }),
+                Judged::Fits => {
+                    let passed_over = passed_over.clone();
+                    other.get_or_insert(Taken { path: run.path, ended: run.time, passed_over });
+                    continue;
+                }
                 Judged::Other => continue,
                 Judged::Not(why) => why,
             },
         };
         passed_over.push(Passed { path: run.path, why });
+    }
+    if let Some(other) = other {
+        return Ok(other);
     }
     let mut text = format!("there is no run of {} in runs/", model.path().display());
     if !passed_over.is_empty() {
