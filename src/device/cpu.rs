@@ -1,7 +1,7 @@
 //! The host as a device: primitives' own kernels on all cores, over planned memory. A run of a plan allocates what it gives back and
 //! nothing else, once kernels have the memory that their threads keep.
 
-use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, halves, inputs_of};
+use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, halves, host_memory, inputs_of};
 use crate::ir::{DType, Def, Leaf, Program, Tensor, Type, Value, ValueInfo, Weight, Words};
 use crate::ops::{self, CpuCall, Data, DataMut, elementwise, host};
 use crate::plan::{Limits, Place, Plan, Step};
@@ -158,6 +158,7 @@ impl Device for Cpu {
     }
 
     fn reserve(&mut self, state: &str, words: usize) -> Result<(), DeviceError> {
+        host_memory::check(words * 4, state, || self.name())?;
         match self.state_numbers.get(state) {
             Some(&number) if self.states[number].len() == words => {}
             Some(&number) => self.states[number] = vec![0; words],
@@ -189,6 +190,18 @@ impl Device for Cpu {
         };
         // Values under another shape have their weight's place too.
         let weights: HashMap<String, Weight> = plan.graph.values.iter().filter_map(leaf).collect();
+        // A weight that the file itself holds as it is wanted takes no memory of its own.
+        let mut copied: HashMap<String, usize> = HashMap::new();
+        for info in &plan.graph.values {
+            let Some((key, weight)) = leaf(info) else { continue };
+            let known = |form| self.weight_numbers.contains_key(&(key.clone(), form));
+            let in_place = weight.held().is_some() && !halved.contains(&key);
+            if !in_place && ![Form::AsIs, Form::Rounded, Form::Packed].into_iter().any(known) {
+                let bytes = info.ty.elements() * if packed.contains(&key) { 2 } else { 4 };
+                copied.insert(key, bytes);
+            }
+        }
+        host_memory::check(copied.values().sum(), "frozen weights", || self.name())?;
         let mut slot = |place: &Place| -> Result<Slot, DeviceError> {
             Ok(match place {
                 &Place::Arena { arena, offset } => Slot::Arena { arena, offset },
@@ -223,11 +236,16 @@ impl Device for Cpu {
                 }
             });
         }
+        let more = (plan.arenas.iter().enumerate())
+            .filter(|(a, words)| self.arenas.get(*a).map_or(0, Vec::len) < **words)
+            .map(|(_, words)| words * 4);
+        host_memory::check(more.sum(), "values of a step", || self.name())?;
         for (a, &words) in plan.arenas.iter().enumerate() {
             if self.arenas.len() <= a {
                 self.arenas.push(vec![]);
             }
             if self.arenas[a].len() < words {
+                self.arenas[a] = vec![]; // not two at once
                 self.arenas[a] = vec![0; words];
             }
         }

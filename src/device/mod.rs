@@ -4,6 +4,7 @@ mod cache;
 mod cpu;
 mod gpu;
 mod halves;
+mod host_memory;
 mod shader;
 
 pub use cache::platform_folder;

@@ -35,4 +35,7 @@ pub mod outputs {
     pub const CORRECT: &str = "reslora.correct";
     /// For each block: Σ ‖x‖², Σ ‖A x‖², and the rows counted.
     pub const STATISTICS: &str = "reslora.statistics";
+    /// Begins the name of an index that the model's weights have a part in; then come the rows of its table and the node that
+    /// looks it up: `reslora.index/ROWS/NODE`.
+    pub const INDEX: &str = "reslora.index/";
 }

@@ -390,6 +390,9 @@ fn rotary(c: &mut Context, caches: [Value; 2], positions: Option<Value>) -> Lowe
 
 /// ONNX Runtime's RotaryEmbedding: input, positions, cosines, sines.
 pub fn rotary_embedding_ms(c: &mut Context) -> Lowered {
+    if c.int("is_packed_batching", 0) != 0 || c.float("scale", 1.0) != 1.0 {
+        return Err("packed batches and a scale are not supported".into());
+    }
     let caches = [c.x(2)?, c.x(3)?];
     rotary(c, caches, Some(c.x(1)?))
 }

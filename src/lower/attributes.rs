@@ -1,12 +1,12 @@
-//! No attribute is passed over in silence: what a lowering has not read of a standard operator's attributes is at its default,
-//! or changes nothing here, or the node is refused.
+//! No attribute and no input is passed over in silence: what a lowering has not read is at its default, or changes nothing here, or
+//! the node is refused.
 
 use crate::onnx::Node;
 use serde_json::Value;
 use std::sync::LazyLock;
 
-/// For each operator of the standard with a lowering, its attributes with their defaults over all versions. From the onnx
-/// package's schemas; `fixtures/operators/attributes.py` writes it.
+/// For each operator with a lowering, its attributes with their defaults over all versions. From the schemas of the packages onnx
+/// and onnxruntime; `fixtures/operators/attributes.py` writes it.
 static SCHEMAS: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(include_str!("attributes.json")).expect("the table is JSON"));
 
@@ -33,12 +33,37 @@ pub const HARMLESS: &[(&str, &str, &str)] = &[
     ("Resize", "nearest_mode", "of nearest interpolation alone"),
     ("RotaryEmbedding", "rotary_embedding_dim", "the caches' width says it"),
     ("Split", "num_outputs", "the node's outputs are counted"),
+    ("com.microsoft:Attention", "past_present_share_buffer", "of a past, which is refused"),
+    ("com.microsoft:Attention", "rotary_embedding_dim", "of rotary angles, which are refused"),
+    ("com.microsoft:EmbedLayerNormalization", "mask_index_type", "the form of an output that is not given"),
+    ("com.microsoft:GroupQueryAttention", "k_norm_epsilon", "of a norm whose weights are refused"),
+    ("com.microsoft:GroupQueryAttention", "kv_cache_bit_width", "of a quantised cache, whose type is refused"),
+    ("com.microsoft:GroupQueryAttention", "q_norm_epsilon", "of a norm whose weights are refused"),
+    ("com.microsoft:GroupQueryAttention", "qk_norm_epsilon", "of a norm whose weights are refused"),
+    ("com.microsoft:MatMulNBits", "accuracy_level", "the least precision that may be used; it is f32 here"),
+    ("com.microsoft:RotaryEmbedding", "rotary_embedding_dim", "the caches' width says it"),
 ];
 
 /// Whether an attribute of an operator may stay unread.
 pub fn harmless(operator: &str, attribute: &str) -> bool {
     let fits = |pattern: &str, name: &str| pattern == "*" || pattern == name;
     HARMLESS.iter().any(|(o, a, _)| fits(o, operator) && fits(a, attribute))
+}
+
+/// Inputs that a lowering need not read, by operator, and why.
+const HARMLESS_INPUTS: &[(&str, usize, &str)] = &[
+    ("Dropout", 1, "nothing is dropped outside of training"),
+    ("Dropout", 2, "whether the program is trained decides"),
+    ("Resize", 1, "the region of a coordinate mode that is refused"),
+    ("com.microsoft:GroupQueryAttention", 6, "the keys have that extent"),
+];
+
+/// An input that a node has and the lowering has not read. `read` has a bit for each that it has.
+pub fn passed_over_input(node: &Node, read: u64, given: impl Fn(usize) -> bool) -> Option<String> {
+    let operator = node.operator();
+    let harmless = |i: usize| HARMLESS_INPUTS.iter().any(|(o, n, _)| *o == operator && *n == i);
+    let unread = (0..node.inputs().len().min(64)).find(|&i| given(i) && read >> i & 1 == 0 && !harmless(i))?;
+    Some(node.inputs()[unread].clone())
 }
 
 /// Names and defaults of an operator's attributes; `None` where the table has none.
@@ -48,13 +73,11 @@ pub fn schema(operator: &str) -> Option<&'static serde_json::Map<String, Value>>
 
 /// An attribute that a node sets to something other than its default, and that the lowering has not read.
 pub fn passed_over(node: &Node) -> Option<String> {
-    if !node.domain().is_empty() {
-        return None;
-    }
-    let known = schema(node.op_type())?;
+    let operator = node.operator();
+    let known = schema(&operator)?;
     let unread = node.unread().find(|name| {
         known.get(*name).is_some_and(|defaults| {
-            !harmless(node.op_type(), name)
+            !harmless(&operator, name)
                 && !defaults.as_array().is_some_and(|d| d.iter().any(|d| node.attribute_is(name, d)))
         })
     })?;

@@ -1,8 +1,9 @@
 //! What the lowering of one node sees.
 
-use super::{Reason, Request, Scope, load};
+use super::{Reason, Request, Scope, integer_types, load, missing};
 use crate::ir::{Builder, DType, Shape, Tensor, Type, Value};
 use crate::onnx::{ElementType, Model, Node};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -13,11 +14,15 @@ pub struct Context<'a> {
     pub model: &'a Arc<Model>,
     /// One for each input; `None` where it is left out.
     pub inputs: Vec<Option<Value>>,
+    /// Which of them have been asked for, a bit each.
+    pub read: Cell<u64>,
     pub training: bool,
     /// A number of the node's own, for random draws.
     pub key: i64,
     /// Every name known so far, for graphs inside the node.
     pub values: &'a mut HashMap<String, Value>,
+    /// The types that the file's integers have.
+    pub elements: &'a mut HashMap<String, ElementType>,
     pub request: &'a Request<'a>,
 }
 
@@ -28,15 +33,35 @@ impl Context<'_> {
         // What the body computes is its own; what is outside, it sees.
         let mut values = self.values.clone();
         values.extend(graph.inputs.iter().cloned().zip(arguments.iter().copied()));
+        let mut elements = self.elements.clone();
+        // A body's own inputs are what the node's are: of a Loop after its count and condition, of a Scan in order.
+        let own = graph.inputs.iter().rev().zip(self.node.inputs().iter().rev());
+        let known: Vec<_> =
+            own.map(|(name, outer)| (name.clone(), integer_types::of(self.model, outer, &elements))).collect();
+        elements.extend(known.into_iter().filter_map(|(name, element)| Some((name, element?))));
         for (name, tensor) in &graph.initializers {
             values.insert(name.clone(), self.b.constant(load(&tensor.view())?));
+            elements.insert(name.clone(), tensor.view().element);
         }
-        let mut scope = Scope { b: self.b, values: &mut values, request: self.request };
+        let mut scope = Scope { b: self.b, values: &mut values, elements: &mut elements, request: self.request };
+        let operators = missing(graph.nodes.iter());
+        if !operators.is_empty() {
+            return Err(Reason::Unsupported(operators));
+        }
         for (i, node) in graph.nodes.iter().enumerate() {
             let key = self.key.wrapping_mul(1009).wrapping_add(i as i64 + 1);
-            scope.run(node, key).map_err(|Reason(why)| {
-                format!("in its {attribute}, node '{}' ({}): {why}", node.label(), node.operator())
+            scope.run(node, key).map_err(|reason| match reason {
+                Reason::Why(why) => {
+                    Reason::Why(format!("in its {attribute}, node '{}' ({}): {why}", node.label(), node.operator()))
+                }
+                unsupported => unsupported,
             })?;
+        }
+        // And what the body's outputs are, the node's are: counted from the end, since a Loop's begin with its condition.
+        for (outer, name) in self.node.outputs().iter().rev().zip(graph.outputs.iter().rev()) {
+            if let Some(element) = integer_types::of(self.model, name, scope.elements) {
+                self.elements.insert(outer.clone(), element);
+            }
         }
         graph.outputs.iter().map(|name| scope.value(name)).collect()
     }
@@ -47,7 +72,15 @@ impl Context<'_> {
     }
 
     pub fn opt(&self, i: usize) -> Option<Value> {
+        self.read.set(self.read.get() | 1 << i.min(63));
         self.inputs.get(i).copied().flatten()
+    }
+
+    /// Notes that inputs have been read from the file itself.
+    pub fn note_read(&self, inputs: std::ops::Range<usize>) {
+        for i in inputs {
+            self.opt(i);
+        }
     }
 
     pub fn ty(&self, v: Value) -> &Type {

@@ -22,7 +22,7 @@ pub fn if_(c: &mut Context) -> Lowered {
     let (yes, no) = (c.body("then_branch", &[])?, c.body("else_branch", &[])?);
     let choose = |(&a, &b): (&Value, &Value)| {
         if c.ty(a) != c.ty(b) {
-            return Err(Reason(format!(
+            return Err(Reason::Why(format!(
                 "its condition depends on the data, and its branches give {} and {}",
                 c.ty(a),
                 c.ty(b)

@@ -1,8 +1,8 @@
 //! Elementwise operators.
 
 use super::context::dtype;
-use super::{Context, Reason};
-use crate::ir::{DType, Tensor, Value};
+use super::{Context, Reason, integer_types};
+use crate::ir::{DType, Value};
 use crate::onnx::ElementType;
 
 type Lowered = Result<Vec<Value>, Reason>;
@@ -115,21 +115,10 @@ pub fn where_(c: &mut Context) -> Lowered {
 }
 
 fn cast_to(c: &mut Context, x: Value, to: ElementType) -> Lowered {
-    let narrow = match to {
-        ElementType::U8 => Some((256, 0)),
-        ElementType::I8 => Some((256, 128)),
-        ElementType::U16 => Some((65_536, 0)),
-        ElementType::I16 => Some((65_536, 32_768)),
-        _ => None,
-    };
+    let narrow = integer_types::narrow(to);
     let to = dtype(to).ok_or_else(|| format!("{to} is not supported"))?;
-    if let (Some((count, below)), DType::I32) = (narrow, c.ty(x).dtype) {
-        // Integers of fewer bits wrap around.
-        let (count, below) = (Tensor::i32([], vec![count]), Tensor::i32([], vec![below]));
-        let (count, below) = (c.b.constant(count), c.b.constant(below));
-        let raised = c.b.add(x, below)?;
-        let wrapped = c.b.binary("modulo", raised, count)?;
-        return Ok(vec![c.b.sub(wrapped, below)?]);
+    if let (Some(range), DType::I32) = (narrow, c.ty(x).dtype) {
+        return Ok(vec![integer_types::wrap(c.b, x, range)?]);
     }
     Ok(vec![c.b.cast(x, to)?])
 }
@@ -142,6 +131,10 @@ pub fn cast(c: &mut Context) -> Lowered {
 
 pub fn cast_like(c: &mut Context) -> Lowered {
     let (x, like) = (c.x(0)?, c.x(1)?);
+    let name = c.node.input(1).unwrap_or_default();
+    if let Some(to) = integer_types::of(c.model, name, c.elements) {
+        return cast_to(c, x, to);
+    }
     let to = c.ty(like).dtype;
     Ok(vec![c.b.cast(x, to)?])
 }

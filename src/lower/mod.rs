@@ -10,6 +10,7 @@ mod control;
 mod conv;
 mod dropout;
 mod elementwise;
+mod integer_types;
 mod layout;
 mod linear;
 pub mod loss;
@@ -26,6 +27,7 @@ use crate::ir::{BuildError, Builder, Graph, Leaf, Tensor, Type, Value, Weight, W
 use crate::onnx::{ElementType, Model, Node, NodeId, TensorView};
 use crate::ops::RULES;
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -34,23 +36,27 @@ pub type Lowering = fn(&mut Context) -> Result<Vec<Value>, Reason>;
 
 /// Why one node cannot be lowered.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reason(pub String);
+pub enum Reason {
+    Why(String),
+    /// A graph inside the node holds operators without a lowering.
+    Unsupported(Vec<Unsupported>),
+}
 
 impl From<BuildError> for Reason {
     fn from(e: BuildError) -> Reason {
-        Reason(format!("{}({}): {}", e.op, e.types, e.why))
+        Reason::Why(format!("{}({}): {}", e.op, e.types, e.why))
     }
 }
 
 impl From<String> for Reason {
     fn from(s: String) -> Reason {
-        Reason(s)
+        Reason::Why(s)
     }
 }
 
 impl From<&str> for Reason {
     fn from(s: &str) -> Reason {
-        Reason(s.to_string())
+        Reason::Why(s.to_string())
     }
 }
 
@@ -266,13 +272,14 @@ pub fn find(domain: &str, name: &str) -> Option<&'static Operator> {
 
 /// Every operator of `model` that has no lowering, in order of its first node.
 pub fn unsupported(model: &Model) -> Vec<Unsupported> {
-    let all: Vec<(NodeId, &Node)> = model.nodes().collect();
-    missing(all.into_iter())
+    missing(model.nodes().map(|(_, n)| n))
 }
 
-fn missing<'a>(nodes: impl Iterator<Item = (NodeId, &'a Node)>) -> Vec<Unsupported> {
+/// The operators without a lowering among some nodes. Graphs inside them are looked at when they are lowered: of an If, only
+/// the branch that is taken has to be known.
+fn missing<'a>(nodes: impl Iterator<Item = &'a Node>) -> Vec<Unsupported> {
     let mut out: Vec<Unsupported> = Vec::new();
-    for (_, node) in nodes.filter(|(_, n)| find(n.domain(), n.op_type()).is_none()) {
+    for node in nodes.filter(|n| find(n.domain(), n.op_type()).is_none()) {
         let operator = node.operator();
         match out.iter_mut().find(|u| u.operator == operator) {
             Some(u) => u.nodes.push(node.label()),
@@ -298,7 +305,7 @@ pub fn lower(request: &Request) -> Result<Lowered, LowerError> {
     let model = request.model;
     let file = model.path().display().to_string();
     let needed = needed(model, request.wanted);
-    let operators = missing(model.nodes().filter(|(id, _)| needed.contains(id)));
+    let operators = missing(model.nodes().filter(|(id, _)| needed.contains(id)).map(|(_, n)| n));
     if !operators.is_empty() {
         return Err(LowerError::Unsupported { file, operators });
     }
@@ -329,13 +336,15 @@ pub fn lower(request: &Request) -> Result<Lowered, LowerError> {
         };
         lowered.values.insert(input.name.clone(), value);
     }
-    let mut scope = Scope { b: &mut lowered.b, values: &mut lowered.values, request };
+    let mut elements: HashMap<String, ElementType> =
+        model.inputs().into_iter().map(|input| (input.name, input.element)).collect();
+    let mut scope = Scope { b: &mut lowered.b, values: &mut lowered.values, elements: &mut elements, request };
     for (id, node) in model.nodes().filter(|(id, _)| needed.contains(id)) {
-        scope.run(node, id.0 as i64).map_err(|Reason(why)| LowerError::Node {
-            file: file.clone(),
-            node: node.label(),
-            operator: node.operator(),
-            why,
+        scope.run(node, id.0 as i64).map_err(|reason| match reason {
+            Reason::Why(why) => {
+                LowerError::Node { file: file.clone(), node: node.label(), operator: node.operator(), why }
+            }
+            Reason::Unsupported(operators) => LowerError::Unsupported { file: file.clone(), operators },
         })?;
     }
     for name in request.wanted {
@@ -370,6 +379,8 @@ const MAX_CONSTANT: usize = 64;
 pub struct Scope<'a> {
     pub b: &'a mut Builder,
     pub values: &'a mut HashMap<String, Value>,
+    /// The types that the file's integers have: here all of them are 32 bits.
+    pub elements: &'a mut HashMap<String, ElementType>,
     pub request: &'a Request<'a>,
 }
 
@@ -414,18 +425,29 @@ impl Scope<'_> {
             node,
             model,
             inputs,
+            read: Cell::new(0),
             training: self.request.training,
             key,
             values: self.values,
+            elements: self.elements,
             request: self.request,
         };
         node.forget_reads();
-        let outputs = (operator.lower)(&mut context)?;
+        let mut outputs = (operator.lower)(&mut context)?;
+        let (read, inputs) = (context.read.get(), context.inputs);
         if let Some(name) = attributes::passed_over(node) {
             return Err(format!(
                 "its attribute '{name}' is not supported\nhint: leave it at its default when exporting"
             )
             .into());
+        }
+        let given = |i: usize| inputs.get(i).copied().flatten().is_some_and(|v| self.b.shape(v).elements() > 0);
+        if let Some(name) = attributes::passed_over_input(node, read, given) {
+            return Err(format!("its input '{name}' is not supported\nhint: leave it out when exporting").into());
+        }
+        if let Some(element) = integer_types::result(model, node, self.elements) {
+            integer_types::settle(self.b, node, element, &mut outputs)?;
+            self.elements.extend(node.outputs().iter().map(|name| (name.clone(), element)));
         }
         for (name, value) in node.outputs().iter().zip(outputs).filter(|(n, _)| !n.is_empty()) {
             self.values.insert(name.clone(), value);

@@ -8,7 +8,9 @@ type Lowered = Result<Vec<Value>, Reason>;
 
 /// The dequantised weight of the node.
 fn weight(c: &mut Context) -> Result<Value, Reason> {
-    let stored = Quantised::describe(c.model, c.node).map_err(Reason)?;
+    let stored = Quantised::describe(c.model, c.node).map_err(Reason::Why)?;
+    // Codes, scales, zero points and an order of columns: it has read all of them, or refused them.
+    c.note_read(0..5);
     let ty = Type::f32(stored.dims.clone());
     let name = stored.name().to_string();
     let revision = c.model.revision(&name);

@@ -4,6 +4,7 @@ use super::element::{ElementType, TensorView};
 use super::wire;
 use onnx_protobuf::{
     AttributeProto, Message, NodeProto, StringStringEntryProto, TensorProto, attribute_proto::AttributeType,
+    tensor_proto::DataLocation,
 };
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -232,6 +233,26 @@ impl Node {
     pub fn rename_output(&mut self, old: &str, new: &str) {
         self.rename(2, old, new);
     }
+}
+
+/// A tensor among a node's attributes, or in the graphs inside it, whose elements are in another file.
+pub(super) fn external_inside(node: &NodeProto) -> Option<&TensorProto> {
+    let external = |t: &&TensorProto| t.data_location.enum_value() == Ok(DataLocation::EXTERNAL);
+    let mut open = vec![node];
+    while let Some(node) = open.pop() {
+        for a in &node.attribute {
+            if let Some(t) = a.t.as_ref().into_iter().chain(&a.tensors).find(external) {
+                return Some(t);
+            }
+            for g in a.g.as_ref().into_iter().chain(&a.graphs) {
+                if let Some(t) = g.initializer.iter().find(external) {
+                    return Some(t);
+                }
+                open.extend(&g.node);
+            }
+        }
+    }
+    None
 }
 
 /// A graph inside a node, as If, Loop and Scan have them.

@@ -140,11 +140,39 @@ fn parse(path: &Path, source: Arc<memmap2::Mmap>) -> Result<Model, ReadError> {
         metadata: BTreeMap::new(),
         revision: next_revision(),
     };
+    elsewhere(&model)?;
     super::inline::inline(&mut model).map_err(damaged)?;
     model.sorted = order(&model).map_err(damaged)?;
     let held = model.nodes().filter(|(_, n)| n.op_type() == "Constant" && n.attr_tensor("value").is_some());
     model.constants = held.filter_map(|(id, n)| Some((n.outputs().first()?.clone(), id))).collect();
     Ok(model)
+}
+
+/// Tensors whose elements are where nothing here looks for them: sparse initializers, and tensors inside nodes that keep their
+/// data in another file. An error names the first.
+fn elsewhere(model: &Model) -> Result<(), ReadError> {
+    let refuse = |tensor: &str, why: String| {
+        Err(ReadError::External { model: model.path.clone(), tensor: tensor.to_string(), why })
+    };
+    if let Some(sparse) = model.signature.sparse_initializer.first() {
+        let name = sparse.values.as_ref().map_or("", |v| v.name.as_str());
+        let why = "it is a sparse initializer, which is not supported\n\
+                   hint: write it as a dense initializer (onnx.numpy_helper.from_array) and save the model again";
+        return refuse(name, why.into());
+    }
+    let functions = model.header.functions.iter().flat_map(|f| &f.node);
+    for proto in model.nodes.values().map(Node::proto).chain(functions) {
+        let Some(t) = super::node::external_inside(proto) else { continue };
+        let label = if proto.name.is_empty() { proto.output.first() } else { Some(&proto.name) };
+        let why = format!(
+            "it is inside node '{}' ({}), where external data is not supported\n\
+             hint: load and save the model with onnx.load and onnx.save, which put the data inside the file",
+            label.map_or("", String::as_str),
+            proto.op_type
+        );
+        return refuse(if t.name.is_empty() { "value" } else { &t.name }, why);
+    }
+    Ok(())
 }
 
 fn join(bytes: &[u8], ranges: &[Range<usize>]) -> Vec<u8> {

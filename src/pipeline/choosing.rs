@@ -1,7 +1,7 @@
 //! Which loss a model is trained on or measured by, and in which form it reads the labels.
 
 use super::Error;
-use super::compile::{LossChoice, NOTHING};
+use super::compile::LossChoice;
 use crate::ir::{DType, Graph};
 use crate::lower::loss::Loss;
 use crate::lower::{self, Lowered, Request};
@@ -266,7 +266,7 @@ fn normalised_axis(model: &Model, node: &Node, rank: usize) -> Option<usize> {
 
 fn lowered(model: &Arc<Model>, shapes: &Shapes, wanted: &[String]) -> Result<Lowered, Error> {
     let trained = BTreeSet::new();
-    Ok(lower::lower(&Request { model, shapes, known: &NOTHING, trained: &trained, wanted, training: false })?)
+    Ok(lower::lower(&Request { model, shapes, known: &shapes.known(), trained: &trained, wanted, training: false })?)
 }
 
 /// Shape of a value that a loss is taken on, and the model lowered as far as that.

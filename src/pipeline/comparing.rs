@@ -1,5 +1,6 @@
 //! Two models on the same inputs, and inputs made up where there is no data.
 
+use super::running::because_unknown;
 use super::training::{Trainee, load};
 use super::{Error, compile, inferring, input_specs};
 use crate::adapter::Adapter;
@@ -52,10 +53,17 @@ pub fn infer(trainee: &Trainee, inputs: &[Vec<(String, Tensor)>], device: &mut d
     let mut all: Outputs = BTreeMap::new();
     trainee.session(device, |session| {
         for batch in inputs {
-            let run = Batch { inputs: batch.clone(), labels: None, examples: 0, counted: 0, tokens: 0 };
-            let plan = session.plan(&run, Purpose::Infer)?;
-            session.device.submit(vec![Run { plan, inputs: batch.clone() }])?;
-            for (name, t) in session.device.collect(true)?.into_iter().flat_map(|f| f.runs).flatten() {
+            let mut batch = Batch::of(batch.clone());
+            let plan = match session.plan(&batch, Purpose::Infer) {
+                Err(e) if because_unknown(&e) => {
+                    let integers = |(_, t): &(String, Tensor)| t.dtype() != DType::F32;
+                    (batch.known, batch.inputs) = batch.inputs.into_iter().partition(integers);
+                    session.plan(&batch, Purpose::Infer)?
+                }
+                plan => plan?,
+            };
+            session.device.submit(vec![Run { plan, inputs: batch.inputs }])?;
+            for (name, t) in session.collect(true)?.into_iter().flat_map(|f| f.runs).flatten() {
                 all.entry(name).or_default().push(t);
             }
         }

@@ -1,9 +1,9 @@
 //! From a model and a shape to a plan.
 
 use super::weighing::OwnLoss;
-use super::{Error, ValueShapes};
+use super::{Error, ValueShapes, integers};
 use crate::calibrate::{self, BlockValues};
-use crate::ir::{Builder, Graph, Leaf, Sink, Tensor, Value, outputs};
+use crate::ir::{Builder, Graph, Leaf, Sink, Value, outputs};
 use crate::lower::loss::{self, Loss};
 use crate::lower::{self, Lowered, Request};
 use crate::onnx::{self, Dim, Linear, Model, Signature};
@@ -58,8 +58,6 @@ pub struct Program {
     pub loss: Option<LossChoice>,
     /// The configuration of an injected model, for statistics of its blocks.
     pub config: Option<Config>,
-    /// Inputs whose elements are known: programs are made for them alone, and they are no inputs any more.
-    pub known: Arc<BTreeMap<String, Tensor>>,
     /// Outputs that [`Purpose::Infer`] fetches.
     pub outputs: Vec<String>,
     /// What [`Purpose::Calibrate`] gives; empty for the statistics of every block.
@@ -71,9 +69,6 @@ pub struct Program {
     /// Whether rows that a mask leaves no key compute 0 in evaluation too, as in training, rather than what the file says.
     pub guard: bool,
 }
-
-/// No input is known.
-pub static NOTHING: BTreeMap<String, Tensor> = BTreeMap::new();
 
 /// Compiles a program for one device.
 pub struct ModelCompiler {
@@ -92,7 +87,7 @@ impl Compiler for ModelCompiler {
 
     fn weigh(&mut self, batch: &Batch) -> Result<Weight, CompileError> {
         let Some(LossChoice::Held { output }) = &self.program.loss else { return Ok(Weight::Unknown) };
-        let shapes: Shapes = batch.inputs.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
+        let shapes = batch.shapes();
         if !self.own.contains_key(&shapes) {
             let found = OwnLoss::find(&self.program.model, &shapes, output)?;
             self.own.insert(shapes.clone(), found);
@@ -159,7 +154,7 @@ impl Program {
         };
         wanted.extend(blocks.iter().flat_map(|(l, xa)| [Some(l.x.clone()), xa.clone()]).flatten());
         wanted.extend(signals.iter().flat_map(|s| [&s.x, &s.t]).flatten().map(|t| t.value.clone()));
-        let known = &*self.known;
+        let known = &shapes.known();
         let request = Request { model: &self.model, shapes, known, trained: &self.trained, wanted: &wanted, training };
         let Lowered { mut b, values } = lower::lower(&request)?;
         match (purpose, &self.loss) {
@@ -203,6 +198,9 @@ impl Program {
                 found.push(calibrate::Signals { x: tap(&s.x)?, t: tap(&s.t)?, sums: s.sums });
             }
             calibrate::attach_moments(&mut b, &found, mask)?;
+        }
+        if purpose != Purpose::Calibrate {
+            integers::watch(&mut b);
         }
         passes::check(&b.graph, "lower")?;
         Ok(b.graph)
@@ -285,7 +283,8 @@ pub fn value_shapes(model: &Arc<Model>) -> Result<ValueShapes, Error> {
 pub fn value_shapes_at(model: &Arc<Model>, shapes: &Shapes) -> Result<ValueShapes, Error> {
     let wanted: Vec<String> = model.outputs().into_iter().map(|o| o.name).collect();
     let trained = BTreeSet::new();
-    let request = Request { model, shapes, known: &NOTHING, trained: &trained, wanted: &wanted, training: false };
+    let request =
+        Request { model, shapes, known: &shapes.known(), trained: &trained, wanted: &wanted, training: false };
     let Lowered { b, values } = lower::lower(&request)?;
     Ok(values.into_iter().map(|(name, v)| (name, b.shape(v).0.clone())).collect())
 }
@@ -307,13 +306,16 @@ pub fn index_bounds(graph: &Graph) -> BTreeMap<String, usize> {
 /// The model lowered at some shapes as far as some of its values.
 pub fn lowered_graph(model: &Arc<Model>, shapes: &Shapes, wanted: &[String]) -> Result<Graph, Error> {
     let trained = BTreeSet::new();
-    Ok(lower::lower(&Request { model, shapes, known: &NOTHING, trained: &trained, wanted, training: false })?.b.graph)
+    Ok(lower::lower(&Request { model, shapes, known: &shapes.known(), trained: &trained, wanted, training: false })?
+        .b
+        .graph)
 }
 
 /// The model lowered at some shapes as far as one of its values, and that value.
 pub fn lowered_value(model: &Arc<Model>, shapes: &Shapes, name: &str) -> Result<(Graph, Value), Error> {
     let (wanted, trained) = (vec![name.to_string()], BTreeSet::new());
-    let request = Request { model, shapes, known: &NOTHING, trained: &trained, wanted: &wanted, training: false };
+    let request =
+        Request { model, shapes, known: &shapes.known(), trained: &trained, wanted: &wanted, training: false };
     let Lowered { b, values } = lower::lower(&request)?;
     Ok((b.graph, values[name]))
 }

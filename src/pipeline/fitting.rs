@@ -142,7 +142,7 @@ fn over(
             let batch = data.batch(session.feed, examples)?;
             let plan = session.plan(&batch, Purpose::Calibrate)?;
             session.device.submit(vec![Run { plan, inputs: batch.inputs }])?;
-            each(k, session.device.collect(true)?.into_iter().flat_map(|f| f.runs).flatten().collect());
+            each(k, session.collect(true)?.into_iter().flat_map(|f| f.runs).flatten().collect());
         }
         Ok(())
     })

@@ -5,7 +5,7 @@ use super::{Error, training};
 use crate::inject::{self, Options};
 use crate::ir::Sink;
 use crate::lower::loss::Loss;
-use crate::lower::{self, Unsupported};
+use crate::lower::{self, LowerError, Unsupported};
 use crate::onnx::{self, Linear, Model, Role};
 use crate::plan::{self, Layout, Limits, Plan};
 use crate::structure::CONFIG_KEY;
@@ -98,7 +98,9 @@ pub fn inspect(
     {
         // A model whose positions do not reach that far still shows what a gradient reaches at a short sequence.
         let mut tried = (seq, trial(&injected, batch, seq, limits));
-        if let (Err(e), true) = (&tried.1, seq > SHORT) {
+        if let (Err(e), true) = (&tried.1, seq > SHORT)
+            && !matches!(e, Error::Lower(LowerError::Unsupported { .. }))
+        {
             out.notes.push(format!("at {seq} positions: {e}"));
             tried = (SHORT, trial(&injected, batch, SHORT, limits));
         }
@@ -129,6 +131,8 @@ pub fn inspect(
                     lower_bound: plan.lower_bound * 4,
                 });
             }
+            // Inside branches and loops, which only lowering goes through.
+            Err(Error::Lower(LowerError::Unsupported { operators, .. })) => out.unsupported = operators,
             Err(e) => out.notes.push(e.to_string()),
         }
     }

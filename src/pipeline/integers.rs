@@ -6,7 +6,7 @@
 
 use super::folding::evaluate;
 use super::{Error, compile};
-use crate::ir::{DType, Graph, Leaf, Node, Tensor, Type, Value};
+use crate::ir::{Builder, DType, Graph, Leaf, Node, Sink, Tensor, Type, Value, outputs};
 use crate::onnx::Model;
 use crate::train::Shapes;
 use crate::train::data::{Batch, DataError, Dataset, Feed};
@@ -49,7 +49,7 @@ pub fn check(
     let mut graphs: HashMap<Shapes, (Graph, Vec<Doubt>)> = HashMap::new();
     for examples in data.batches(feed, &all, size) {
         let batch = data.batch(feed, &examples)?;
-        let shapes: Shapes = batch.inputs.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
+        let shapes = batch.shapes();
         if !graphs.contains_key(&shapes) {
             let graph = compile::lowered_graph(model, &shapes, &[wanted.to_string()])?;
             let doubts = doubts(&graph, &inputs);
@@ -87,6 +87,47 @@ pub fn check_one(model: &Model, graph: &Graph, batch: &Batch) -> Result<(), Erro
         }
     }
     Ok(())
+}
+
+/// Has the device give back every index that only it can work out, the model's weights having a part in it, unless ranges show that
+/// it lies within its table.
+pub fn watch(b: &mut Builder) {
+    let graph = &b.graph;
+    let ranges = ranges(graph, &HashMap::new());
+    let weighted = weighted(graph);
+    // For each index the smallest of its tables.
+    let mut found: HashMap<Value, (usize, String)> = HashMap::new();
+    for node in &graph.nodes {
+        let (table, index) = (node.inputs.first(), node.inputs.get(1));
+        if let ("gather", Some(table), Some(index)) = (node.op.as_str(), table, index)
+            && weighted[index.index()]
+        {
+            let rows = graph.shape(*table)[node.attrs.int("axis") as usize];
+            let within = |r: &Range| r.0 >= -(rows as f64) && r.1 < rows as f64;
+            if !ranges.get(index).is_some_and(within) {
+                let smallest = found.entry(*index).or_insert_with(|| (rows, node.origin.to_string()));
+                if rows < smallest.0 {
+                    *smallest = (rows, node.origin.to_string());
+                }
+            }
+        }
+    }
+    let mut found: Vec<_> = found.into_iter().collect();
+    found.sort_by_key(|(index, _)| *index);
+    for (index, (rows, node)) in found {
+        b.output(format!("{}{rows}/{node}", outputs::INDEX), index, Sink::Fetch);
+    }
+}
+
+/// Which values the model's weights have a part in.
+fn weighted(graph: &Graph) -> Vec<bool> {
+    let leaf = |i: usize| matches!(graph.leaf(Value(i as u32)), Some(Leaf::Weight(_) | Leaf::Parameter(_)));
+    let mut weighted: Vec<bool> = (0..graph.values.len()).map(leaf).collect();
+    for node in &graph.nodes {
+        let any = node.inputs.iter().any(|v| weighted[v.index()]);
+        node.outputs.iter().for_each(|o| weighted[o.index()] = any);
+    }
+    weighted
 }
 
 /// An index that lies outside its table: what to say, and the row of the batch that it comes from.
@@ -184,8 +225,8 @@ fn given(batch: &Batch, name: &str) -> Option<Tensor> {
     batch.inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone())
 }
 
-/// What can go wrong, as far as ranges of values tell.
-fn doubts(graph: &Graph, inputs: &HashMap<String, Range>) -> Vec<Doubt> {
+/// The ranges of a graph's values, as far as those of its inputs decide them.
+fn ranges(graph: &Graph, inputs: &HashMap<String, Range>) -> HashMap<Value, Range> {
     let mut ranges: HashMap<Value, Range> = HashMap::new();
     for (i, info) in graph.values.iter().enumerate() {
         let v = Value(i as u32);
@@ -200,19 +241,34 @@ fn doubts(graph: &Graph, inputs: &HashMap<String, Range>) -> Vec<Doubt> {
         };
         ranges.extend(range.map(|r| (v, r)));
     }
+    for node in &graph.nodes {
+        let ins: Vec<Option<Range>> = node.inputs.iter().map(|v| ranges.get(v).copied()).collect();
+        let range = result(graph, node, &ins).filter(|r| !r.0.is_nan() && !r.1.is_nan());
+        ranges.extend(range.map(|r| (node.outputs[0], r)));
+    }
+    ranges
+}
+
+/// What can go wrong, as far as ranges of values tell.
+fn doubts(graph: &Graph, inputs: &HashMap<String, Range>) -> Vec<Doubt> {
+    let (ranges, weighted) = (ranges(graph, inputs), weighted(graph));
     let mut out = Vec::new();
     for (i, node) in graph.nodes.iter().enumerate() {
         let ins: Vec<Option<Range>> = node.inputs.iter().map(|v| ranges.get(v).copied()).collect();
+        // Of what has no range, all that inputs and constants decide can be worked out.
+        let unknown = |index: Value| (!weighted[index.index()]).then_some((f64::NEG_INFINITY, f64::INFINITY));
         if node.op == "gather"
-            && let Some((low, high)) = ins[1]
+            && let Some((low, high)) = ins[1].or_else(|| unknown(node.inputs[1]))
         {
             let rows = graph.shape(node.inputs[0])[node.attrs.int("axis") as usize];
             if low < -(rows as f64) || high > rows as f64 - 1.0 {
                 out.push(Doubt::Index { node: i, rows });
             }
         }
-        let Some(range) = result(graph, node, &ins).filter(|r| !r.0.is_nan() && !r.1.is_nan()) else { continue };
-        ranges.insert(node.outputs[0], range);
+        let Some(&range) = ranges.get(&node.outputs[0]) else { continue };
+        if ins.iter().flatten().any(|r| r.0.is_infinite() || r.1.is_infinite()) {
+            continue;
+        }
         if graph.ty(node.outputs[0]).dtype != DType::I32 {
             continue;
         }
@@ -274,8 +330,13 @@ fn result(graph: &Graph, node: &Node, ins: &[Option<Range>]) -> Option<Range> {
         "add" => corners(&|a, b| a + b),
         "sub" => corners(&|a, b| a - b),
         "mul" => corners(&|a, b| a * b),
-        "min" => corners(&f64::min),
-        "max" => corners(&f64::max),
+        // One bound is enough for half a range.
+        "min" | "max" => {
+            let open = Some((f64::NEG_INFINITY, f64::INFINITY));
+            let (a, b) = (one(0).or(open)?, one(1).or(open)?);
+            let pick = if node.op == "min" { f64::min } else { f64::max };
+            Some((pick(a.0, b.0), pick(a.1, b.1)))
+        }
         "pow" => one(1).filter(|e| e.0 == e.1 && e.0 >= 0.0).and_then(|_| {
             let (low, high) = corners(&f64::powf)?;
             let zero = one(0)?.0 <= 0.0;

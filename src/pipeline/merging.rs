@@ -372,7 +372,7 @@ pub fn calibrate(
             let batch = c.data.batch(session.feed, &examples)?;
             let plan = session.plan(&batch, Purpose::Calibrate)?;
             session.device.submit(vec![Run { plan, inputs: batch.inputs }])?;
-            for (name, t) in session.device.collect(true)?.into_iter().flat_map(|f| f.runs).flatten() {
+            for (name, t) in session.collect(true)?.into_iter().flat_map(|f| f.runs).flatten() {
                 if name == outputs::STATISTICS {
                     sums.add(t.as_f32().unwrap_or_default());
                 }

@@ -8,7 +8,7 @@ use crate::ir::{DType, Tensor};
 use crate::lower::{self, LowerError};
 use crate::onnx::{self, Dim, ElementType, Model, Signature};
 use crate::train::data::Batch;
-use crate::train::{CompileError, Purpose, Shapes, TrainError};
+use crate::train::{Purpose, TrainError};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -42,7 +42,8 @@ pub fn run(
     let mut first = None;
     for known in [BTreeMap::new(), integers, given.clone()] {
         match attempt(model, adapter, &given, known, device) {
-            Err(e) if because_unknown(&e) => drop(first.get_or_insert(e)),
+            Err(e @ Error::Lower(LowerError::Node { .. })) => drop(first.get_or_insert(e)),
+            Err(Error::Train(e)) if because_unknown(&e) => drop(first.get_or_insert(e.into())),
             other => return other,
         }
     }
@@ -50,15 +51,8 @@ pub fn run(
 }
 
 /// Whether a model could not be lowered for these inputs, which may do once more of them are known.
-fn because_unknown(e: &Error) -> bool {
-    match e {
-        Error::Lower(LowerError::Node { .. }) => true,
-        Error::Train(TrainError::Compile(e)) => is_node(e),
-        _ => false,
-    }
-}
-
-fn is_node(e: &CompileError) -> bool {
+pub fn because_unknown(e: &TrainError) -> bool {
+    let TrainError::Compile(e) = e else { return false };
     matches!(e.downcast_ref::<Error>(), Some(Error::Lower(LowerError::Node { .. })))
 }
 
@@ -109,9 +103,8 @@ fn attempt(
     let mut trainee = load(model, adapter)?;
     let inputs: Vec<(String, Tensor)> =
         given.iter().filter(|(n, _)| !known.contains_key(*n)).map(|(n, t)| (n.clone(), t.clone())).collect();
-    trainee.program.known = Arc::new(known);
-    let batch = Batch { inputs, labels: None, examples: 1, counted: 0, tokens: 0 };
-    let shapes: Shapes = batch.inputs.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
+    let batch = Batch { known: known.into_iter().collect(), ..Batch::of(inputs) };
+    let shapes = batch.shapes();
     let graph = trainee.program.forward(&shapes, Purpose::Infer)?;
     integers::check_one(model, &graph, &batch)?;
     // What is known already, no device has to compute.
@@ -126,7 +119,7 @@ fn attempt(
         trainee.session(device, |session| {
             let plan = session.plan(&batch, Purpose::Infer)?;
             session.device.submit(vec![Run { plan, inputs: batch.inputs.clone() }])?;
-            found.extend(session.device.collect(true)?.into_iter().flat_map(|f| f.runs).flatten());
+            found.extend(session.collect(true)?.into_iter().flat_map(|f| f.runs).flatten());
             Ok(())
         })?;
     }

@@ -114,7 +114,7 @@ fn sums_to_one(
 fn outputs(session: &mut Session, batch: &Batch) -> Result<Option<Tensor>, Error> {
     let plan = session.plan(batch, Purpose::Infer)?;
     session.device.submit(vec![Run { plan, inputs: batch.inputs.clone() }])?;
-    let runs = session.device.collect(true)?.into_iter().flat_map(|f| f.runs).flatten();
+    let runs = session.collect(true)?.into_iter().flat_map(|f| f.runs).flatten();
     Ok(runs.map(|(_, t)| t).next())
 }
 

@@ -7,6 +7,7 @@ use super::{Error, input_specs, integers};
 use crate::adapter::Adapter;
 use crate::device::Device;
 use crate::ir::{DType, Graph};
+use crate::lower::LowerError;
 use crate::lower::loss::Loss;
 use crate::merge;
 use crate::onnx::Model;
@@ -69,7 +70,6 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
         trained,
         loss: None,
         config,
-        known: Default::default(),
         outputs,
         signals: vec![],
         fuse: true,
@@ -100,7 +100,8 @@ pub fn check(request: &TrainRequest) -> Result<(), Error> {
     prepare(request).map(|_| ())
 }
 
-fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpoint>), Error> {
+/// The trainee, the checkpoint to go on from, and what a user should know.
+fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpoint>, Vec<String>), Error> {
     let mut trainee = load(request.model, None)?;
     if trainee.program.trained.is_empty() {
         let file = request.model.path().display().to_string();
@@ -112,7 +113,7 @@ fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpoint>), Erro
     trainee.program.guard = true;
     let size = request.settings.batch_size;
     trainee.feed.max_length = request.max_length;
-    trainee.set_loss(request.data, size, request.loss, request.loss_output)?;
+    let notes = trainee.set_loss(request.data, size, request.loss, request.loss_output)?;
     if let Some(eval) = request.eval {
         trainee.check(eval, size)?;
     }
@@ -120,12 +121,13 @@ fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpoint>), Erro
         true => Some(checkpoint::read(&request.dir.join("last"))?),
         false => None,
     };
-    Ok((trainee, resume))
+    Ok((trainee, resume, notes))
 }
 
 /// Trains an injected model.
 pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn Observer) -> Result<Outcome, Error> {
-    let (mut trainee, resume) = prepare(request)?;
+    let (mut trainee, resume, notes) = prepare(request)?;
+    notes.iter().for_each(|n| observer.note(n));
     let sets: Vec<&Dataset> = std::iter::once(request.data).chain(request.eval).collect();
     survey(&mut trainee, &sets, device)?.iter().for_each(|n| observer.note(n));
     let config = request.model.metadata(crate::structure::CONFIG_KEY).unwrap_or_default().to_string();
@@ -173,7 +175,7 @@ pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evalua
     trainee.program.mixed = request.mixed;
     trainee.program.guard = request.guard;
     trainee.feed.max_length = request.max_length;
-    let mut notes = vec![trainee.set_loss(request.data, request.batch_size, request.loss, request.loss_output)?];
+    let mut notes = trainee.set_loss(request.data, request.batch_size, request.loss, request.loss_output)?;
     notes.extend(survey(&mut trainee, &[request.data], device)?);
     let totals = trainee.session(device, |session| Ok(session.evaluate(request.data, request.batch_size)?))?;
     let e = train::evaluation(&totals, request.data, 0, 0.0);
@@ -198,9 +200,10 @@ impl Trainee {
         batch_size: usize,
         asked: Option<Loss>,
         output: Option<&str>,
-    ) -> Result<String, Error> {
+    ) -> Result<Vec<String>, Error> {
         data.check_tensors(&self.feed.inputs)?;
         data.check_values()?;
+        let by_value = self.find_known(data, batch_size)?;
         let shapes = self.shapes(data, batch_size)?;
         let Chosen { choice, form, why, shape, graph } =
             choosing::choose(&self.program.model, &shapes, asked, output, data)?;
@@ -208,7 +211,45 @@ impl Trainee {
         self.feed.labels = form;
         self.program.loss = Some(choice);
         self.check_against(data, batch_size, &shape, &graph)?;
-        Ok(why)
+        Ok([why].into_iter().chain(by_value).collect())
+    }
+
+    /// Finds the integer inputs that shapes depend on, for which programs are made by value.
+    fn find_known(&mut self, data: &Dataset, batch_size: usize) -> Result<Option<String>, Error> {
+        let model = self.program.model.clone();
+        let outputs = model.outputs().into_iter().filter(|o| o.element.is_float()).map(|o| o.name);
+        let wanted: Vec<String> = outputs.collect();
+        let specs = self.feed.inputs.iter();
+        let integers: Vec<String> = specs.filter(|i| i.dtype != DType::F32).map(|i| i.name.clone()).collect();
+        let mut lowers = |known: BTreeSet<String>| -> Result<bool, Error> {
+            self.feed.known = known;
+            match compile::lowered_graph(&model, &self.shapes(data, batch_size)?, &wanted) {
+                Ok(_) => Ok(true),
+                Err(Error::Lower(LowerError::Node { .. })) => Ok(false),
+                Err(e) => Err(e),
+            }
+        };
+        let mut known = BTreeSet::new();
+        if !lowers(known.clone())? {
+            known.extend(integers.iter().cloned());
+            if lowers(known.clone())? {
+                // Only those that it takes.
+                for name in &integers {
+                    let mut fewer = known.clone();
+                    fewer.remove(name);
+                    if lowers(fewer.clone())? {
+                        known = fewer;
+                    }
+                }
+            } else {
+                known.clear();
+            }
+        }
+        let names: Vec<String> = known.iter().map(|name| format!("'{name}'")).collect();
+        self.feed.known = known;
+        Ok((!names.is_empty()).then(|| {
+            format!("shapes depend on the values of {}: a program is made for each that the data has", names.join(", "))
+        }))
     }
 
     /// The shapes of a data set's first batch.
@@ -216,7 +257,7 @@ impl Trainee {
         // Labels take no part, and before the loss is chosen nobody knows their form.
         let feed = Feed { labels: LabelForm::AsGiven, ..self.feed.clone() };
         let batch = data.batch(&feed, &first(data, batch_size))?;
-        Ok(batch.inputs.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect())
+        Ok(batch.shapes())
     }
 
     /// Checks a data set: its tensors against the inputs, its labels against the loss, its indices against the tables

@@ -10,10 +10,11 @@ mod scale;
 mod schedule;
 mod session;
 
+pub use data::Shapes;
 pub use report::write as write_report;
 pub use scale::LossScale;
 pub use schedule::{SCHEDULES, Schedule};
-pub use session::{CompileError, Compiler, Purpose, Session, Shapes, Totals, Weight};
+pub use session::{CompileError, Compiler, Purpose, Session, Totals, Weight};
 
 use crate::adapter::{Adapter, AdapterError};
 use crate::device::DeviceError;
@@ -123,6 +124,11 @@ pub enum TrainError {
          hint: leave out examples without labels, or take a larger --batch-size"
     )]
     NothingCounts { step: u64 },
+    #[error(
+        "node '{node}': index {value}, which the model computes, is outside its table of {rows} rows\n\
+         hint: the data leads the model where it was not made to go: look at the rows of this batch"
+    )]
+    Index { node: String, rows: i64, value: i32 },
     #[error("the {what} of step {step} is {value}{why}")]
     NotFinite { what: &'static str, step: u64, value: f64, why: String },
     #[error("{0}")]
@@ -152,6 +158,7 @@ pub fn train(
 ) -> Result<Outcome, TrainError> {
     let Task { trained, data, eval, settings, dir, resume } = task;
     let mut run = RunState::new(session, rules, trained, data, settings, dir, resume)?;
+    run.prepare(eval)?;
     observer.started(run.total, run.done);
     let mut stopped = false;
     while run.submitted < run.total && !stopped {

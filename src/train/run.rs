@@ -142,6 +142,13 @@ impl<'a, 'b> RunState<'a, 'b> {
         })
     }
 
+    /// Makes the largest plans that the run will need, while nothing has been computed that a lack of memory could lose.
+    pub(super) fn prepare(&mut self, eval: Option<&Dataset>) -> Result<(), TrainError> {
+        let size = self.settings.batch_size;
+        self.session.prepare(self.data, size, Purpose::Train { statistics: false })?;
+        eval.map_or(Ok(()), |eval| self.session.prepare(eval, size, Purpose::Evaluate))
+    }
+
     /// The micro-batches of a step (from 0), as lists of examples.
     fn examples(&mut self, step: u64) -> Vec<Vec<usize>> {
         let per = self.steps_per_epoch as u64;
@@ -197,7 +204,7 @@ impl<'a, 'b> RunState<'a, 'b> {
 
     /// Takes in the results that are back.
     pub(super) fn drain(&mut self, observer: &mut dyn Observer, wait: bool) -> Result<(), TrainError> {
-        let all = self.session.device.collect(wait || self.scale.is_some())?;
+        let all = self.session.collect(wait || self.scale.is_some())?;
         // Results that come back together share the time since the last ones.
         let seconds = self.clock.elapsed().as_secs_f64() / all.len().max(1) as f64;
         if !all.is_empty() {

@@ -1,11 +1,11 @@
 //! A device with a model on it: plans compiled for each shape as batches bring them.
 
 use super::TrainError;
-use super::data::{Batch, Dataset, Feed};
-use crate::device::{Device, PlanId, Run};
+use super::data::{Batch, Dataset, Feed, Shapes};
+use crate::device::{Device, Fetched, PlanId, Run};
 use crate::ir::{Graph, Tensor, inputs, outputs};
 use crate::plan::{Layout, Plan};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 /// What a plan is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,9 +19,6 @@ pub enum Purpose {
     /// The model's outputs.
     Infer,
 }
-
-/// The shape of every graph input that is not empty.
-pub type Shapes = BTreeMap<String, Vec<usize>>;
 
 /// Why something could not be compiled.
 pub type CompileError = Box<dyn std::error::Error + Send + Sync>;
@@ -78,7 +75,7 @@ const NAMED: usize = 8;
 impl Session<'_> {
     /// The plan for a batch, compiled if it is the first of its shape.
     pub fn plan(&mut self, batch: &Batch, purpose: Purpose) -> Result<PlanId, TrainError> {
-        let shapes: Shapes = batch.inputs.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
+        let shapes = batch.shapes();
         if let Some(&id) = self.plans.get(&(shapes.clone(), purpose)) {
             return Ok(id);
         }
@@ -130,6 +127,35 @@ impl Session<'_> {
         Run { plan, inputs: all }
     }
 
+    /// What the device has done since the last call. An index that lies outside its table is an error.
+    pub fn collect(&mut self, wait: bool) -> Result<Vec<Fetched>, TrainError> {
+        let mut all = self.device.collect(wait)?;
+        for run in all.iter_mut().flat_map(|f| &mut f.runs) {
+            for (name, index) in run.extract_if(.., |(name, _)| name.starts_with(outputs::INDEX)) {
+                let mut parts = name[outputs::INDEX.len()..].splitn(2, '/');
+                let rows: i64 = parts.next().and_then(|n| n.parse().ok()).unwrap_or(i64::MAX);
+                let node = parts.next().unwrap_or_default();
+                let outside = |x: &&i32| i64::from(**x) >= rows || i64::from(**x) < -rows;
+                if let Some(value) = index.as_i32().unwrap_or_default().iter().find(outside) {
+                    return Err(TrainError::Index { node: node.to_string(), rows, value: *value });
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Makes the plan for the longest batch of a data set, so that memory which cannot be had is an error before anything runs.
+    pub fn prepare(&mut self, data: &Dataset, batch_size: usize, purpose: Purpose) -> Result<(), TrainError> {
+        let mut rows: Vec<usize> = (0..data.len()).collect();
+        rows.sort_by_key(|&row| std::cmp::Reverse(data.length(row)));
+        rows.truncate(batch_size.max(1));
+        for examples in data.batches(self.feed, &rows, batch_size) {
+            let batch = data.batch(self.feed, &examples)?;
+            self.plan(&batch, purpose)?;
+        }
+        Ok(())
+    }
+
     /// Loss and hits over a whole data set.
     pub fn evaluate(&mut self, data: &Dataset, batch_size: usize) -> Result<Totals, TrainError> {
         let mut totals = Totals::default();
@@ -178,7 +204,7 @@ impl Session<'_> {
         let plan = self.plan(&batch, Purpose::Evaluate)?;
         let run = self.run(plan, &batch, weight, 1.0, 0);
         self.device.submit(vec![run])?;
-        for fetched in self.device.collect(true)? {
+        for fetched in self.collect(true)? {
             for (name, t) in fetched.runs.into_iter().flatten() {
                 let value = t.as_f32().and_then(|x| x.first()).map_or(0.0, |&x| x as f64);
                 match name.as_str() {

@@ -240,3 +240,76 @@ fn one_inference_gives_every_output_in_its_declared_type() {
     crate::cli::write_tensors(&data, &[("y", reslora_compile::ir::Tensor::f32([1], vec![1.0]))]);
     refused(dir.path(), &["run", &model, "--data", "x.safetensors", "-o", "o.npz"], &["no input 'y'", "x"]);
 }
+
+#[test]
+fn integers_of_few_bits_wrap_around() {
+    let (dir, folder) = (here(), "odd-models");
+    let got = loss(dir.path(), &at(folder, "few-bits.onnx"), &at(folder, "few-bits.npz"), &[]);
+    near(&got, expected(folder)["few-bits"].as_f64().unwrap(), "the loss on differences of uint8");
+}
+
+#[test]
+fn a_program_is_made_for_each_value_that_shapes_depend_on() {
+    let (dir, folder) = (here(), "odd-models");
+    let (model, want) = (at(folder, "by-value.onnx"), expected(folder));
+    let data = |columns: usize| at(folder, &format!("by-value-{columns}.npz"));
+    for columns in [5, 12] {
+        let right = want[format!("by-value-{columns}")].as_f64().unwrap();
+        near(&loss(dir.path(), &model, &data(columns), &["--batch-size", "6"]), right, "the loss");
+    }
+    done(dir.path(), &["inject", &model, "-o", "m.onnx", "--target", "fc", "--structure", "lora", "--rank", "2"]);
+    // Trained at one value, measured at another.
+    let how = ["--max-steps", "2", "-o", "run", "--device", "cpu", "--lr", "0"];
+    let ran = cli(dir.path(), &[&["train", "m.onnx", "--data", &data(5), "--eval", &data(12)], &how[..]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("shapes depend on the values of 'columns'"), "{}", ran.err);
+    let all = metrics(&dir.path().join("run"));
+    let evaluation = all.iter().find(|m| m.get("eval_loss").is_some()).expect("an evaluation");
+    near(&evaluation["eval_loss"], want["by-value-12"].as_f64().unwrap(), "the loss while training");
+}
+
+#[test]
+fn an_index_that_weights_decide_is_checked_where_it_is_computed() {
+    let (dir, folder) = (here(), "odd-models");
+    let words = ["lookup", "outside its table of 8 rows"];
+    let mut devices = vec!["cpu"];
+    devices.extend(crate::gpu::available().then_some("gpu"));
+    for name in ["by-few-weights", "by-many-weights"] {
+        let at = |end: &str| at(folder, &format!("{name}{end}"));
+        let (model, good, bad) = (at(".onnx"), at(".npz"), at("-beyond.npz"));
+        done(dir.path(), &["inject", &model, "-o", "m.onnx", "--target", "fc", "--structure", "lora", "--rank", "2"]);
+        let right = expected(folder)[name].as_f64().unwrap();
+        for device in &devices {
+            near(&json(dir.path(), &["eval", &model, "--data", &good, "--device", device])["loss"], right, "the loss");
+            refused(dir.path(), &["eval", &model, "--data", &bad, "--device", device], &words);
+            let run = format!("{name}-{device}");
+            refused(dir.path(), &["train", "m.onnx", "--data", &bad, "-o", &run, "--device", device], &words);
+        }
+    }
+}
+
+#[test]
+fn tensors_that_nobody_would_find_are_refused_by_name() {
+    let (dir, folder) = (here(), "odd-models");
+    refused(dir.path(), &["inject", &at(folder, "sparse.onnx")], &["'shift'", "sparse initializer", "hint:"]);
+    let words = ["'shift'", "'the_shift' (Constant)", "external data", "hint:"];
+    refused(dir.path(), &["inject", &at(folder, "constant-elsewhere.onnx")], &words);
+}
+
+#[test]
+fn operators_inside_branches_are_found_where_they_are_taken() {
+    let (dir, folder) = (here(), "odd-models");
+    let words = ["TfIdfVectorizer", "strange", "no lowering"];
+    refused(dir.path(), &["inject", &at(folder, "branch-taken.onnx"), "-o", "m.onnx"], &words);
+    assert!(!dir.path().join("m.onnx").exists());
+    let listed = json(dir.path(), &["inspect", &at(folder, "branch-taken.onnx")]);
+    assert!(listed["unsupported"].to_string().contains("TfIdfVectorizer"), "{listed}");
+    done(dir.path(), &["inject", &at(folder, "branch-passed.onnx"), "-o", "m.onnx"]);
+}
+
+#[test]
+fn memory_that_cannot_be_had_is_an_error() {
+    use reslora_compile::device::{Cpu, Device};
+    let text = Cpu::new(None).reserve("moments", usize::MAX / 64).unwrap_err().to_string();
+    assert!(text.contains("no memory") && text.contains("moments") && text.contains("hint:"), "{text}");
+}

@@ -1,18 +1,20 @@
 //! Batches: which examples, in what order, and as which tensors.
 
 use super::labels::UNCOUNTED;
-use super::{Axis, DataError, Dataset, InputSpec, Label, LabelForm, Source, Task, TextExample, tensors};
+use super::{Axis, DataError, Dataset, InputSpec, Label, LabelForm, Shapes, Source, Task, TextExample, tensors};
 use crate::ir::{DType, Tensor};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A micro-batch.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// One tensor for each graph input.
+    /// One tensor for each graph input, but those that are known.
     pub inputs: Vec<(String, Tensor)>,
+    /// Inputs that programs are made for by value.
+    pub known: Vec<(String, Tensor)>,
     pub labels: Option<Tensor>,
     /// Examples, without rows that only fill up a fixed batch.
     pub examples: usize,
@@ -20,6 +22,19 @@ pub struct Batch {
     pub counted: usize,
     /// Positions that are not padding, or examples where there are no positions.
     pub tokens: usize,
+}
+
+impl Batch {
+    /// Inputs alone, of which none is known.
+    pub fn of(inputs: Vec<(String, Tensor)>) -> Batch {
+        Batch { inputs, known: vec![], labels: None, examples: 1, counted: 0, tokens: 0 }
+    }
+
+    /// What a program for this batch is made for.
+    pub fn shapes(&self) -> Shapes {
+        let shapes: Shapes = self.inputs.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
+        shapes.with_known(&self.known)
+    }
 }
 
 /// The order of examples, epoch by epoch.
@@ -74,11 +89,18 @@ pub struct Feed {
     pub labels: LabelForm,
     /// The model holds its loss, which counts every row of a batch.
     pub holds_loss: bool,
+    /// Inputs that shapes depend on: a program is made for each of their values.
+    pub known: BTreeSet<String>,
 }
 
 impl Feed {
     pub fn new(inputs: Vec<InputSpec>, max_length: usize) -> Feed {
         Feed { inputs, max_length, ..Feed::default() }
+    }
+
+    /// The inputs that are known while compiling, and the others.
+    fn split(&self, inputs: Vec<(String, Tensor)>) -> (Vec<(String, Tensor)>, Vec<(String, Tensor)>) {
+        inputs.into_iter().partition(|(name, _)| self.known.contains(name))
     }
 
     /// The number of examples that an input is declared with, and its name.
@@ -242,7 +264,8 @@ impl Dataset {
         };
         let tokens = texts[..real].iter().map(|t| t.ids.len()).sum();
         let inputs = complete(&feed.inputs, &mut known, rows, length).map_err(|why| self.misfit(why))?;
-        Ok(Batch { inputs, counted: counted(&labels), labels: Some(labels), examples: real, tokens })
+        let (known, inputs) = feed.split(inputs);
+        Ok(Batch { inputs, known, counted: counted(&labels), labels: Some(labels), examples: real, tokens })
     }
 
     fn tensor_batch(
@@ -288,7 +311,8 @@ impl Dataset {
         };
         let counted = labels.as_ref().map_or(real, counted);
         let inputs = complete(&feed.inputs, &mut known, rows.len(), length).map_err(|why| self.misfit(why))?;
-        Ok(Batch { inputs, labels, examples: real, counted, tokens })
+        let (known, inputs) = feed.split(inputs);
+        Ok(Batch { inputs, known, labels, examples: real, counted, tokens })
     }
 
     /// Refuses tensors that no input reads, and ids that look padded where nothing says what padding is.
@@ -421,6 +445,11 @@ fn made(
     }
     let ids = known.get("input_ids").is_some();
     match input.name.as_str() {
+        // How many logits a language model gives for each row: 0 stands for all of them.
+        "num_logits_to_keep" | "logits_to_keep" => {
+            let extents = input.dims.iter().flatten().map(|_| 1).collect::<Vec<usize>>();
+            Ok(Tensor::zeros(&crate::ir::Type::new(input.dtype, extents)))
+        }
         "token_type_ids" if ids => Ok(Tensor::i32([rows, length], vec![0; rows * length])),
         "attention_mask" if ids => Ok(Tensor::i32([rows, length], vec![1; rows * length])),
         "position_ids" if ids => {

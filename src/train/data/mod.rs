@@ -6,6 +6,7 @@ mod classes;
 mod labels;
 mod python;
 mod rows;
+mod shapes;
 mod special;
 mod template;
 mod tensors;
@@ -14,6 +15,7 @@ mod tokenizer;
 
 pub use batch::{Batch, Feed, Order, Padding, buckets};
 pub use labels::{Label, LabelForm, LabelKind};
+pub use shapes::Shapes;
 pub use tensors::read as read_tensors;
 pub use tokenizer::{Text, open as open_tokenizer};
 
@@ -268,6 +270,14 @@ impl Dataset {
         match &self.source {
             Source::Text { examples, .. } => examples.iter().map(|e| e.ids.len()).max(),
             Source::Tensors { .. } => None,
+        }
+    }
+
+    /// Tokens of a text; 0 for tensors, whose rows are all of one length.
+    pub fn length(&self, example: usize) -> usize {
+        match &self.source {
+            Source::Text { examples, .. } => examples[example].ids.len(),
+            Source::Tensors { .. } => 0,
         }
     }
 
