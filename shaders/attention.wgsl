@@ -1,6 +1,7 @@
 // softmax(rule(q k^T) + bias) v of each head, and of each row the largest exponent and one over the sum. A workgroup takes 32 queries
 // and goes through the keys 32 at a time; an invocation holds two rows of scores in two columns, and of the result the columns
 // col, col + 16, ...
+// Relies on: up to 256 invocations, 8448 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
 
 // Columns of the result to an invocation.
 override COLUMNS: u32 = 16;
@@ -54,7 +55,7 @@ var<workgroup> weights: array<f32, 1024>;
 fn exponent(s: f32, b: u32, head: u32, query: u32, key: u32) -> f32 {
     var e = s * params.scale;
     if (params.cap != 0.0) {
-        e = params.cap * tanh(clamp(e / params.cap, -20.0, 20.0));
+        e = params.cap * tanh_(e / params.cap);
     }
     if ((params.flags & 1u) != 0u) {
         e = e + bias[b * params.bias_batch + head * params.bias_head + query * params.bias_query + key * params.bias_key];
@@ -122,14 +123,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             largest = max(largest, vec2<f32>(weights[row * 32u + j], weights[(row + 16u) * 32u + j]));
         }
         workgroupBarrier();
-        let p0 = select(vec2<f32>(0.0), exp(e0 - largest), there.x);
-        let p1 = select(vec2<f32>(0.0), exp(e1 - largest), there.y);
+        let p0 = select(vec2<f32>(0.0), exp_vec2_(e0 - largest), there.x);
+        let p1 = select(vec2<f32>(0.0), exp_vec2_(e1 - largest), there.y);
         weights[row * 32u + col] = p0.x;
         weights[row * 32u + col + 16u] = p1.x;
         weights[(row + 16u) * 32u + col] = p0.y;
         weights[(row + 16u) * 32u + col + 16u] = p1.y;
         workgroupBarrier();
-        let factor = exp(top - largest);
+        let factor = exp_vec2_(top - largest);
         top = largest;
         sum = sum * factor;
         for (var i = 0u; i < COLUMNS; i = i + 1u) {

@@ -1,6 +1,7 @@
 // attention_grad_kv.wgsl for software adapters, of heads whose extents are divisible by four: eight invocations take 8 keys of one head
 // of keys and go through the queries of every head that shares it, 64 at a time. Each computes the scores of every eighth
 // query, then columns of the gradients, which it keeps in dk and dv from block to block.
+// Relies on: up to 8 invocations, 4096 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 16 bytes.
 
 struct Params {
     batch: u32,
@@ -57,7 +58,7 @@ fn ruled(s: vec4<f32>) -> Exponents {
     var e = s * params.scale;
     var slope = vec4<f32>(params.scale);
     if (params.cap != 0.0) {
-        let t = tanh(clamp(e / params.cap, vec4<f32>(-20.0), vec4<f32>(20.0)));
+        let t = tanh_vec4_(e / params.cap);
         e = params.cap * t;
         slope = slope * (1.0 - t * t);
     }
@@ -128,8 +129,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     e1.e = e1.e + vec4<f32>(bias[at + key1.x * params.bias_key], bias[at + key1.y * params.bias_key], bias[at + key1.z * params.bias_key], bias[at + key1.w * params.bias_key]);
                 }
                 let row = ((b * params.heads + head) * params.queries + query + c) * 3u;
-                s0 = exp(e0.e - rows[row]) * rows[row + 1u];
-                s1 = exp(e1.e - rows[row]) * rows[row + 1u];
+                s0 = exp_vec4_(e0.e - rows[row]) * rows[row + 1u];
+                s1 = exp_vec4_(e1.e - rows[row]) * rows[row + 1u];
                 t0 = s0 * (t0 - rows[row + 2u]) * e0.slope;
                 t1 = s1 * (t1 - rows[row + 2u]) * e1.slope;
                 weights[0u + c] = s0.x;

@@ -1,5 +1,6 @@
 // attention_grad_q.wgsl for software adapters, of heads whose extents are divisible by four: eight invocations take 8 queries and go
 // through the keys 64 at a time. Each computes the scores of every eighth key, then columns of the gradient.
+// Relies on: up to 8 invocations, 2048 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 16 bytes.
 
 struct Params {
     batch: u32,
@@ -60,7 +61,7 @@ fn ruled(s: vec4<f32>) -> Exponents {
     var e = s * params.scale;
     var slope = vec4<f32>(params.scale);
     if (params.cap != 0.0) {
-        let t = tanh(clamp(e / params.cap, vec4<f32>(-20.0), vec4<f32>(20.0)));
+        let t = tanh_vec4_(e / params.cap);
         e = params.cap * t;
         slope = slope * (1.0 - t * t);
     }
@@ -133,8 +134,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 e0.e = e0.e + biases(b, head, key + c, query0);
                 e1.e = e1.e + biases(b, head, key + c, query1);
             }
-            t0 = exp(e0.e - top0) * over0 * (t0 - delta0) * e0.slope;
-            t1 = exp(e1.e - top1) * over1 * (t1 - delta1) * e1.slope;
+            t0 = exp_vec4_(e0.e - top0) * over0 * (t0 - delta0) * e0.slope;
+            t1 = exp_vec4_(e1.e - top1) * over1 * (t1 - delta1) * e1.slope;
             slopes[0u + c] = t0.x;
             slopes[64u + c] = t0.y;
             slopes[128u + c] = t0.z;

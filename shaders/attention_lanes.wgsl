@@ -1,6 +1,7 @@
 // attention.wgsl for software adapters, of heads whose extents are divisible by four: eight invocations, one vector of the processor,
 // take 8 queries and go through the keys 64 at a time. Each computes the scores of every eighth key, then columns of the result,
 // which it keeps in y from block to block.
+// Relies on: up to 8 invocations, 2304 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 16 bytes.
 
 struct Params {
     batch: u32,
@@ -56,7 +57,7 @@ fn biases(b: u32, head: u32, key: u32, query: vec4<u32>) -> vec4<f32> {
 fn exponents(s: vec4<f32>, b: u32, head: u32, query: vec4<u32>, key: u32) -> vec4<f32> {
     var e = s * params.scale;
     if (params.cap != 0.0) {
-        e = params.cap * tanh(clamp(e / params.cap, vec4<f32>(-20.0), vec4<f32>(20.0)));
+        e = params.cap * tanh_vec4_(e / params.cap);
     }
     if ((params.flags & 1u) != 0u) {
         e = e + biases(b, head, key, query);
@@ -137,18 +138,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             high1 = max(high1, vec4<f32>(tops[l * 8u + 4u], tops[l * 8u + 5u], tops[l * 8u + 6u], tops[l * 8u + 7u]));
         }
         for (var c = lane; c < count; c = c + 8u) {
-            weights[0u + c] = exp(weights[0u + c] - high0.x);
-            weights[64u + c] = exp(weights[64u + c] - high0.y);
-            weights[128u + c] = exp(weights[128u + c] - high0.z);
-            weights[192u + c] = exp(weights[192u + c] - high0.w);
-            weights[256u + c] = exp(weights[256u + c] - high1.x);
-            weights[320u + c] = exp(weights[320u + c] - high1.y);
-            weights[384u + c] = exp(weights[384u + c] - high1.z);
-            weights[448u + c] = exp(weights[448u + c] - high1.w);
+            weights[0u + c] = exp_(weights[0u + c] - high0.x);
+            weights[64u + c] = exp_(weights[64u + c] - high0.y);
+            weights[128u + c] = exp_(weights[128u + c] - high0.z);
+            weights[192u + c] = exp_(weights[192u + c] - high0.w);
+            weights[256u + c] = exp_(weights[256u + c] - high1.x);
+            weights[320u + c] = exp_(weights[320u + c] - high1.y);
+            weights[384u + c] = exp_(weights[384u + c] - high1.z);
+            weights[448u + c] = exp_(weights[448u + c] - high1.w);
         }
         workgroupBarrier();
-        let factor0 = exp(top0 - high0);
-        let factor1 = exp(top1 - high1);
+        let factor0 = exp_vec4_(top0 - high0);
+        let factor1 = exp_vec4_(top1 - high1);
         top0 = high0;
         top1 = high1;
         sum0 = sum0 * factor0;

@@ -1,5 +1,6 @@
 // Strided copy: output[dst_base + sum c dst] = input[src_base + sum c src] for every index c of dims.
 // Elements are four bytes of any type.
+// Relies on: up to 256 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
 
 struct Params {
     n: u32,

@@ -1,4 +1,5 @@
 // log sum e^x - x[label] of each row of (rows, n), zero where the label is negative; one workgroup a row.
+// Relies on: up to 256 invocations, 1024 bytes of workgroup memory, subgroups: 4, 8, 16, 32, 64, 128; f16: no; bindings aligned to 4 bytes.
 
 override SIZE: u32 = 64;
 
@@ -65,9 +66,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     top = largest(lane, top);
     var sum = 0.0;
     for (var i = lane; i < params.n; i = i + SIZE) {
-        sum = sum + exp(x[base + i] - top);
+        sum = sum + exp_(x[base + i] - top);
     }
-    let log_sum = top + log(total(lane, sum));
+    let log_sum = top + log_(total(lane, sum));
     if (lane == 0u) {
         let label = labels[row];
         lse[row] = log_sum;

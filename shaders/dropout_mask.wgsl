@@ -1,4 +1,5 @@
 // keep (1 / (1 - p)) with probability 1 - p, else 0: a hash of seed, key and index, the same on every device.
+// Relies on: up to 256 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
 
 struct Params {
     n: u32,

@@ -1,5 +1,6 @@
 // output[o, k, i] = input[o, index[k], i]; negative indices count from the end, indices beyond either end are clamped.
 // Elements are four bytes of any type, or halves that become f32: the marked part reads the i-th of them.
+// Relies on: up to 256 invocations, 0 bytes of workgroup memory, subgroups: no; f16: unpacked; bindings aligned to 4 bytes.
 
 struct Params {
     total: u32,

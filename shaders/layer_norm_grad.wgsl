@@ -1,5 +1,6 @@
 // With n = (x - mean) rstd and h = g gain: rstd (h - mean(h) - n mean(h n)); one workgroup a row. The
 // part `result` is replaced where something is added.
+// Relies on: up to 256 invocations, 1024 bytes of workgroup memory, subgroups: 4, 8, 16, 32, 64, 128; f16: no; bindings aligned to 4 bytes.
 
 override SIZE: u32 = 64;
 

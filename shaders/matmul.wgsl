@@ -4,6 +4,7 @@
 // term of `more` steps goes with the first part, by the lines in `terms` once more.
 // The marked parts are replaced for each tile and each way of storing. As it stands: 64 x 64 x 16, 4 x 4, a by rows and x
 // transposed, all extents divisible by four.
+// Relies on: up to 256 invocations, 16896 bytes of workgroup memory, subgroups: no; f16: unpacked; bindings aligned to 16 bytes.
 
 struct Params {
     m: u32,

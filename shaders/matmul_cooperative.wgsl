@@ -2,6 +2,8 @@
 // add up in f32. GM x GN subgroups share a workgroup; each computes SM x SN matrices of T x T. Workgroup memory holds operands
 // as they are stored, so that which way round is the loads' matter.
 // The marked parts are replaced for each tile and each way of storing.
+// Relies on: the adapter's own matrices and subgroups, at most its limits of invocations and workgroup memory; f16: matrices; bindings
+// aligned to 16 bytes. It is checked against matmul.wgsl on the adapter before it is used.
 
 enable f16;
 enable wgpu_cooperative_matrix;

@@ -1,6 +1,7 @@
 // y[b] = a[b] x[b]: (m, k) (k, n) to (m, n), operands read by strides so that either may be stored transposed.
 // Without workgroup memory or barriers, for software adapters: 64 invocations along the columns, 8 rows x 8 columns each.
 // The marked parts are replaced for each way of storing.
+// Relies on: up to 64 invocations, 0 bytes of workgroup memory, subgroups: no; f16: unpacked; bindings aligned to 4 bytes.
 
 struct Params {
     m: u32,

@@ -1,6 +1,7 @@
 // y[b] = a[b] x[b]: (m, k) (k, n) to (m, n), both operands stored row by row, k and n divisible by four.
 // Without workgroup memory or barriers, for software adapters: LX x LY invocations a workgroup, ROWS rows x COLUMNS vec4
 // each, four steps of k at a time. The marked parts are replaced for each tile and each way of storing.
+// Relies on: up to 32 invocations, 0 bytes of workgroup memory, subgroups: 4, 8, 16, 32; f16: unpacked; bindings aligned to 16 bytes.
 
 struct Params {
     m: u32,

@@ -1,5 +1,6 @@
 // The rows of a chunk that count: taken out of all rows one after the other (mode 1; zeros in rows that are left over), put
 // back where they came from (mode 2), or added to what is there (mode 3).
+// Relies on: up to 256 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
 
 struct Params {
     total: u32,

@@ -1,4 +1,5 @@
 // x / sqrt(mean(x^2) + eps) gain over the last axis of (rows, n); one workgroup a row.
+// Relies on: up to 256 invocations, 1024 bytes of workgroup memory, subgroups: 4, 8, 16, 32, 64, 128; f16: no; bindings aligned to 4 bytes.
 
 override SIZE: u32 = 64;
 

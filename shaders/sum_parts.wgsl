@@ -1,5 +1,6 @@
 // y[i] = sum over p of parts[p * n + i], p in order: what a product whose k was cut into parts ends with. The marked part is
 // replaced where more is done with it.
+// Relies on: up to 64 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
 
 struct Params {
     n: u32,

@@ -1,4 +1,5 @@
 // Along an axis of extent len: output[start + i * step] = input[i], zeros elsewhere. Elements are four bytes of any type.
+// Relies on: up to 256 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
 
 struct Params {
     n: u32,

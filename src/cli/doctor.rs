@@ -1,7 +1,7 @@
 //! `doctor`
 
 use super::common::{DeviceArg, Outcome, Printer, table};
-use crate::pipeline::{self, KERNEL_TOLERANCE, KernelCheck};
+use crate::pipeline::{self, KERNEL_TOLERANCE, KernelCheck, TRAINING_TOLERANCE, TrainingCheck};
 use anyhow::Result;
 use serde::Serialize;
 
@@ -15,6 +15,8 @@ pub struct Args {
 #[derive(Serialize)]
 struct Result_ {
     tolerance: f64,
+    /// Of losses and of trained numbers.
+    training_tolerance: (f64, f64),
     devices: Vec<DeviceCheck>,
 }
 
@@ -24,6 +26,7 @@ struct DeviceCheck {
     name: String,
     sound: bool,
     kernels: Vec<KernelCheck>,
+    training: Option<TrainingCheck>,
     failure: Option<String>,
 }
 
@@ -42,17 +45,23 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
                 name: String::new(),
                 sound: false,
                 kernels: vec![],
+                training: None,
                 failure: Some(e.to_string()),
             },
             Ok(mut device) => {
                 let kernels = pipeline::self_check(device.as_mut());
-                let sound = kernels.iter().all(|k| k.failure.is_none());
-                DeviceCheck { device: id, name: device.name(), sound, kernels, failure: None }
+                let (training, failure) = match pipeline::training_check(device.as_mut()) {
+                    Ok(training) => (Some(training), None),
+                    Err(e) => (None, Some(format!("training failed: {e}"))),
+                };
+                let trains = training.as_ref().is_some_and(|t| t.failure.is_none());
+                let sound = trains && kernels.iter().all(|k| k.failure.is_none());
+                DeviceCheck { device: id, name: device.name(), sound, kernels, training, failure }
             }
         });
     }
     let sound = devices.iter().all(|d| d.sound);
-    let result = Result_ { tolerance: KERNEL_TOLERANCE, devices };
+    let result = Result_ { tolerance: KERNEL_TOLERANCE, training_tolerance: TRAINING_TOLERANCE, devices };
     printer.result(&result, || text(&result));
     Ok(if sound { Outcome::Done } else { Outcome::Failed })
 }
@@ -61,12 +70,19 @@ fn text(r: &Result_) -> String {
     let rows = r.devices.iter().map(|d| {
         let worst = d.kernels.iter().map(|k| k.worst).fold(0.0, f64::max);
         let sound = d.kernels.iter().filter(|k| k.failure.is_none()).count();
-        vec![d.device.clone(), d.name.clone(), format!("{sound} of {}", d.kernels.len()), format!("{worst:.1e}")]
+        let trained = d.training.as_ref().map_or("failed".into(), |t| match t.failure {
+            None => format!("agrees to {:.1e}", t.worst_loss),
+            Some(_) => format!("differs by {:.1e}", t.worst_loss),
+        });
+        let kernels = format!("{sound} of {}", d.kernels.len());
+        vec![d.device.clone(), d.name.clone(), kernels, format!("{worst:.1e}"), trained]
     });
-    let mut out = table(&["device", "name", "sound kernels", "largest difference"], rows.collect());
+    let heads = ["device", "name", "sound kernels", "largest difference", "three steps of training"];
+    let mut out = table(&heads, rows.collect());
     for d in &r.devices {
         let failed = d.kernels.iter().filter_map(|k| k.failure.as_ref().map(|f| format!("{}: {f}", k.primitive)));
-        for line in d.failure.iter().cloned().chain(failed) {
+        let training = d.training.as_ref().and_then(|t| t.failure.clone());
+        for line in d.failure.iter().cloned().chain(failed).chain(training) {
             out += &format!("\n{}: {line}", d.device);
         }
     }

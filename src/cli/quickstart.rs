@@ -4,13 +4,9 @@ use super::common::{DeviceArg, Outcome, Printer, beside, grouped, table};
 use super::progress::Progress;
 use super::verify;
 use crate::device::Device;
-use crate::inject::Options;
 use crate::onnx::{self, Model};
-use crate::optim::{self, Hyper};
-use crate::pipeline::{self, Calibration, Error, EvalRequest, Evaluation, MergeRequest, TrainRequest};
-use crate::structure::Structure;
-use crate::train::data::{self, Dataset, Order};
-use crate::train::{Schedule, Settings};
+use crate::pipeline::{self, Calibration, Error, EvalRequest, Evaluation, MergeRequest, TrainRequest, digits};
+use crate::train::data::{self, Dataset};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -25,15 +21,6 @@ pub struct Args {
     #[command(flatten)]
     device: DeviceArg,
 }
-
-/// A vision transformer trained on upright digits, and digits turned by a quarter; fixtures/quickstart/make.py makes them.
-const FILES: &[(&str, &[u8])] = &[
-    ("model.onnx", include_bytes!("../../fixtures/quickstart/model.onnx")),
-    ("train.safetensors", include_bytes!("../../fixtures/quickstart/train.safetensors")),
-    ("test.safetensors", include_bytes!("../../fixtures/quickstart/test.safetensors")),
-];
-
-const BATCH: usize = 25;
 
 #[derive(Serialize)]
 struct Result_ {
@@ -61,7 +48,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let start = Instant::now();
     let dir = &args.output;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    for (name, bytes) in FILES {
+    for (name, bytes) in digits::FILES {
         std::fs::write(dir.join(name), bytes).with_context(|| format!("cannot write {}", dir.join(name).display()))?;
     }
     let options = data::Options::default();
@@ -75,12 +62,12 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
 
     say("inject", "block-shortcut adapters on the attention's queries and values");
     let injected_path = beside(&base_path, "reslora");
-    let (model, report) = pipeline::inject(&base, &inject_options())?;
+    let (model, report) = pipeline::inject(&base, &digits::options())?;
     onnx::write(&model, &injected_path).map_err(Error::from)?;
     let injected = pipeline::read(&injected_path)?;
 
     say("train", &format!("{} digits turned by a quarter, on {}", train.len(), device.name()));
-    let settings = settings();
+    let settings = digits::settings();
     let request = TrainRequest {
         model: &injected,
         data: &train,
@@ -110,7 +97,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         strategy: None,
         keep_branch: false,
         calibrate: None,
-        fallback: Some(Calibration::new(&test, BATCH, 512)),
+        fallback: Some(Calibration::new(&test, digits::BATCH, 512)),
         ridge: None,
         sequential: false,
         polish: None,
@@ -124,7 +111,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let finally = evaluate(&model, None, &test, device.as_mut())?;
 
     say("verify", "the merged file in an engine that is not ours");
-    let rows: Vec<usize> = (0..BATCH).collect();
+    let rows: Vec<usize> = (0..digits::BATCH).collect();
     let batch = test.batch(&data::Feed::new(pipeline::input_specs(&model), 512), &rows).map_err(Error::from)?.inputs;
     let check = verify::against_ours(&model, &batch)?;
 
@@ -166,7 +153,7 @@ fn evaluate(
         model,
         adapter,
         data,
-        batch_size: BATCH,
+        batch_size: digits::BATCH,
         max_length: 512,
         loss: None,
         loss_output: None,
@@ -174,41 +161,6 @@ fn evaluate(
         guard: false,
     };
     Ok(pipeline::evaluate(&request, device)?)
-}
-
-fn inject_options() -> Options {
-    Options {
-        targets: vec![],
-        exclude: vec![],
-        structure: Structure::BlockShortcut,
-        pre_num: 2,
-        rank: 8,
-        alpha: 16.0,
-        dropout: 0.0,
-        rslora: false,
-        also_train: vec![],
-        seed: 0,
-        adapter: None,
-    }
-}
-
-fn settings() -> Settings {
-    Settings {
-        batch_size: BATCH,
-        accumulate: 1,
-        epochs: 15,
-        max_steps: None,
-        optimizer: optim::find("adamw").expect("it is in the table"),
-        hyper: Hyper::default(),
-        lr: 5e-3,
-        schedule: Schedule::Linear,
-        warmup_steps: 20,
-        clip_norm: 1.0,
-        order: Order { shuffle: true, seed: 0 },
-        eval_every: None,
-        save_every: None,
-        mixed: false,
-    }
 }
 
 fn text(r: &Result_) -> String {

@@ -8,7 +8,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Elementwise(|_, _| "abs($0)".into()),
-    samples: || vec![Sample::normal(&[&[3, 5]])],
+    samples: || vec![Sample::normal(&[&[3, 5]]), Sample::of(EDGES)],
 };
 
 fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {

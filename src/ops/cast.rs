@@ -14,8 +14,9 @@ pub const PRIMITIVE: Primitive = Primitive {
         let text = match (from[0], to(attrs)) {
             (a, b) if a == b => "$0",
             (DType::Bool, DType::F32) | (DType::I32, DType::F32) => "f32($0)",
+            (DType::F32, DType::I32) => "i32_($0)",
             (_, DType::I32) => "i32($0)",
-            (DType::F32, _) => "u32($0 != 0.0)",
+            (DType::F32, _) => "bool_($0)",
             _ => "u32($0 != 0i)",
         };
         text.into()
@@ -30,6 +31,8 @@ pub const PRIMITIVE: Primitive = Primitive {
             one(Type::i32([6]), Fill::Index(3), DType::Bool),
             one(Type::bool([6]), Fill::Flag, DType::F32),
             one(Type::f32([6]), Fill::Normal, DType::Bool),
+            one(Type::f32([EDGES.len()]), Fill::Values(EDGES), DType::I32),
+            one(Type::f32([EDGES.len()]), Fill::Values(EDGES), DType::Bool),
         ]
     },
 };

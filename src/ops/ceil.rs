@@ -7,8 +7,8 @@ pub const PRIMITIVE: Primitive = Primitive {
     infer: infer_float1,
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Zero,
-    gpu: Gpu::Elementwise(|_, _| "ceil($0)".into()),
-    samples: || vec![Sample::normal(&[&[3, 5]])],
+    gpu: Gpu::Elementwise(|_, _| "ceil_($0)".into()),
+    samples: || vec![Sample::normal(&[&[3, 5]]), Sample::of(EDGES)],
 };
 
 fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {

@@ -22,7 +22,8 @@ pub const PRIMITIVE: Primitive = Primitive {
         super::rows::dispatch(c, "cross_entropy", include_str!("../../shaders/cross_entropy.wgsl"), &[])
     }),
     samples: || {
-        vec![Sample::new(vec![(Type::f32([6, 37]), Fill::Normal), (Type::i32([6]), Fill::Label(37))], Attrs::new())]
+        let of = |n, fill| Sample::new(vec![(Type::f32([6, n]), fill), (Type::i32([6]), Fill::Label(n))], Attrs::new());
+        vec![of(37, Fill::Normal), of(300, Fill::Normal), of(37, Fill::Values(SCORES))]
     },
 };
 

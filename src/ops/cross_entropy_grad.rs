@@ -23,15 +23,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     }),
     samples: || {
         let rows = |dtype, fill| (Type::new(dtype, [6]), fill);
-        vec![Sample::new(
-            vec![
-                (Type::f32([6, 37]), Fill::Normal),
-                rows(DType::I32, Fill::Label(37)),
-                rows(DType::F32, Fill::Normal),
-                rows(DType::F32, Fill::Normal),
-            ],
-            Attrs::new(),
-        )]
+        let of = |n| {
+            let (labels, floats) = (rows(DType::I32, Fill::Label(n)), rows(DType::F32, Fill::Normal));
+            Sample::new(vec![(Type::f32([6, n]), Fill::Normal), labels, floats.clone(), floats], Attrs::new())
+        };
+        vec![of(37), of(300)]
     },
 };
 

@@ -7,8 +7,10 @@ pub const PRIMITIVE: Primitive = Primitive {
     infer: infer_number2,
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Emit(vjp),
-    gpu: Gpu::Elementwise(|_, t| if t[0] == DType::F32 { "($0 / $1)" } else { "div_i32($0, $1)" }.into()),
-    samples: || vec![Sample::positive(&[&[3, 5], &[3, 5]]), Sample::positive(&[&[2, 1, 5], &[3, 1]])],
+    gpu: Gpu::Elementwise(|_, t| if t[0] == DType::F32 { "div_($0, $1)" } else { "div_i32($0, $1)" }.into()),
+    samples: || {
+        vec![Sample::positive(&[&[3, 5], &[3, 5]]), Sample::positive(&[&[2, 1, 5], &[3, 1]]), Sample::pairs(EDGES)]
+    },
 };
 
 fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {

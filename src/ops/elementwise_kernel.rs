@@ -74,12 +74,8 @@ fn source(program: &Program, types_in: &[Type], types_out: &[Type], access: &[Ac
     for (o, k) in program.outputs.iter().enumerate() {
         body += &format!("    o{o}[i] = t{k};\n");
     }
-    let own = template::fill(TEMPLATE, &[("strides", &fields), ("bindings", &bindings), ("body", &body)]);
-    own + FUNCTIONS
+    template::fill(TEMPLATE, &[("strides", &fields), ("bindings", &bindings), ("body", &body)])
 }
-
-/// What `lines` may call.
-pub const FUNCTIONS: &str = include_str!("../../shaders/elementwise_functions.wgsl");
 
 /// One line for each instruction: it defines `t0`, `t1`, .. and reads inputs of these types as `x0`, `x1`, ..
 pub fn lines(program: &Program, dtypes: &[DType]) -> String {

@@ -4,7 +4,7 @@
 //! itself where the call keeps that.
 
 use super::elementwise::{self, BLOCK, Banks, BlockFn, SharedOut, kernels};
-use super::elementwise_kernel::{FUNCTIONS, lines};
+use super::elementwise_kernel::lines;
 use super::matmul::Operands;
 use super::matmul_group::Group;
 use super::parallel::{self, Shared};
@@ -286,11 +286,6 @@ impl<'a> KernelEnding<'a> {
             lines(program, &self.dtypes),
             results.join(", ")
         )
-    }
-
-    /// The functions that the program calls.
-    pub fn functions(&self) -> &'static str {
-        if self.program.is_some() { FUNCTIONS } else { "" }
     }
 
     /// The bindings that go with [`KernelEnding::source`], behind a kernel's own operands. The first result is `y`.

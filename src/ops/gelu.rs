@@ -8,7 +8,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Elementwise(|_, _| "($0 * 0.5 * (1.0 + erf_($0 * 0.70710678)))".into()),
-    samples: || vec![Sample::normal(&[&[3, 5]])],
+    samples: || vec![Sample::normal(&[&[3, 5]]), Sample::of(FINITE)],
 };
 
 fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {

@@ -8,7 +8,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Never,
     gpu: Gpu::Elementwise(|_, _| "gelu_tanh_grad_($0, $1)".into()),
-    samples: || vec![Sample::normal(&[&[3, 5], &[3, 5]])],
+    samples: || vec![Sample::normal(&[&[3, 5], &[3, 5]]), Sample::beside_normal(FINITE)],
 };
 
 fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {

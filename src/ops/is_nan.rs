@@ -11,7 +11,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Zero,
     gpu: Gpu::Elementwise(|_, _| "u32((bitcast<u32>($0) & 0x7fffffffu) > 0x7f800000u)".into()),
-    samples: || vec![Sample::normal(&[&[7]])],
+    samples: || vec![Sample::normal(&[&[7]]), Sample::of(EDGES)],
 };
 
 fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {

@@ -21,7 +21,10 @@ pub const PRIMITIVE: Primitive = Primitive {
         let eps = (c.attrs.float("eps") as f32).to_bits();
         super::rows::dispatch(c, "layer_norm", include_str!("../../shaders/layer_norm.wgsl"), &[eps])
     }),
-    samples: || vec![Sample::normal(&[&[4, 37], &[37], &[37]]).with(Attrs::new().with("eps", Attr::Float(1e-5)))],
+    samples: || {
+        let of = |n| Sample::normal(&[&[4, n], &[n], &[n]]).with(Attrs::new().with("eps", Attr::Float(1e-5)));
+        vec![of(37), of(300)]
+    },
 };
 
 fn cpu<T: Real>(c: &mut CpuCall<T>) {

@@ -10,7 +10,12 @@ pub const PRIMITIVE: Primitive = Primitive {
     gpu: Gpu::Elementwise(|_, _| "u32($0 <= $1)".into()),
     samples: || {
         let ints = vec![(Type::i32([3, 5]), Fill::Index(4)), (Type::i32([5]), Fill::Index(4))];
-        vec![Sample::normal(&[&[2, 3, 5], &[3, 1]]), Sample::normal(&[&[4], &[]]), Sample::new(ints, Attrs::new())]
+        vec![
+            Sample::normal(&[&[2, 3, 5], &[3, 1]]),
+            Sample::normal(&[&[4], &[]]),
+            Sample::new(ints, Attrs::new()),
+            Sample::pairs(FINITE),
+        ]
     },
 };
 

@@ -145,7 +145,8 @@ impl Real for f32 {
         q = q * z + -1.682_827e-3;
         q = q * z + -7.373_329e-3;
         q = q * z + -1.426_473_9e-2;
-        let e = y * p / q;
+        // From 4 on it is 1 to the last place, and the approximation one step less.
+        let e = if x.abs() >= LIMIT { x.signum() } else { y * p / q };
         if x.is_nan() { x } else { e }
     }
 

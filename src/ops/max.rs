@@ -7,10 +7,15 @@ pub const PRIMITIVE: Primitive = Primitive {
     infer: infer_number2,
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Emit(vjp),
-    gpu: Gpu::Elementwise(|_, _| "max($0, $1)".into()),
+    gpu: Gpu::Elementwise(|_, t| if t[0] == DType::F32 { "max_($0, $1)" } else { "max($0, $1)" }.into()),
     samples: || {
         let ints = vec![(Type::i32([3, 5]), Fill::Index(4)), (Type::i32([5]), Fill::Index(4))];
-        vec![Sample::normal(&[&[2, 3, 5], &[3, 1]]), Sample::normal(&[&[4], &[]]), Sample::new(ints, Attrs::new())]
+        vec![
+            Sample::normal(&[&[2, 3, 5], &[3, 1]]),
+            Sample::normal(&[&[4], &[]]),
+            Sample::new(ints, Attrs::new()),
+            Sample::pairs(FINITE),
+        ]
     },
 };
 

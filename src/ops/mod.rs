@@ -45,6 +45,7 @@ pub mod layout;
 mod less;
 mod less_equal;
 mod linear_cross_entropy;
+mod link;
 mod log;
 pub mod math;
 mod matmul;
@@ -95,6 +96,7 @@ mod work;
 mod xor;
 
 pub use host::{RULES, eval, interpret};
+pub use link::link;
 pub use matmul_group::MOST as GROUP;
 pub use primitive::{
     Binding, Cooperative, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Elements, Fill, Gpu, GpuCall, GpuTraits,

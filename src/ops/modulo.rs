@@ -7,12 +7,15 @@ pub const PRIMITIVE: Primitive = Primitive {
     infer: infer_number2,
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Emit(vjp),
-    gpu: Gpu::Elementwise(|_, t| {
-        if t[0] == DType::F32 { "($0 - $1 * trunc($0 / $1))" } else { "mod_i32($0, $1)" }.into()
-    }),
+    gpu: Gpu::Elementwise(|_, t| if t[0] == DType::F32 { "fmod_($0, $1)" } else { "mod_i32($0, $1)" }.into()),
     samples: || {
         let ints = vec![(Type::i32([3, 5]), Fill::Index(4)), (Type::i32([5]), Fill::Index(4))];
-        vec![Sample::new(ints, Attrs::new()), Sample::positive(&[&[3, 5], &[3, 5]]), Sample::positive(&[&[4, 5], &[5]])]
+        vec![
+            Sample::new(ints, Attrs::new()),
+            Sample::positive(&[&[3, 5], &[3, 5]]),
+            Sample::positive(&[&[4, 5], &[5]]),
+            Sample::pairs(EDGES),
+        ]
     },
 };
 

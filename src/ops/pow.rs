@@ -8,7 +8,9 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Elementwise(|_, _| "pow_($0, $1)".into()),
-    samples: || vec![Sample::positive(&[&[3, 5], &[3, 5]]), Sample::positive(&[&[2, 1, 5], &[3, 1]])],
+    samples: || {
+        vec![Sample::positive(&[&[3, 5], &[3, 5]]), Sample::positive(&[&[2, 1, 5], &[3, 1]]), Sample::pairs(EDGES)]
+    },
 };
 
 fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {

@@ -7,7 +7,7 @@ pub use super::layout::{self, grid};
 pub use super::math::{Real, normal_cdf};
 pub use super::parallel::{self, Shared};
 pub use super::primitive::{
-    Binding, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Elements, Fill, Gpu, GpuCall, GpuTraits, Primitive,
-    Sample, Shader, Vjp, VjpCall,
+    Binding, Cpu, CpuCall, Data, DataMut, Dispatch, EDGES, Element, Elements, FINITE, Fill, Gpu, GpuCall, GpuTraits,
+    Primitive, SCORES, Sample, Shader, Vjp, VjpCall,
 };
 pub use crate::ir::{Attr, Attrs, BuildError, DType, Shape, Type, Value};

@@ -140,7 +140,7 @@ pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
     let words = |x: usize| x as u32;
     let k2 = more(c.types_in, c.attrs).map_or(0, |d| d.k);
     let product = Dispatch {
-        shader: Shader { name, source: complete(source, ending).into() },
+        shader: Shader { name, source: source.into() },
         constants: vec![],
         bindings: ending.bindings(operands(c), if parts > 1 { scratch } else { Binding::Output(0) }),
         params: [d.m, d.n, d.k, d.batch, parts, depth, k2, 0].map(words).to_vec(),
@@ -356,7 +356,7 @@ fn as_matmul<R>(c: &GpuCall, d: &Dims, packed: bool, f: impl Fn(&GpuCall) -> R) 
 fn sum_source(ending: &KernelEnding) -> String {
     let y = Storage { vectors: false, halves: false, rounds: false };
     let bindings = ending.source(y, 2, ["params.row", "(params.n / params.row)"]);
-    complete(template::fill(include_str!("../../shaders/sum_parts.wgsl"), &[("bindings", &bindings)]), ending)
+    template::fill(include_str!("../../shaders/sum_parts.wgsl"), &[("bindings", &bindings)])
 }
 
 /// What stands before the lines of a second term: it goes with the first part.
@@ -421,10 +421,4 @@ fn tiled(t: &Tile, c: &GpuCall, ending: &KernelEnding) -> String {
             template::fill(&template::fill(&text, &parts), &[("multiply_more", &multiply)])
         }
     }
-}
-
-/// A kernel together with the functions that it calls.
-pub fn complete(source: String, ending: &KernelEnding) -> String {
-    let rounding = source.contains("nearest_halves(").then_some(include_str!("../../shaders/nearest_halves.wgsl"));
-    source + ending.functions() + rounding.unwrap_or_default()
 }

@@ -3,7 +3,7 @@
 use super::ending::KernelEnding;
 use super::matmul::{Dims, more};
 use super::prelude::*;
-use super::product::{SECOND, Stored, complete, operands};
+use super::product::{SECOND, Stored, operands};
 use super::template;
 
 /// How `shaders/matmul_rows.wgsl` divides its work: `lanes` invocations along the columns and the rows, `rows` rows and
@@ -37,7 +37,8 @@ impl Rows {
                 let rows = 16_usize.next_multiple_of(width);
                 (Rows { lanes: [width, 1], rows, columns: 1 }, Left::Shared { width })
             }
-            _ => (Rows { lanes: [LANES, 1], rows: 16, columns: 4 }, Left::Alone),
+            // Larger tiles are faster, but take drivers minutes to compile.
+            _ => (Rows { lanes: [LANES, 1], rows: 8, columns: 2 }, Left::Alone),
         }
     }
 }
@@ -70,7 +71,7 @@ pub fn dispatch(c: &GpuCall, d: &Dims) -> Dispatch {
         ("matmul_direct", template::fill(&text, &parts), 8, 512)
     };
     Dispatch {
-        shader: Shader { name, source: complete(source, &ending).into() },
+        shader: Shader { name, source: source.into() },
         constants: vec![],
         bindings: ending.bindings(operands(c), Binding::Output(0)),
         params,

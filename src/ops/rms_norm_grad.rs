@@ -25,7 +25,8 @@ pub const PRIMITIVE: Primitive = Primitive {
     }),
     samples: || {
         let plain: [&[usize]; 4] = [&[4, 37], &[37], &[4], &[4, 37]];
-        vec![Sample::normal(&plain), Sample::normal(&[&plain[..], &[&[4, 37]]].concat())]
+        let wide: [&[usize]; 4] = [&[4, 300], &[300], &[4], &[4, 300]];
+        vec![Sample::normal(&plain), Sample::normal(&[&plain[..], &[&[4, 37]]].concat()), Sample::normal(&wide)]
     },
 };
 

@@ -51,6 +51,7 @@ pub fn draw(ty: &Type, fill: Fill, seed: u64) -> Tensor {
             }
             Tensor::f32(ty.shape.clone(), values)
         }
+        Fill::Values(values) => Tensor::f32(ty.shape.clone(), values.iter().copied().cycle().take(n).collect()),
         Fill::Positive => Tensor::f32(ty.shape.clone(), float(&mut |a, _| 0.5 + 1.5 * a)),
         Fill::Index(k) => {
             let ints = float(&mut |a, _| (a * k as f64).floor()).into_iter().map(|x| x as i32).collect();

@@ -23,6 +23,7 @@ pub const PRIMITIVE: Primitive = Primitive {
             Sample::normal(&[&[4, 37]]),
             Sample::normal(&[&[3, 5]]).with(safe()),
             Sample::new(vec![(Type::f32([7, 130]), Fill::Padded)], safe()),
+            Sample::new(vec![(Type::f32([5, 37]), Fill::Values(SCORES))], Attrs::new()),
         ]
     },
 };

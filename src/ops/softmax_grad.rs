@@ -13,7 +13,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     gpu: Gpu::Kernel(|c| {
         super::rows::dispatch(c, "softmax_grad", include_str!("../../shaders/softmax_grad.wgsl"), &[])
     }),
-    samples: || vec![Sample::normal(&[&[4, 37], &[4, 37]])],
+    samples: || vec![Sample::normal(&[&[4, 37], &[4, 37]]), Sample::normal(&[&[4, 300], &[4, 300]])],
 };
 
 fn cpu<T: Real>(c: &mut CpuCall<T>) {

@@ -75,6 +75,9 @@ pub const MAX_WEIGHT: &str = "RESLORA_MAX_WEIGHT_MIB";
 /// hardware; a software adapter that races is given the kernels for hardware.
 pub const TUNE: &str = "RESLORA_TUNE";
 
+/// The environment variable that keeps an adapter to the features and limits that every WebGPU adapter has (1).
+pub const LEAST: &str = "RESLORA_LEAST";
+
 /// The environment variable that names the folder where devices remember winners and compiled pipelines; empty turns it off.
 pub const CACHE_DIR: &str = "RESLORA_CACHE_DIR";
 
@@ -103,6 +106,7 @@ pub fn open_device(choice: DeviceChoice, numbers: Numbers) -> Result<Box<dyn Dev
         Ok(text) => return Err(Error::Usage(format!("{TUNE}={text} is neither 0 nor 1"))),
         Err(_) => None,
     };
+    let least = std::env::var(LEAST).is_ok_and(|v| v == "1");
     let cache = match std::env::var_os(CACHE_DIR) {
         Some(folder) => Some(PathBuf::from(folder)).filter(|f| !f.as_os_str().is_empty()),
         None => device::platform_folder(),
@@ -123,6 +127,7 @@ pub fn open_device(choice: DeviceChoice, numbers: Numbers) -> Result<Box<dyn Dev
                 half_weights: numbers.half_weights,
                 kernel: None,
                 mixed: numbers.mixed,
+                least,
             };
             Box::new(device::Gpu::open_with(index, &options)?)
         }

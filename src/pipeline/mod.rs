@@ -12,6 +12,7 @@ mod choosing;
 mod comparing;
 mod compile;
 mod devices;
+pub mod digits;
 mod doctor;
 mod error;
 mod fitting;
@@ -29,7 +30,7 @@ pub use benching::{Bench, BenchRequest, KernelTime, Profile, Span, bench};
 pub use comparing::{compare_outputs, infer, synthetic};
 pub use compile::{LossChoice, ModelCompiler, Program, index_bounds, sample_shapes};
 pub use devices::{DeviceChoice, DeviceInfo, Numbers, list_devices, open_device};
-pub use doctor::{KERNEL_TOLERANCE, KernelCheck, self_check};
+pub use doctor::{KERNEL_TOLERANCE, KernelCheck, TRAINING_TOLERANCE, TrainingCheck, self_check, training_check};
 pub use error::Error;
 pub use inspecting::{Found, Inspection, MemoryNeed, dot, inspect};
 pub use merging::{
@@ -103,7 +104,6 @@ pub fn inferring(model: &Arc<Model>) -> Program {
         trained,
         loss: None,
         config: None,
-        known: Default::default(),
         outputs,
         signals: vec![],
         fuse: true,

@@ -2,10 +2,8 @@
 
 use crate::oracle;
 use crate::products::open;
-use reslora_compile::device::{Device, Gpu, GpuOptions, Run};
-use reslora_compile::ir::{Builder, DType, Sink, Tensor, Value};
-use reslora_compile::ops::{self, Gpu as GpuKernel, PRIMITIVES, RULES, draw};
-use reslora_compile::plan::{self, Layout};
+use reslora_compile::device::{Device, Gpu, GpuOptions};
+use reslora_compile::pipeline;
 
 /// Whether there is an adapter; says loudly when there is none, and fails if `RESLORA_REQUIRE_GPU=1`.
 pub fn available() -> bool {
@@ -19,56 +17,31 @@ pub fn available() -> bool {
     true
 }
 
-/// Relative to the largest element: f32 kernels sum in other orders, and adapters' functions differ by a few units in the
-/// last place, which sums over a few hundred elements multiply.
-const TOLERANCE: f32 = 2e-5;
-
 #[test]
 fn every_primitive_computes_what_the_host_computes() {
     if !available() {
         return;
     }
-    // As the adapter is, and with the kernels for hardware, whatever it is.
-    for tune in [None, Some(true)] {
-        let options = GpuOptions { tune, ..GpuOptions::default() };
-        compare_primitives(&mut Gpu::open_with(None, &options).expect("an adapter"));
+    // As the adapter is, with the kernels for hardware, whatever it is, and both without subgroups and larger limits.
+    let tile = || Some("matmul 64x64x16.4x4".to_string());
+    for (tune, kernel, least) in
+        [(None, None, false), (Some(true), None, false), (None, None, true), (Some(true), tile(), true)]
+    {
+        let options = GpuOptions { tune, kernel, least, ..GpuOptions::default() };
+        let checks = pipeline::self_check(&mut Gpu::open_with(None, &options).expect("an adapter"));
+        let failed: Vec<String> =
+            checks.iter().filter_map(|k| Some(format!("{}: {}", k.primitive, k.failure.as_ref()?))).collect();
+        assert!(failed.is_empty(), "{}", failed.join("\n"));
     }
 }
 
-fn compare_primitives(gpu: &mut Gpu) {
-    for p in PRIMITIVES.iter().filter(|p| !matches!(p.gpu, GpuKernel::Alias)) {
-        for (s, sample) in (p.samples)().iter().enumerate() {
-            let tensors: Vec<Tensor> =
-                sample.inputs.iter().enumerate().map(|(i, (ty, fill))| draw(ty, *fill, i as u64 + 1)).collect();
-            let mut b = Builder::new(RULES);
-            let inputs: Vec<Value> =
-                tensors.iter().enumerate().map(|(i, t)| b.input(&format!("x{i}"), t.ty())).collect();
-            let outs = b.emit_all(p.name, &inputs, sample.attrs.clone()).expect("a sample fits its primitive");
-            for (k, &v) in outs.iter().enumerate() {
-                b.output(format!("y{k}"), v, Sink::Fetch);
-            }
-            let plan = plan::plan(b.graph, &Layout::default(), gpu.limits()).expect("a plan");
-            let id = gpu.load(plan).unwrap_or_else(|e| panic!("{}: {e}", p.name));
-            let named = tensors.iter().enumerate().map(|(i, t)| (format!("x{i}"), t.clone())).collect();
-            gpu.submit(vec![Run { plan: id, inputs: named }]).expect("submitted");
-            let got = gpu.collect(true).expect("collected").remove(0).runs.remove(0);
-            let refs: Vec<&Tensor> = tensors.iter().collect();
-            let results = ops::results(p.name, outs.len());
-            for (k, want) in ops::eval(p.name, &refs, &sample.attrs).iter().take(results).enumerate() {
-                let have = &got.iter().find(|(n, _)| *n == format!("y{k}")).expect("fetched").1;
-                assert_eq!(have.ty(), want.ty());
-                if want.dtype() != DType::F32 {
-                    assert_eq!(have, want, "{} sample {s} output {k}", p.name);
-                    continue;
-                }
-                let (have, want) = (have.as_f32().unwrap(), want.as_f32().unwrap());
-                let size = want.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
-                for (i, (h, w)) in have.iter().zip(want).enumerate() {
-                    assert!((h - w).abs() <= TOLERANCE * size, "{} sample {s} output {k}[{i}]: {h} but {w}", p.name);
-                }
-            }
-        }
+#[test]
+fn a_small_model_trains_as_on_the_host() {
+    if !available() {
+        return;
     }
+    let check = pipeline::training_check(gpu().as_mut()).expect("a run");
+    assert_eq!(check.failure, None);
 }
 
 pub fn gpu() -> Box<dyn Device> {
@@ -102,6 +75,18 @@ fn as_hardware() -> Box<dyn Device> {
 fn oracle_training_as_on_hardware() {
     if available() {
         oracle::fixtures().iter().for_each(|c| oracle::check_training(c, as_hardware));
+    }
+}
+
+/// An adapter that has what WebGPU promises of every adapter, and no more: no subgroups, no f16, the smallest limits.
+fn least() -> Box<dyn Device> {
+    Box::new(Gpu::open_with(None, &GpuOptions { least: true, ..GpuOptions::default() }).expect("an adapter"))
+}
+
+#[test]
+fn oracle_training_with_what_every_adapter_has() {
+    if available() {
+        oracle::fixtures().iter().for_each(|c| oracle::check_training(c, least));
     }
 }
 

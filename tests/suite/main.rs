@@ -10,6 +10,7 @@ mod cli_trained;
 mod computed;
 mod data;
 mod files;
+mod functions;
 mod fused_products;
 mod gpu;
 mod inputs;
@@ -25,6 +26,7 @@ mod passes;
 mod primitives;
 mod products;
 mod runs;
+mod shaders;
 mod tokens;
 
 /// Says what was not tested, past the test harness, which keeps what a passing test prints to itself.

@@ -53,6 +53,22 @@ fn compiled(device: &wgpu::Device, cache: &Cache) -> Option<wgpu::PipelineCache>
     Some(unsafe { device.create_pipeline_cache(&descriptor) })
 }
 
+/// What kernels take for granted of every adapter, which WebGPU promises; why an adapter that has less cannot be used.
+fn serves(limits: &wgpu::Limits) -> Result<(), String> {
+    let wants = [
+        ("invocations in a workgroup", limits.max_compute_invocations_per_workgroup, 256),
+        ("invocations along x", limits.max_compute_workgroup_size_x, 256),
+        ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, 16384),
+        ("storage buffers in a kernel", limits.max_storage_buffers_per_shader_stage, 8),
+    ];
+    match wants.iter().find(|(_, has, needs)| has < needs) {
+        Some((what, has, needs)) => {
+            Err(format!("it has {has} {what}, and kernels need {needs}\nhint: --device cpu, or another adapter"))
+        }
+        None => Ok(()),
+    }
+}
+
 impl Gpu {
     /// [`Gpu::open_with`] nothing but `max_weight` set.
     pub fn open(index: Option<usize>, max_weight: Option<u64>) -> Result<Gpu, DeviceError> {
@@ -81,12 +97,14 @@ impl Gpu {
         };
         let adapter = all.swap_remove(chosen);
         let info = describe(&adapter);
-        let limits = adapter.limits();
+        let offers = adapter.limits();
+        serves(&offers).map_err(|why| DeviceError::Failed { device: info.name.clone(), why })?;
+        let limits = if options.least { wgpu::Limits::default().or_worse_values_from(&offers) } else { offers };
         use wgpu::Features as F;
-        let useful = F::TIMESTAMP_QUERY | F::PIPELINE_CACHE | F::SUBGROUP;
+        let useful = if options.least { F::empty() } else { F::TIMESTAMP_QUERY | F::PIPELINE_CACHE | F::SUBGROUP };
         let mut required_features = adapter.features() & useful;
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
-        let cooperative = if options.mixed { offered(&adapter) } else { None };
+        let cooperative = if options.mixed && !options.least { offered(&adapter) } else { None };
         if cooperative.is_some() {
             required_features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
             // SAFETY: of the experimental features, cooperative matrices alone are used, by one kernel, which is checked against
@@ -107,7 +125,8 @@ impl Gpu {
             let mut slot = slot.lock().unwrap_or_else(|p| p.into_inner());
             slot.get_or_insert(e.to_string());
         }));
-        let weight = info.binding.min(options.max_weight.unwrap_or(u64::MAX));
+        let binding = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        let weight = binding.min(options.max_weight.unwrap_or(u64::MAX));
         let tunes = options.tune.unwrap_or(!info.software);
         let software = info.software && !tunes;
         let widths = adapter.get_info();
@@ -127,7 +146,7 @@ impl Gpu {
         Ok(Gpu {
             device,
             queue,
-            value_words: (info.binding / 4) as usize,
+            value_words: (binding / 4) as usize,
             info,
             traits,
             weight_words: (weight / 4) as usize,

@@ -1,7 +1,7 @@
 //! Buffers: weights, states, constants, and what a plan's places stand for in them.
 
 use super::{Gpu, Own, Range};
-use crate::device::{Device, DeviceError, halves};
+use crate::device::{Device, DeviceError, halves, host_memory};
 use crate::ir::{Tensor, Type, Value, Weight};
 use crate::plan::{Place, Plan};
 use std::sync::Arc;
@@ -18,6 +18,9 @@ impl Gpu {
         let memory = |device: String| DeviceError::Memory { device, bytes: size as usize, what: what.to_string() };
         if size > self.limits.max_buffer_size {
             return Err(memory(self.name()));
+        }
+        if self.traits.software {
+            host_memory::check(size as usize, what, || self.name())?;
         }
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let descriptor = wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false };

@@ -52,6 +52,8 @@ pub struct GpuOptions {
     pub kernel: Option<String>,
     /// Asks for cooperative matrices, for products of halves.
     pub mixed: bool,
+    /// Uses no feature and no limit beyond what every WebGPU adapter has, whatever this one offers.
+    pub least: bool,
 }
 
 /// A GPU device.
@@ -202,7 +204,9 @@ impl Device for Gpu {
                 self.load_weight(w, &mut own)?;
             }
         }
-        for (a, &words) in plan.arenas.iter().enumerate() {
+        // Values without elements have a place too.
+        let wanted = if plan.arenas.is_empty() { &[1][..] } else { &plan.arenas[..] };
+        for (a, &words) in wanted.iter().enumerate() {
             let have = self.arenas.get(a).map_or(0, |b| b.size() as usize / 4);
             if have < words {
                 let arena = self.storage(words, "arena")?;

@@ -4,7 +4,7 @@ use super::adapter::PIPELINES;
 use super::{Built, Gpu, Range, Wanted};
 use crate::device::DeviceError;
 use crate::device::shader::{Access, readable};
-use crate::ops::{Binding, Dispatch};
+use crate::ops::{Binding, Dispatch, link};
 use std::sync::Arc;
 
 /// What pipelines are known by.
@@ -61,7 +61,7 @@ impl Gpu {
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let module = wgpu::ShaderModuleDescriptor {
             label: Some(d.shader.name),
-            source: wgpu::ShaderSource::Wgsl(key.source.as_str().into()),
+            source: wgpu::ShaderSource::Wgsl(link(&key.source).into()),
         };
         let module = if cfg!(debug_assertions) {
             self.device.create_shader_module(module)
