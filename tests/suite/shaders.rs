@@ -58,7 +58,7 @@ fn parse(name: &str, source: &str, subgroups: bool) -> (naga::Module, ModuleInfo
 
 #[test]
 fn shaders_are_valid_for_every_backend_and_bind_what_they_declare() {
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut texts) = (BTreeSet::new(), Vec::new());
     kernels(|d, traits| {
         let name = d.shader.name;
         let source = ops::link(&d.shader.source);
@@ -66,6 +66,9 @@ fn shaders_are_valid_for_every_backend_and_bind_what_they_declare() {
         if !seen.insert((source.clone(), constants)) {
             return;
         }
+        // WGSL has a line for this, which naga does not take.
+        let enabled = if source.contains(" = subgroup") { "enable subgroups;\n" } else { "" };
+        texts.push((name, format!("{enabled}{source}")));
         let (module, info) = parse(name, &source, traits.subgroup.is_some());
         let bindings = module.global_variables.iter().filter(|(_, v)| v.binding.is_some()).count();
         assert_eq!(bindings, 1 + d.bindings.len(), "{name}");
@@ -83,6 +86,12 @@ fn shaders_are_valid_for_every_backend_and_bind_what_they_declare() {
         }
     });
     assert!(seen.len() > 100, "only {} kernels were tried", seen.len());
+    // For other compilers than naga: scripts/check-kernels-in-browser.
+    if let Some(path) = std::env::var_os("RESLORA_WRITE_KERNELS") {
+        let all: BTreeSet<&(&str, String)> = texts.iter().collect();
+        let all: Vec<_> = all.iter().map(|(name, text)| serde_json::json!({"name": name, "source": text})).collect();
+        std::fs::write(path, serde_json::to_vec(&all).unwrap()).unwrap();
+    }
 }
 
 /// What each backend makes of a kernel.

@@ -79,6 +79,9 @@ pub enum Padding {
     Never,
 }
 
+/// Tensors by name.
+type Named = Vec<(String, Tensor)>;
+
 /// How batches are made for a model.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Feed {
@@ -99,7 +102,7 @@ impl Feed {
     }
 
     /// The inputs that are known while compiling, and the others.
-    fn split(&self, inputs: Vec<(String, Tensor)>) -> (Vec<(String, Tensor)>, Vec<(String, Tensor)>) {
+    fn split(&self, inputs: Named) -> (Named, Named) {
         inputs.into_iter().partition(|(name, _)| self.known.contains(name))
     }
 
