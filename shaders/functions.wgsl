@@ -43,7 +43,7 @@ fn floor_(x: f32) -> f32 {
 }
 
 fn ceil_(x: f32) -> f32 {
-    return -floor_(-x);
+    return select(ceil(x), select(0.0, 1.0, bitcast<u32>(x) < 0x80000000u), is_subnormal_(x));
 }
 
 // Halves go to the even number.
