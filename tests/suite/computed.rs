@@ -313,3 +313,25 @@ fn memory_that_cannot_be_had_is_an_error() {
     let text = Cpu::new(None).reserve("moments", usize::MAX / 64).unwrap_err().to_string();
     assert!(text.contains("no memory") && text.contains("moments") && text.contains("hint:"), "{text}");
 }
+
+#[test]
+fn values_without_elements_have_a_place_on_every_device() {
+    use reslora_compile::device::{Cpu, Device, Gpu, Run};
+    use reslora_compile::ir::{Builder, Sink, Tensor, Type};
+    let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Cpu::new(None))];
+    if crate::gpu::available() {
+        devices.push(Box::new(Gpu::open(None, None).unwrap()));
+    }
+    for mut device in devices {
+        let mut b = Builder::new(reslora_compile::ops::RULES);
+        let x = b.input("x", Type::f32([2, 3]));
+        let none = b.slice(x, 1, 3, 0, 1).unwrap();
+        b.output("y", none, Sink::Fetch);
+        let plan = reslora_compile::plan::plan(b.graph, &Default::default(), device.limits()).unwrap();
+        let id = device.load(plan).unwrap();
+        let inputs = vec![("x".to_string(), Tensor::f32([2, 3], vec![1.0; 6]))];
+        device.submit(vec![Run { plan: id, inputs }]).unwrap();
+        let (_, y) = device.collect(true).unwrap().remove(0).runs.remove(0).remove(0);
+        assert_eq!(y.shape(), [2, 0]);
+    }
+}

@@ -204,9 +204,9 @@ impl Device for Gpu {
                 self.load_weight(w, &mut own)?;
             }
         }
-        // Values without elements have a place too.
-        let wanted = if plan.arenas.is_empty() { &[1][..] } else { &plan.arenas[..] };
-        for (a, &words) in wanted.iter().enumerate() {
+        for (a, words) in plan.arenas.iter().enumerate() {
+            // Values without elements have a place too.
+            let words = (*words).max(1);
             let have = self.arenas.get(a).map_or(0, |b| b.size() as usize / 4);
             if have < words {
                 let arena = self.storage(words, "arena")?;
