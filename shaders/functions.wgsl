@@ -112,18 +112,9 @@ fn sigmoid_(x: f32) -> f32 {
     return select(1.0, e, x < 0.0) / (1.0 + e);
 }
 
-// The natural logarithm within 2 ulp, of subnormal numbers too, by Cephes' polynomial on [sqrt(1/2), sqrt(2)].
-fn log_(x: f32) -> f32 {
-    var bits = bitcast<u32>(x);
-    if ((bits & 0x7fffffffu) == 0u) {
-        return float_(0xff800000u);
-    }
-    if (bits > 0x7f800000u) {
-        return float_(0x7fc00000u);
-    }
-    if (bits == 0x7f800000u) {
-        return x;
-    }
+// Of a positive number m 2^n by its bits, subnormal or not, with m from sqrt(1/2) to sqrt(2): m - 1 and n.
+fn mantissa_and_exponent_(number: u32) -> vec2<f32> {
+    var bits = number;
     var e = -127;
     if (bits < 0x00800000u) {
         let shift = countLeadingZeros(bits) - 8u;
@@ -134,9 +125,23 @@ fn log_(x: f32) -> f32 {
     }
     let m = bitcast<f32>((bits & 0x007fffffu) | 0x3f800000u);
     let above = m > 1.41421356;
-    let z = select(m, 0.5 * m, above) - 1.0;
-    let n = f32(select(e, e + 1, above));
-    return log_near_one_(z, n * -2.12194440e-4) + n * 0.693359375;
+    return vec2<f32>(select(m, 0.5 * m, above) - 1.0, f32(select(e, e + 1, above)));
+}
+
+// The natural logarithm within 2 ulp, of subnormal numbers too, by Cephes' polynomial on [sqrt(1/2), sqrt(2)].
+fn log_(x: f32) -> f32 {
+    let bits = bitcast<u32>(x);
+    if ((bits & 0x7fffffffu) == 0u) {
+        return float_(0xff800000u);
+    }
+    if (bits > 0x7f800000u) {
+        return float_(0x7fc00000u);
+    }
+    if (bits == 0x7f800000u) {
+        return x;
+    }
+    let parts = mantissa_and_exponent_(bits);
+    return log_near_one_(parts.x, parts.y * -2.12194440e-4) + parts.y * 0.693359375;
 }
 
 // log(1 + z) + more, for z from sqrt(1/2) - 1 to sqrt(2) - 1.
@@ -179,19 +184,9 @@ fn pow_(x: f32, y: f32) -> f32 {
         let zero = (size < 0x3f800000u) == positive;
         return float_(select(select(0x7f800000u, 0u, zero), 0x3f800000u, size == 0x3f800000u));
     }
-    var bits = size;
-    var e = -127;
-    if (bits < 0x00800000u) {
-        let shift = countLeadingZeros(bits) - 8u;
-        bits = bits << shift;
-        e = e + 1 - i32(shift);
-    } else {
-        e = e + i32(bits >> 23u);
-    }
-    let m = bitcast<f32>((bits & 0x007fffffu) | 0x3f800000u);
-    let above = m > 1.41421356;
-    let l = log_near_one_(select(m, 0.5 * m, above) - 1.0, 0.0);
-    let n = f32(select(e, e + 1, above));
+    let parts = mantissa_and_exponent_(size);
+    let l = log_near_one_(parts.x, 0.0);
+    let n = parts.y;
     let exponent = y * (n + l * 1.44269504);
     if (exponent > 129.0 || exponent < -151.0) {
         return float_(sign | select(0u, 0x7f800000u, exponent > 0.0));

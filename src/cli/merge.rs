@@ -323,8 +323,8 @@ fn gain(metric: Option<&Metric>) -> String {
     let Some(m) = metric else {
         return "\nhow much of the gain is kept was not measured: give --calibrate FILE with labels".into();
     };
-    let mut out =
-        format!("\non {}: loss {:.4} base, {:.4} live, {:.4} merged", m.measured_on, m.base, m.loss[0], m.loss[1]);
+    let mut out = format!("\nnote: {}", m.chosen);
+    out += &format!("\non {}: loss {:.4} base, {:.4} live, {:.4} merged", m.measured_on, m.base, m.loss[0], m.loss[1]);
     if let Some([live, merged]) = m.accuracy {
         out += &format!("; accuracy {:.2} % live, {:.2} % merged", 100.0 * live, 100.0 * merged);
     }

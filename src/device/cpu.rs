@@ -158,10 +158,13 @@ impl Device for Cpu {
     }
 
     fn reserve(&mut self, state: &str, words: usize) -> Result<(), DeviceError> {
+        let there = self.state_numbers.get(state).copied();
+        if there.is_some_and(|number| self.states[number].len() == words) {
+            return Ok(());
+        }
         host_memory::check(words * 4, state, || self.name())?;
-        match self.state_numbers.get(state) {
-            Some(&number) if self.states[number].len() == words => {}
-            Some(&number) => self.states[number] = vec![0; words],
+        match there {
+            Some(number) => self.states[number] = vec![0; words],
             None => {
                 self.state_numbers.insert(state.to_string(), self.states.len());
                 self.states.push(vec![0; words]);

@@ -35,7 +35,7 @@ pub const HARMLESS: &[(&str, &str, &str)] = &[
     ("Split", "num_outputs", "the node's outputs are counted"),
     ("com.microsoft:Attention", "past_present_share_buffer", "of a past, which is refused"),
     ("com.microsoft:Attention", "rotary_embedding_dim", "of rotary angles, which are refused"),
-    ("com.microsoft:EmbedLayerNormalization", "mask_index_type", "the form of an output that is not given"),
+    ("com.microsoft:EmbedLayerNormalization", "mask_index_type", "for the inference of types alone"),
     ("com.microsoft:GroupQueryAttention", "k_norm_epsilon", "of a norm whose weights are refused"),
     ("com.microsoft:GroupQueryAttention", "kv_cache_bit_width", "of a quantised cache, whose type is refused"),
     ("com.microsoft:GroupQueryAttention", "q_norm_epsilon", "of a norm whose weights are refused"),

@@ -17,8 +17,7 @@ pub fn result(model: &Model, node: &Node, elements: &HashMap<String, ElementType
     match node.op_type() {
         "Cast" => node.attr_int("to").map(|to| ElementType::from_number(to as i32)),
         "CastLike" => of(1),
-        "Constant" => Some(node.attr_tensor("value")?.element),
-        "ConstantOfShape" => Some(node.attr_tensor("value")?.element),
+        "Constant" | "ConstantOfShape" => Some(node.attr_tensor("value")?.element),
         "Where" => of(1),
         "OneHot" => of(2),
         // What their bodies give, `Context::body` has noted.

@@ -342,101 +342,25 @@ impl Fill {
     }
 }
 
-/// Large and odd arguments: what positions of long texts, timesteps, scores and their differences come to, and the edges of f32.
-pub const EDGES: &[f32] = &[
-    0.0,
-    -0.0,
-    1e-40,
-    -3e-39,
-    1.175_494_4e-38,
-    1e-20,
-    0.3,
-    -0.3,
-    0.5,
-    1.5,
-    -1.5,
-    2.5,
-    1.0,
-    -1.0,
-    std::f32::consts::PI,
-    7.5,
-    -9.3,
-    20.0,
-    -20.0,
-    87.0,
-    -87.0,
-    88.8,
-    100.0,
-    -104.0,
-    999.0,
-    4095.7,
-    -4096.3,
-    1e4,
-    -1e4,
-    131_071.0,
-    -131_071.0,
-    1e6,
-    -1e6,
-    16_777_217.0,
-    2.2e9,
-    -2.2e9,
-    3e18,
-    3e38,
-    -3e38,
-    f32::INFINITY,
-    f32::NEG_INFINITY,
-    f32::NAN,
+#[rustfmt::skip]
+const ARGUMENTS: [f32; 42] = [
+    f32::NAN, 0.0, -0.0, 1e-20, 0.3, -0.3, 0.5, 1.5, -1.5, 2.5, 1.0, -1.0, std::f32::consts::PI, 7.5, -9.3, 20.0, -20.0, 87.0, -87.0,
+    100.0, -104.0, 999.0, 1e4, -1e4, 1e6, -1e6, 3e18,
+    // And those at which adapters differ.
+    1e-40, -3e-39, 1.175_494_4e-38, 88.8, 4095.7, -4096.3, 131_071.0, -131_071.0, 16_777_217.0, 2.2e9, -2.2e9, 3e38, -3e38,
+    f32::INFINITY, f32::NEG_INFINITY,
 ];
+
+/// Large and odd arguments: what positions of long texts, timesteps, scores and their differences come to, and the edges of f32.
+pub const EDGES: &[f32] = &ARGUMENTS;
 
 /// Those of them that every adapter tells from each other and can add up.
-pub const FINITE: &[f32] = &[
-    0.0,
-    -0.0,
-    1e-20,
-    0.3,
-    -0.3,
-    0.5,
-    1.5,
-    -1.5,
-    2.5,
-    1.0,
-    -1.0,
-    std::f32::consts::PI,
-    7.5,
-    -9.3,
-    20.0,
-    -20.0,
-    87.0,
-    -87.0,
-    100.0,
-    -104.0,
-    999.0,
-    1e4,
-    -1e4,
-    1e6,
-    -1e6,
-    3e18,
-    f32::NAN,
-];
+pub const FINITE: &[f32] = ARGUMENTS.split_at(27).0;
 
 /// Scores and logits far apart.
+#[rustfmt::skip]
 pub const SCORES: &[f32] = &[
-    1e4,
-    -1e4,
-    9_999.5,
-    0.0,
-    12.0,
-    -80.0,
-    1e4,
-    3.5,
-    -1e30,
-    88.0,
-    f32::NEG_INFINITY,
-    9_999.0,
-    40.0,
-    41.0,
-    -1e-20,
-    100.5,
+    1e4, -1e4, 9_999.5, 0.0, 12.0, -80.0, 1e4, 3.5, -1e30, 88.0, f32::NEG_INFINITY, 9_999.0, 40.0, 41.0, -1e-20, 100.5,
 ];
 
 /// A small problem.

@@ -11,6 +11,7 @@ use crate::merge::{self, Delta, MergeError, Report, Statistics, Strategy};
 use crate::onnx::Model;
 use crate::structure::Structure;
 use crate::train::Settings;
+use crate::train::data::Feed;
 use crate::verify::Difference;
 use regex::Regex;
 use std::collections::BTreeMap;
@@ -211,7 +212,8 @@ pub(super) fn inputs(model: &Arc<Model>, given: Option<&Calibration>) -> Result<
     if folds.is_empty() {
         folds.push(0..n);
     }
-    let feed = c.feed(model);
+    // Every input as it is: what shapes depend on, whoever runs them finds out.
+    let feed = Feed { known: Default::default(), ..c.feed(model) };
     let mut out = Vec::new();
     for fold in folds {
         let rows: Vec<usize> = (fold.end - COMPARED.min(fold.len())..fold.end).collect();

@@ -16,12 +16,12 @@ use crate::structure::Config;
 use crate::train::data::{Dataset, Feed, Padding};
 use crate::train::{Purpose, Settings};
 use crate::verify::Difference;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 /// Data to gather statistics on.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Calibration<'a> {
     pub data: &'a Dataset,
     pub batch_size: usize,
@@ -30,28 +30,31 @@ pub struct Calibration<'a> {
     pub loss_output: Option<&'a str>,
     /// Whether texts may be padded, as [`merge`] finds out.
     pub padding: Padding,
+    /// Inputs that shapes depend on, which are found likewise.
+    pub known: BTreeSet<String>,
 }
 
 impl<'a> Calibration<'a> {
     /// With the loss that data and model suggest.
     pub fn new(data: &'a Dataset, batch_size: usize, max_length: usize) -> Calibration<'a> {
-        let padding = Padding::default();
-        Calibration { data, batch_size, max_length, loss: None, loss_output: None, padding }
+        let (padding, known) = (Padding::default(), BTreeSet::new());
+        Calibration { data, batch_size, max_length, loss: None, loss_output: None, padding, known }
     }
 
     /// How batches are made for a model.
     pub fn feed(&self, model: &Model) -> Feed {
-        Feed { padding: self.padding, ..Feed::new(input_specs(model), self.max_length) }
+        let known = self.known.clone();
+        Feed { padding: self.padding, known, ..Feed::new(input_specs(model), self.max_length) }
     }
 
-    /// Finds out whether texts may be padded.
+    /// Finds out whether texts may be padded, and which inputs programs are made for by value.
     fn surveyed(mut self, model: &Arc<Model>, device: &mut dyn Device) -> Result<Calibration<'a>, Error> {
-        if self.data.longest().is_some() && self.data.has_labels() {
+        if self.data.has_labels() {
             let mut trainee = load(model, None)?;
             trainee.feed = self.feed(model);
             trainee.set_loss(self.data, self.batch_size, self.loss, self.loss_output)?;
             survey(&mut trainee, &[self.data], device)?;
-            self.padding = trainee.feed.padding;
+            (self.padding, self.known) = (trainee.feed.padding, trainee.feed.known);
         }
         Ok(self)
     }
@@ -108,6 +111,8 @@ pub struct Metric {
     pub base: f64,
     /// With the adapter live, and merged.
     pub loss: [f64; 2],
+    /// Which loss it is, and why.
+    pub chosen: String,
     /// The share of what the adapter gained that the merged model keeps; `None` where it gained nothing to speak of.
     pub kept: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,11 +126,11 @@ impl Metric {
     /// A gain in loss is nothing to speak of below this share of the loss.
     const NOTICED: f64 = 1e-4;
 
-    fn new(measured_on: String, base: f64, loss: [f64; 2], accuracy: Option<[f64; 2]>) -> Metric {
+    fn new(measured_on: String, base: f64, loss: [f64; 2], accuracy: Option<[f64; 2]>, chosen: String) -> Metric {
         let [live, merged] = loss;
         let gain = base - live;
         let kept = (gain > Metric::NOTICED * base.abs().max(live.abs())).then(|| (base - merged) / gain);
-        Metric { measured_on, base, loss, kept, accuracy }
+        Metric { measured_on, base, loss, chosen, kept, accuracy }
     }
 
     /// Whether too little of the gain is left.
@@ -325,7 +330,8 @@ fn metric(
     // A file that keeps the branches holds the adapter's factors itself.
     let after = ask(merged, None)?;
     let accuracy = live.accuracy.zip(after.accuracy).map(|(a, b)| [a, b]);
-    Ok(Some(Metric::new(measured_on, base, [live.loss, after.loss], accuracy)))
+    let chosen = live.notes.into_iter().next().unwrap_or_default();
+    Ok(Some(Metric::new(measured_on, base, [live.loss, after.loss], accuracy, chosen)))
 }
 
 /// The key under which a merged model says how it came about, as JSON.

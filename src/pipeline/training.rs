@@ -203,10 +203,18 @@ impl Trainee {
     ) -> Result<Vec<String>, Error> {
         data.check_tensors(&self.feed.inputs)?;
         data.check_values()?;
-        let by_value = self.find_known(data, batch_size)?;
-        let shapes = self.shapes(data, batch_size)?;
-        let Chosen { choice, form, why, shape, graph } =
-            choosing::choose(&self.program.model, &shapes, asked, output, data)?;
+        let mut by_value = None;
+        let chosen = match self.choose(data, batch_size, asked, output) {
+            Err(e @ Error::Lower(LowerError::Node { .. })) => {
+                by_value = self.find_known(data, batch_size)?;
+                if by_value.is_none() {
+                    return Err(e);
+                }
+                self.choose(data, batch_size, asked, output)?
+            }
+            chosen => chosen?,
+        };
+        let Chosen { choice, form, why, shape, graph } = chosen;
         self.feed.holds_loss = matches!(choice, LossChoice::Held { .. });
         self.feed.labels = form;
         self.program.loss = Some(choice);
@@ -214,7 +222,17 @@ impl Trainee {
         Ok([why].into_iter().chain(by_value).collect())
     }
 
-    /// Finds the integer inputs that shapes depend on, for which programs are made by value.
+    fn choose(
+        &self,
+        data: &Dataset,
+        batch_size: usize,
+        asked: Option<Loss>,
+        output: Option<&str>,
+    ) -> Result<Chosen, Error> {
+        choosing::choose(&self.program.model, &self.shapes(data, batch_size)?, asked, output, data)
+    }
+
+    /// Finds the integer inputs that shapes depend on, for which programs are made by value. `None` where that does not help.
     fn find_known(&mut self, data: &Dataset, batch_size: usize) -> Result<Option<String>, Error> {
         let model = self.program.model.clone();
         let outputs = model.outputs().into_iter().filter(|o| o.element.is_float()).map(|o| o.name);
@@ -229,21 +247,18 @@ impl Trainee {
                 Err(e) => Err(e),
             }
         };
-        let mut known = BTreeSet::new();
-        if !lowers(known.clone())? {
-            known.extend(integers.iter().cloned());
-            if lowers(known.clone())? {
-                // Only those that it takes.
-                for name in &integers {
-                    let mut fewer = known.clone();
-                    fewer.remove(name);
-                    if lowers(fewer.clone())? {
-                        known = fewer;
-                    }
+        let mut known: BTreeSet<String> = integers.iter().cloned().collect();
+        if lowers(known.clone())? {
+            // Only those that it takes.
+            for name in &integers {
+                let mut fewer = known.clone();
+                fewer.remove(name);
+                if lowers(fewer.clone())? {
+                    known = fewer;
                 }
-            } else {
-                known.clear();
             }
+        } else {
+            known.clear();
         }
         let names: Vec<String> = known.iter().map(|name| format!("'{name}'")).collect();
         self.feed.known = known;

@@ -125,10 +125,10 @@ pub enum TrainError {
     )]
     NothingCounts { step: u64 },
     #[error(
-        "node '{node}': index {value}, which the model computes, is outside its table of {rows} rows\n\
-         hint: the data leads the model where it was not made to go: look at the rows of this batch"
+        "node '{node}': index {value}, which the model computes, is outside its table of {rows} rows (row {row} of its batch)\n\
+         hint: that example leads the model where it was not made to go; --batch-size 1 without shuffling names it"
     )]
-    Index { node: String, rows: i64, value: i32 },
+    Index { node: String, rows: i64, value: i32, row: usize },
     #[error("the {what} of step {step} is {value}{why}")]
     NotFinite { what: &'static str, step: u64, value: f64, why: String },
     #[error("{0}")]

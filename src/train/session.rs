@@ -136,8 +136,11 @@ impl Session<'_> {
                 let rows: i64 = parts.next().and_then(|n| n.parse().ok()).unwrap_or(i64::MAX);
                 let node = parts.next().unwrap_or_default();
                 let outside = |x: &&i32| i64::from(**x) >= rows || i64::from(**x) < -rows;
-                if let Some(value) = index.as_i32().unwrap_or_default().iter().find(outside) {
-                    return Err(TrainError::Index { node: node.to_string(), rows, value: *value });
+                let values = index.as_i32().unwrap_or_default();
+                if let Some(at) = values.iter().position(|x| outside(&x)) {
+                    let first = index.shape().first().copied().unwrap_or(1).max(1);
+                    let row = at / (values.len() / first) + 1;
+                    return Err(TrainError::Index { node: node.to_string(), rows, value: values[at], row });
                 }
             }
         }

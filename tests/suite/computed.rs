@@ -246,6 +246,9 @@ fn integers_of_few_bits_wrap_around() {
     let (dir, folder) = (here(), "odd-models");
     let got = loss(dir.path(), &at(folder, "few-bits.onnx"), &at(folder, "few-bits.npz"), &[]);
     near(&got, expected(folder)["few-bits"].as_f64().unwrap(), "the loss on differences of uint8");
+    let words = ["uint32", "wrap around", "hint:"];
+    let ran = at(folder, "no-sign.onnx");
+    refused(dir.path(), &["eval", &ran, "--data", &at(folder, "few-bits.npz"), "--device", "cpu"], &words);
 }
 
 #[test]
@@ -266,12 +269,24 @@ fn a_program_is_made_for_each_value_that_shapes_depend_on() {
     let all = metrics(&dir.path().join("run"));
     let evaluation = all.iter().find(|m| m.get("eval_loss").is_some()).expect("an evaluation");
     near(&evaluation["eval_loss"], want["by-value-12"].as_f64().unwrap(), "the loss while training");
+    // An approximate merge gathers statistics, and measures.
+    done(
+        dir.path(),
+        &["inject", &model, "-o", "s.onnx", "--target", "fc", "--structure", "input-shortcut", "--rank", "2"],
+    );
+    let how = ["--max-steps", "2", "-o", "short", "--device", "cpu"];
+    done(dir.path(), &[&["train", "s.onnx", "--data", &data(5)], &how[..]].concat());
+    let how = ["--calibrate", &data(5), "-o", "merged.onnx", "--device", "cpu", "--force"];
+    let merged = cli(dir.path(), &[&["merge", "s.onnx", "--adapter", "short"], &how[..]].concat());
+    assert!(merged.out.contains("the loss is cross-entropy of 'logits'"), "{}{}", merged.out, merged.err);
 }
 
 #[test]
 fn an_index_that_weights_decide_is_checked_where_it_is_computed() {
     let (dir, folder) = (here(), "odd-models");
     let words = ["lookup", "outside its table of 8 rows"];
+    // The twelfth example, in batches of eight.
+    let row = |name: &str| if name == "by-many-weights" { "row 4 of its batch" } else { "example 12" };
     let mut devices = vec!["cpu"];
     devices.extend(crate::gpu::available().then_some("gpu"));
     for name in ["by-few-weights", "by-many-weights"] {
@@ -282,10 +297,26 @@ fn an_index_that_weights_decide_is_checked_where_it_is_computed() {
         for device in &devices {
             near(&json(dir.path(), &["eval", &model, "--data", &good, "--device", device])["loss"], right, "the loss");
             refused(dir.path(), &["eval", &model, "--data", &bad, "--device", device], &words);
+            refused(dir.path(), &["eval", &model, "--data", &bad, "--device", device], &[row(name)]);
             let run = format!("{name}-{device}");
             refused(dir.path(), &["train", "m.onnx", "--data", &bad, "-o", &run, "--device", device], &words);
         }
     }
+}
+
+#[test]
+fn how_many_logits_to_keep_is_filled_with_all() {
+    let (dir, folder) = (here(), "odd-models");
+    let got = loss(dir.path(), &at(folder, "kept.onnx"), &at(folder, "kept.npz"), &[]);
+    near(&got, expected(folder)["kept"].as_f64().unwrap(), "the loss of every position");
+}
+
+#[test]
+fn an_input_that_no_lowering_reads_refuses_its_node() {
+    let (dir, model) = (here(), at("odd-models", "unread.onnx"));
+    done(dir.path(), &["inject", &model, "-o", "m.onnx", "--target", "q"]);
+    let words = ["/heads/MultiHeadAttention", "'past_sequence_length'", "not supported", "hint:"];
+    refused(dir.path(), &["bench", "m.onnx", "--batch", "1", "--seq", "4", "--device", "cpu"], &words);
 }
 
 #[test]
