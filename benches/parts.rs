@@ -2,13 +2,13 @@
 //! `reslora-compile bench`, and beside other programs by `benches/compare.sh`.
 
 use divan::{Bencher, black_box};
+use reslora_compile::adapters::Structure;
 use reslora_compile::device::{Cpu, Device, Gpu, GpuOptions, Run};
 use reslora_compile::inject::{Options, Selector};
 use reslora_compile::ir::{Attr, Attrs, Builder, Sink, Type};
 use reslora_compile::ops::{Fill, RULES, draw};
 use reslora_compile::pipeline;
 use reslora_compile::plan::{self, Layout};
-use reslora_compile::structure::Structure;
 use std::path::Path;
 use std::sync::Arc;
 

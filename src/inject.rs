@@ -3,9 +3,9 @@
 //! The result is valid ONNX. With B = 0 it computes what the base computes, and [`crate::merge`] takes the nodes out again.
 
 use crate::adapter::Adapter;
+use crate::adapters::chain::{self, Break, Link};
+use crate::adapters::{self, BASE_KEY, CONFIG_KEY, Config, FitError, Made, Structure, Target};
 use crate::onnx::{self, ElementType, Linear, Model, Role};
-use crate::structure::chain::{self, Break, Link};
-use crate::structure::{self, BASE_KEY, CONFIG_KEY, Config, FitError, Made, Structure, Target};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use regex::Regex;
@@ -110,7 +110,7 @@ pub fn inject(
     let own = match &options.adapter {
         Some(a) => {
             let made = Made::read(a.config.as_deref(), &a.tensors)?;
-            Some((structure::own_targets(base, &made, &a.tensors)?, made))
+            Some((adapters::own_targets(base, &made, &a.tensors)?, made))
         }
         None => None,
     };
@@ -185,7 +185,7 @@ pub fn inject(
                 // A tensor that the adapter does not train may be trained from now on.
                 claimed.also_train.retain(|n| whole.contains(n));
             }
-            let fitted = structure::fit(&claimed, base, a.config.as_deref(), &a.tensors)?;
+            let fitted = adapters::fit(&claimed, base, a.config.as_deref(), &a.tensors)?;
             notes.extend(fitted.notes);
             Some(fitted.tensors)
         }
@@ -193,7 +193,7 @@ pub fn inject(
     };
 
     let mut model = base.clone();
-    for (id, nodes) in structure::emit(base, &config) {
+    for (id, nodes) in adapters::emit(base, &config) {
         let linear = linear.iter().find(|l| l.node == id).expect("emitted for linear nodes");
         let base_value = nodes.last().expect("a block ends in an Add").inputs[0].clone();
         model.node_mut(id).rename_output(&linear.y, &base_value);
@@ -353,15 +353,15 @@ fn also_trained(model: &Model, linear: &[Linear], o: &Options) -> Result<Vec<Str
 fn add_initializers(
     model: &mut Model,
     config: &Config,
-    start: Option<&structure::Tensors>,
+    start: Option<&adapters::Tensors>,
     linear: &[Linear],
     element: ElementType,
 ) -> Result<(), InjectError> {
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
     let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
     let scalar = |x: f64| onnx::encode_floats(element, &[x]).expect("activations are floats");
-    model.add_initializer(structure::SCALE, element, &[], scalar(config.scale()));
-    for (name, axes) in structure::KERNEL_SHAPES.iter().zip(1..) {
+    model.add_initializer(adapters::SCALE, element, &[], scalar(config.scale()));
+    for (name, axes) in adapters::KERNEL_SHAPES.iter().zip(1..) {
         let adapted =
             |l: &&Linear| l.strides.as_ref().is_some_and(|s| s.len() == axes) && config.target(&l.path).is_some();
         if linear.iter().any(|l| adapted(&l)) {
@@ -372,7 +372,7 @@ fn add_initializers(
     }
     if config.dropout > 0.0 {
         let ratio = (config.dropout as f32).to_le_bytes().to_vec();
-        model.add_initializer(structure::DROPOUT_RATIO, ElementType::F32, &[], ratio);
+        model.add_initializer(adapters::DROPOUT_RATIO, ElementType::F32, &[], ratio);
     }
     for t in &config.targets {
         // Kaiming-uniform with a = √5, as PyTorch initialises a linear layer: bound 1/√in.

@@ -6,6 +6,7 @@
 //! plain weights. [`pipeline`] is that line in code.
 
 pub mod adapter;
+pub mod adapters;
 pub mod calibrate;
 pub mod cli;
 pub mod device;
@@ -20,6 +21,5 @@ pub mod optim;
 pub mod passes;
 pub mod pipeline;
 pub mod plan;
-pub mod structure;
 pub mod train;
 pub mod verify;

@@ -1,11 +1,11 @@
 //! Steps on the cpu device allocate what they give back, and nothing else. A binary of its own, since it replaces the allocator.
 
+use reslora_compile::adapters::Structure;
 use reslora_compile::device::{Cpu, Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing};
 use reslora_compile::inject::Options;
 use reslora_compile::onnx;
 use reslora_compile::pipeline::{self, BenchRequest};
 use reslora_compile::plan::{Limits, Plan};
-use reslora_compile::structure::Structure;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -3,10 +3,10 @@
 use super::common::{Outcome, Printer, Usage, beside, grouped, table};
 use super::output::guard;
 use crate::adapter;
+use crate::adapters::{Made, STRUCTURES, Structure};
 use crate::inject::{Options, Selector};
 use crate::onnx::{self, ROLES};
 use crate::pipeline::{self, Error};
-use crate::structure::{Made, STRUCTURES, Structure};
 use anyhow::Result;
 use regex::Regex;
 use serde::Serialize;

@@ -1,9 +1,9 @@
 //! `inspect`
 
 use super::common::{DeviceArg, Outcome, Printer, grouped, table};
+use crate::adapters::Structure;
 use crate::inject::Options;
 use crate::pipeline::{self, Inspection, MemoryNeed};
-use crate::structure::Structure;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::path::PathBuf;

@@ -3,9 +3,9 @@
 
 use super::common::Usage;
 use super::train::{Args, read_config};
+use crate::adapters::{BASE_KEY, CONFIG_KEY};
 use crate::onnx::{Model, sha256};
 use crate::pipeline::Error;
-use crate::structure::{BASE_KEY, CONFIG_KEY};
 use crate::train::checkpoint::{self, Progress};
 use crate::train::data::{Dataset, Source};
 use crate::train::record::{self, Lock, Record};
@@ -175,7 +175,7 @@ pub fn model_digest(model: &Model) -> String {
     for key in [BASE_KEY, CONFIG_KEY] {
         all.extend(model.metadata(key).unwrap_or_default().bytes());
     }
-    let config: Option<crate::structure::Config> = crate::merge::config(model).ok();
+    let config: Option<crate::adapters::Config> = crate::merge::config(model).ok();
     for config in config.iter() {
         let names = config.targets.iter().flat_map(|t| [t.a(), t.b()]).chain(config.also_train.iter().cloned());
         names.filter_map(|n| model.initializer(&n).map(|t| t.bytes.to_vec())).for_each(|bytes| all.extend(bytes));

@@ -2,9 +2,9 @@
 
 use super::common::Usage;
 use crate::adapter;
+use crate::adapters::BASE_KEY;
 use crate::merge;
 use crate::onnx::Model;
-use crate::structure::BASE_KEY;
 use crate::train::record::{self, Status};
 use anyhow::Result;
 use jiff::Timestamp;

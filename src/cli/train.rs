@@ -3,9 +3,9 @@
 use super::common::{DataArgs, Outcome, Printer, TypeArgs, Usage, stem};
 use super::progress::Progress;
 use super::resume;
+use crate::adapters::BASE_KEY;
 use crate::optim::{self, Hyper, OPTIMIZERS};
 use crate::pipeline::{self, Error, TrainRequest};
-use crate::structure::BASE_KEY;
 use crate::train::data::{Dataset, Order, Source};
 use crate::train::record::{self, Record, Status};
 use crate::train::{self, SCHEDULES, Schedule, Settings, metrics};

@@ -3,11 +3,11 @@
 use super::common::{DataArgs, Outcome, Printer, Usage, exceeds, table};
 use super::merge::check_tolerance;
 use crate::adapter::Adapter;
+use crate::adapters::CONFIG_KEY;
 use crate::ir::Tensor;
 use crate::merge;
 use crate::onnx::{self, Model};
 use crate::pipeline::{self, Error};
-use crate::structure::CONFIG_KEY;
 use crate::train::data;
 use crate::verify::{self, Difference, Feed, Output};
 use anyhow::{Context, Result};

@@ -15,7 +15,7 @@ pub fn keep_branch(injected: &Model, adapter: &Adapter) -> Result<(Model, Report
         }
         place(&mut model, name, t)?;
     }
-    let layer = |t: &crate::structure::Target| LayerReport {
+    let layer = |t: &crate::adapters::Target| LayerReport {
         path: t.path.clone(),
         weight: t.weight.clone(),
         relative_change: 0.0,

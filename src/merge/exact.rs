@@ -13,7 +13,7 @@ pub const STRATEGY: StrategyInfo = StrategyInfo {
 
 /// `ΔW_n = s Σ_k B_{n-k} A_{n-k}` over the block itself and the earlier ones it reads (none for lora).
 fn deltas(i: &Inputs) -> Result<Vec<Delta>, MergeError> {
-    let delta = |t: &crate::structure::Target| {
+    let delta = |t: &crate::adapters::Target| {
         let mut sum = Array2::zeros((t.out_features, t.in_features));
         for block in [t].into_iter().chain(i.config.ancestors(t)) {
             let (a, b) = &i.factors[&block.path];

@@ -2,7 +2,7 @@
 //! scaled by the ratio of their norms.
 
 use super::{Delta, Inputs, MergeError, Strategy, StrategyInfo};
-use crate::structure::{Structure, Target};
+use crate::adapters::{Structure, Target};
 
 pub const STRATEGY: StrategyInfo = StrategyInfo {
     strategy: Strategy::InputNorm,

@@ -17,7 +17,7 @@ pub const STRATEGY: StrategyInfo = StrategyInfo {
 
 /// `ΔW = s B A'`, A' as [`solve`] found it.
 fn deltas(i: &Inputs) -> Result<Vec<Delta>, MergeError> {
-    let delta = |t: &crate::structure::Target| {
+    let delta = |t: &crate::adapters::Target| {
         let a = i.projections.get(&t.path).ok_or(MergeError::NoRows { structure: i.config.structure })?;
         Ok(Delta::of(i, t, a.clone(), vec![]))
     };

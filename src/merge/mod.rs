@@ -10,8 +10,8 @@ pub use branch::keep_branch;
 pub use least_squares::{Solution, error, solve};
 
 use crate::adapter::{Adapter, Norms};
+use crate::adapters::{self, BASE_KEY, CONFIG_KEY, Config, DROPOUT_RATIO, KERNEL_SHAPES, SCALE, Structure, Target};
 use crate::onnx::{self, ElementType, Linear, Model, NodeId};
-use crate::structure::{self, BASE_KEY, CONFIG_KEY, Config, DROPOUT_RATIO, KERNEL_SHAPES, SCALE, Structure, Target};
 use ndarray::{Array2, ArrayD, Ix2};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -130,7 +130,7 @@ pub enum MergeError {
     )]
     OtherBase { adapter: String, model: String },
     #[error(transparent)]
-    Fit(#[from] structure::FitError),
+    Fit(#[from] adapters::FitError),
     #[error(
         "weight '{weight}' of '{path}' would hold {what} as {element}\nhint: merge into a base of a wider type (float32), or keep the \
          adapters in the file with --keep-branch"
@@ -177,7 +177,7 @@ pub fn check_base(model: &Model, adapter: &Adapter) -> Result<Option<String>, Me
 pub fn fit(injected: &Model, adapter: &Adapter) -> Result<(Adapter, Vec<String>), MergeError> {
     let config = config(injected)?;
     let mut notes: Vec<String> = check_base(injected, adapter)?.into_iter().collect();
-    let fitted = structure::fit(&config, injected, adapter.config.as_deref(), &adapter.tensors)?;
+    let fitted = adapters::fit(&config, injected, adapter.config.as_deref(), &adapter.tensors)?;
     notes.extend(fitted.notes);
     let [base, config] = [BASE_KEY, CONFIG_KEY].map(|key| injected.metadata(key).map(String::from));
     Ok((Adapter { tensors: fitted.tensors, base, config, statistics: adapter.statistics.clone() }, notes))
@@ -211,7 +211,7 @@ pub fn strip(injected: &Model, config: &Config) -> Result<Model, MergeError> {
 fn emitted(injected: &Model, config: &Config) -> Result<Vec<(NodeId, Vec<onnx::NewNode>)>, MergeError> {
     let producers = injected.producers();
     let mut out = Vec::new();
-    for (id, mut nodes) in structure::emit(injected, config) {
+    for (id, mut nodes) in adapters::emit(injected, config) {
         // The linear node's output has its base name now; the value it had is that of the last Add.
         let last = nodes.last_mut().expect("a block ends in an Add");
         let add = injected.nodes().find(|(_, n)| n.name() == last.name).map(|(_, n)| n);

@@ -3,7 +3,7 @@
 
 use super::input_norm::mean;
 use super::{Delta, Inputs, MergeError, Strategy, StrategyInfo};
-use crate::structure::{Structure, Target};
+use crate::adapters::{Structure, Target};
 use ndarray::Array2;
 use std::collections::HashMap;
 

@@ -3,6 +3,7 @@
 use super::compile;
 use super::training::load;
 use super::{Error, ModelCompiler, input_specs};
+use crate::adapters::CONFIG_KEY;
 use crate::device::{Device, Run};
 use crate::ir::{Builder, Sink, Tensor, Type};
 use crate::lower::loss::Loss;
@@ -10,7 +11,6 @@ use crate::onnx::{self, Model};
 use crate::ops::{self, RULES};
 use crate::optim::{self, Hyper};
 use crate::plan::{self, Layout};
-use crate::structure::CONFIG_KEY;
 use crate::train::data::{Dataset, Options, Order, Source};
 use crate::train::metrics::StepMetrics;
 use crate::train::{self, Observer, Purpose, Schedule, Settings, Shapes, Trained};

@@ -2,6 +2,7 @@
 
 use super::weighing::OwnLoss;
 use super::{Error, ValueShapes, integers};
+use crate::adapters::{Config, Structure, a_name};
 use crate::calibrate::{self, BlockValues};
 use crate::ir::{Builder, Graph, Leaf, Sink, Value, outputs};
 use crate::lower::loss::{self, Loss};
@@ -9,7 +10,6 @@ use crate::lower::{self, Lowered, Request};
 use crate::onnx::{self, Dim, Linear, Model, Signature};
 use crate::passes;
 use crate::plan::{self, Layout, Limits, Plan};
-use crate::structure::{Config, Structure, a_name};
 use crate::train::data::Batch;
 use crate::train::{CompileError, Compiler, Purpose, Shapes, Weight};
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -1,8 +1,8 @@
 //! The model and data that come with the program, and how they are trained: what `quickstart` shows and `doctor` tries.
 
+use crate::adapters::Structure;
 use crate::inject::Options;
 use crate::optim::{self, Hyper};
-use crate::structure::Structure;
 use crate::train::data::Order;
 use crate::train::{Schedule, Settings};
 

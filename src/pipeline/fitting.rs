@@ -178,7 +178,7 @@ pub fn moments(
     let batches = batches(c);
     let count = folds(c.data.len()).len() + 1;
     let examples: Vec<Vec<usize>> = batches.iter().map(|b| b.1.clone()).collect();
-    let mut open: Vec<&crate::structure::Target> = config.targets.iter().collect();
+    let mut open: Vec<&crate::adapters::Target> = config.targets.iter().collect();
     while !open.is_empty() {
         // As many blocks at once as fit; each round runs the data again.
         let bytes = |n: usize| 8 * count.max(2) * n.min(WIDE) * n.max(WIDE.min(n));
@@ -361,7 +361,7 @@ pub fn fit_in_order(task: &Task, device: &mut dyn Device) -> Result<Judged, Erro
 }
 
 /// The targets in an order of execution, together where none depends on another of its stage.
-fn stages(model: &Model, config: &crate::structure::Config) -> Vec<Vec<String>> {
+fn stages(model: &Model, config: &crate::adapters::Config) -> Vec<Vec<String>> {
     let linear = onnx::linear_nodes(model);
     let nodes: HashMap<NodeId, &str> =
         linear.iter().filter(|l| config.target(&l.path).is_some()).map(|l| (l.node, l.path.as_str())).collect();

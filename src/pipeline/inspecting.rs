@@ -2,13 +2,13 @@
 
 use super::compile::{self, LossChoice, Program};
 use super::{Error, training};
+use crate::adapters::CONFIG_KEY;
 use crate::inject::{self, Options};
 use crate::ir::Sink;
 use crate::lower::loss::Loss;
 use crate::lower::{self, LowerError, Unsupported};
 use crate::onnx::{self, Linear, Model, Role};
 use crate::plan::{self, Layout, Limits, Plan};
-use crate::structure::CONFIG_KEY;
 use crate::train::{Purpose, Shapes};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -87,7 +87,7 @@ pub fn inspect(
         .zip(roles)
         .map(|(l, role)| Found {
             role,
-            chain: crate::structure::chain::key(&l.path),
+            chain: crate::adapters::chain::key(&l.path),
             target: targets.contains(l.path.as_str()),
             linear: l,
         })

@@ -6,13 +6,13 @@ use super::surveying::survey;
 use super::training::{self, EvalRequest, load};
 use super::{Error, fitting, input_specs};
 use crate::adapter::{self, Adapter, Norms};
+use crate::adapters::Config;
 use crate::calibrate::Accumulator;
 use crate::device::{Device, Run};
 use crate::ir::outputs;
 use crate::lower::loss::Loss;
 use crate::merge::{self, Report, Statistics, Strategy};
 use crate::onnx::{self, ElementType, Model};
-use crate::structure::Config;
 use crate::train::data::{Dataset, Feed, Padding};
 use crate::train::{Purpose, Settings};
 use crate::verify::Difference;
@@ -276,7 +276,7 @@ fn owned(model: Arc<Model>) -> Model {
 
 /// The largest relative difference that an exact merge may have.
 fn tolerance(model: &Model, config: &Config) -> f64 {
-    let element = |t: &crate::structure::Target| model.initializer_type(&t.weight).map(|w| w.0);
+    let element = |t: &crate::adapters::Target| model.initializer_type(&t.weight).map(|w| w.0);
     config.targets.iter().filter_map(element).fold(1e-4f64, |t, element| {
         // A weight is rounded once to the type the file stores; eight and eleven bits of mantissa allow no better.
         t.max(match element {
@@ -352,7 +352,7 @@ fn record(merged: &mut Merged, request: &MergeRequest, config: &Config, given: O
         "rslora": config.rslora,
         "seed": config.seed,
         "targets": config.targets.len(),
-        "base": request.injected.metadata(crate::structure::BASE_KEY),
+        "base": request.injected.metadata(crate::adapters::BASE_KEY),
         "data": given.and_then(digest),
         "strategy": merged.report.strategy,
         "sequential": request.sequential && merged.report.strategy == "least-squares",

@@ -5,6 +5,7 @@ use super::compile::{self, LossChoice, ModelCompiler, Program};
 use super::surveying::survey;
 use super::{Error, input_specs, integers};
 use crate::adapter::Adapter;
+use crate::adapters::{BASE_KEY, Config};
 use crate::device::Device;
 use crate::ir::{DType, Graph};
 use crate::lower::LowerError;
@@ -13,7 +14,6 @@ use crate::merge;
 use crate::onnx::Model;
 use crate::ops::RULES;
 use crate::plan::{Layout, parameters_state};
-use crate::structure::{BASE_KEY, Config};
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::data::{DataError, Dataset, Feed, LabelForm};
 use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, Totals, Trained};
@@ -36,7 +36,7 @@ pub struct Trainee {
 /// Loads a model for training or evaluation. `adapter` replaces the values that the file has; a model without adapters has
 /// nothing to train.
 pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Error> {
-    let config: Option<Config> = match model.metadata(crate::structure::CONFIG_KEY) {
+    let config: Option<Config> = match model.metadata(crate::adapters::CONFIG_KEY) {
         Some(_) => Some(merge::config(model)?),
         None => None,
     };
@@ -130,7 +130,7 @@ pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn
     notes.iter().for_each(|n| observer.note(n));
     let sets: Vec<&Dataset> = std::iter::once(request.data).chain(request.eval).collect();
     survey(&mut trainee, &sets, device)?.iter().for_each(|n| observer.note(n));
-    let config = request.model.metadata(crate::structure::CONFIG_KEY).unwrap_or_default().to_string();
+    let config = request.model.metadata(crate::adapters::CONFIG_KEY).unwrap_or_default().to_string();
     let blocks = trainee.program.blocks();
     let trained = Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, blocks };
     trainee.session(device, |session| {

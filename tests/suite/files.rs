@@ -1,11 +1,11 @@
 //! ONNX files survive: byte for byte where nothing changed, and after inject and merge with B = 0.
 
 use crate::oracle::{self, Case};
+use reslora_compile::adapters::STRUCTURES;
 use reslora_compile::inject::Options;
 use reslora_compile::merge;
 use reslora_compile::onnx;
 use reslora_compile::pipeline;
-use reslora_compile::structure::STRUCTURES;
 use std::path::Path;
 
 fn bytes(path: &Path) -> Vec<u8> {
@@ -42,7 +42,7 @@ fn reading_and_writing_changes_nothing() {
 
 fn fresh(case: &Case, structure: &str) -> Options {
     Options {
-        structure: reslora_compile::structure::Structure::parse(structure).unwrap(),
+        structure: reslora_compile::adapters::Structure::parse(structure).unwrap(),
         dropout: 0.1,
         adapter: None,
         ..case.options("init.safetensors")

@@ -2,6 +2,7 @@
 
 use ndarray::ArrayD;
 use reslora_compile::adapter::{self, Adapter};
+use reslora_compile::adapters::Structure;
 use reslora_compile::device::{Cpu, Device};
 use reslora_compile::inject::{Options, Selector};
 use reslora_compile::merge::STRATEGIES;
@@ -9,7 +10,6 @@ use reslora_compile::onnx;
 use reslora_compile::optim::{self, Hyper};
 use reslora_compile::pipeline::{self, Calibration, MergeRequest, TrainRequest};
 use reslora_compile::plan::Limits;
-use reslora_compile::structure::Structure;
 use reslora_compile::train::data::{self, Order};
 use reslora_compile::train::{Observer, Purpose, Schedule, Settings};
 use serde_json::Value;
