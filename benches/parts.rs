@@ -2,7 +2,6 @@
 //! `reslora-compile bench`, and beside other programs by `benches/compare.sh`.
 
 use divan::{Bencher, black_box};
-use reslora_compile::adapters::Structure;
 use reslora_compile::device::{Cpu, Device, Gpu, GpuOptions, Run};
 use reslora_compile::inject::{Options, Selector};
 use reslora_compile::ir::{Attr, Attrs, Builder, Sink, Type};
@@ -130,15 +129,8 @@ fn compile(bencher: Bencher, name: &str) {
 fn options() -> Options {
     Options {
         targets: vec![Selector::Path(regex::Regex::new("query|value|q_proj|v_proj").expect("a pattern"))],
-        exclude: vec![],
-        structure: Structure::BlockShortcut,
-        pre_num: 2,
         rank: 4,
         alpha: 8.0,
-        dropout: 0.0,
-        rslora: false,
-        also_train: vec![],
-        seed: 0,
-        adapter: None,
+        ..Options::default()
     }
 }

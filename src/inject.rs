@@ -4,12 +4,17 @@
 
 use crate::adapter::Adapter;
 use crate::adapters::chain::{self, Break, Link};
-use crate::adapters::{self, BASE_KEY, CONFIG_KEY, Config, FitError, Made, Structure, Target};
+use crate::adapters::{
+    self, BASE_KEY, CONFIG_KEY, Config, Drawing, Emission, FitError, Made, Merge, Place, Residual, SettingKind, Start,
+    Structure, Target,
+};
 use crate::onnx::{self, ElementType, Linear, Model, Role};
+use ndarray::ArrayD;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use regex::Regex;
-use std::collections::{HashMap, HashSet};
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Which linear nodes to adapt.
 #[derive(Clone, Debug)]
@@ -27,16 +32,40 @@ pub struct Options {
     pub targets: Vec<Selector>,
     pub exclude: Vec<Regex>,
     pub structure: Structure,
+    /// The residual path to put on the structure, where its name does not say one.
+    pub residual: Residual,
     pub pre_num: i64,
     pub rank: usize,
     pub alpha: f64,
     pub dropout: f64,
     pub rslora: bool,
+    /// Settings of the structure's own, by name.
+    pub settings: BTreeMap<String, Value>,
     /// Searched in initializer names and module paths. Empty: what the adapter trains whole.
     pub also_train: Vec<Regex>,
     pub seed: u64,
     /// Start from these factors rather than fresh ones. They must have been made as the other options say.
     pub adapter: Option<Adapter>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            targets: vec![],
+            exclude: vec![],
+            structure: adapters::standard(),
+            residual: Residual::None,
+            pre_num: 2,
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.0,
+            rslora: false,
+            settings: BTreeMap::new(),
+            also_train: vec![],
+            seed: 0,
+            adapter: None,
+        }
+    }
 }
 
 /// What was injected.
@@ -71,6 +100,8 @@ pub enum InjectError {
     NoInitializer { pattern: String, nearest: Vec<String>, list: bool },
     #[error("{0}")]
     Option(String),
+    #[error("{0}\nhint: leave the target out with --exclude, or take another setting")]
+    Target(String),
     #[error(transparent)]
     Adapter(#[from] FitError),
     #[error(
@@ -110,13 +141,17 @@ pub fn inject(
     let own = match &options.adapter {
         Some(a) => {
             let made = Made::read(a.config.as_deref(), &a.tensors)?;
-            Some((adapters::own_targets(base, &made, &a.tensors)?, made))
+            Some((adapters::own_targets(base, options.structure, &made, &a.tensors)?, made))
         }
         None => None,
     };
     let (chosen, mut notes) = choose(base, &linear, options, own.as_ref().map(|o| &o.0.0[..]))?;
     if let Some(given) = options.adapter.as_ref().and_then(|a| a.base.as_ref()).filter(|b| **b != base.digest()) {
         notes.push(format!("the adapter was trained on another base (digest {given}): it starts this one"));
+    }
+    if let Some(l) = chosen.iter().find(|l| l.strides.is_some() && !options.structure.images) {
+        let why = format!("target '{}': it is a convolution, and {} reads vectors alone", l.path, options.structure);
+        return Err(InjectError::Target(why));
     }
     let mut sites: Vec<Vec<&Linear>> = Vec::new();
     for l in chosen {
@@ -135,15 +170,13 @@ pub fn inject(
             prev: None,
         })
         .collect();
-    if let Some(name) = targets.iter().flat_map(|t| [t.a(), t.b()]).find(|n| base.is_constant(n)) {
-        let hint = "fold the adapter that the model was exported with into its weights first";
-        return Err(InjectError::Option(format!("the model holds a tensor '{name}' already\nhint: {hint}")));
-    }
-    if let Some(t) = targets.iter().find(|t| options.rank >= t.in_features.min(t.out_features)) {
+    let low_rank = |t: &&Target| options.rank >= t.in_features.min(t.out_features);
+    if let Some(t) = targets.iter().filter(|_| options.structure.rank).find(low_rank) {
         let features = t.in_features.min(t.out_features);
         notes.push(format!("rank {} is not below the {features} features of {}", options.rank, t.path));
     }
-    let reads = options.structure.info().reads_inputs;
+    let residual = options.structure.residual.unwrap_or(options.residual);
+    let reads = residual.reads_inputs();
     let links: Vec<Link> = sites
         .iter()
         .map(|s| Link {
@@ -157,19 +190,21 @@ pub fn inject(
         );
     }
     let mut breaks = chain::link(&mut targets, &links);
-    if options.structure == Structure::Lora {
+    if residual == Residual::None {
         // Its blocks read nothing of each other.
         breaks.clear();
     }
     let config = Config {
         version: 1,
         structure: options.structure,
+        residual: options.residual,
         pre_num: options.pre_num,
         rank: options.rank,
         alpha: options.alpha,
         dropout: options.dropout,
         rslora: options.rslora,
         seed: options.seed,
+        settings: options.settings.clone(),
         targets,
         also_train: match &own {
             Some(((_, whole), _)) if options.also_train.is_empty() => {
@@ -193,18 +228,28 @@ pub fn inject(
     };
 
     let mut model = base.clone();
-    for (id, nodes) in adapters::emit(base, &config) {
-        let linear = linear.iter().find(|l| l.node == id).expect("emitted for linear nodes");
-        let base_value = nodes.last().expect("a block ends in an Add").inputs[0].clone();
-        model.node_mut(id).rename_output(&linear.y, &base_value);
-        model.insert_after(id, nodes);
+    let emission = adapters::emit(base, &config);
+    for block in &emission.blocks {
+        match block.place {
+            Place::Input => {
+                model.insert_before(block.node, block.nodes.clone());
+                model.node_mut(block.node).rename_input(&block.old, &block.new);
+            }
+            Place::Product | Place::Output => {
+                model.node_mut(block.node).rename_output(&block.old, &block.new);
+                model.insert_after(block.node, block.nodes.clone());
+            }
+        }
     }
-    add_initializers(&mut model, &config, start.as_ref(), &linear, sites[0][0].element)?;
+    let adapter_parameters = add_initializers(&mut model, base, &config, &emission, start.as_ref(), &linear)?;
     model.set_metadata(CONFIG_KEY, Some(serde_json::to_string(&config).expect("a configuration serialises")));
     model.set_metadata(BASE_KEY, Some(base.digest()));
     let count = |name: &String| base.initializer_type(name).map_or(0, |(_, dims)| dims.iter().product());
+    if let Merge::KeepsBranch(why) = config.merge() {
+        notes.push(format!("{} cannot be folded into weights ({why}): merge keeps it as a branch", config.structure));
+    }
     let report = Report {
-        adapter_parameters: config.targets.iter().map(|t| config.rank * (t.in_features + t.out_features)).sum(),
+        adapter_parameters,
         also_trained_parameters: config.also_train.iter().map(count).sum(),
         config,
         breaks,
@@ -239,9 +284,46 @@ fn check(base: &Model, o: &Options) -> Result<(), InjectError> {
     if o.pre_num < -1 {
         return bad(format!("--pre-num {} must be -1 (all earlier blocks) or more", o.pre_num));
     }
+    let structure = o.structure;
+    if o.residual != Residual::None && !structure.residuals.contains(&o.residual) {
+        let paths: Vec<String> = structure.residuals.iter().map(ToString::to_string).collect();
+        let takes = if paths.is_empty() { "none".into() } else { paths.join(", ") };
+        return bad(format!("--residual {} does not go with {structure}\nhint: it takes {takes}", o.residual));
+    }
+    if o.dropout > 0.0 && !structure.dropout {
+        return bad(format!("--dropout does not go with {structure}, which has no place for it"));
+    }
+    check_settings(o)?;
     let opset = base.opset("");
     if o.dropout > 0.0 && opset < 12 {
         return Err(InjectError::Opset { opset, what: "dropout that is active in training only".into() });
+    }
+    Ok(())
+}
+
+/// Checks the settings of a structure's own.
+fn check_settings(o: &Options) -> Result<(), InjectError> {
+    let bad = |why: String| Err(InjectError::Option(why));
+    for (name, value) in &o.settings {
+        let Some(setting) = o.structure.settings.iter().find(|s| s.name == name) else {
+            let own: Vec<String> = o.structure.settings.iter().map(|s| format!("--{}", s.name)).collect();
+            let own = if own.is_empty() {
+                "it has no settings of its own".into()
+            } else {
+                format!("it takes {}", own.join(", "))
+            };
+            return bad(format!("--{name} means nothing to {}\nhint: {own}", o.structure));
+        };
+        match setting.kind {
+            SettingKind::Count { least, .. } if value.as_i64().is_none_or(|n| n < least) => {
+                return bad(format!("--{name} {value} must be a whole number, at least {least}"));
+            }
+            SettingKind::Number { .. } if value.as_f64().is_none_or(|x| !x.is_finite()) => {
+                return bad(format!("--{name} {value} must be a number"));
+            }
+            SettingKind::Text { .. } if !value.is_string() => return bad(format!("--{name} {value} must be text")),
+            SettingKind::Count { .. } | SettingKind::Number { .. } | SettingKind::Text { .. } => {}
+        }
     }
     Ok(())
 }
@@ -350,40 +432,58 @@ fn also_trained(model: &Model, linear: &[Linear], o: &Options) -> Result<Vec<Str
     Ok(candidates.iter().filter(|n| chosen.contains(n)).map(|n| n.to_string()).collect())
 }
 
+/// Adds what the nodes read, and the tensors as they start. The number of trained numbers.
 fn add_initializers(
     model: &mut Model,
+    base: &Model,
     config: &Config,
+    emission: &Emission,
     start: Option<&adapters::Tensors>,
     linear: &[Linear],
-    element: ElementType,
-) -> Result<(), InjectError> {
+) -> Result<usize, InjectError> {
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
     let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-    let scalar = |x: f64| onnx::encode_floats(element, &[x]).expect("activations are floats");
-    model.add_initializer(adapters::SCALE, element, &[], scalar(config.scale()));
-    for (name, axes) in adapters::KERNEL_SHAPES.iter().zip(1..) {
-        let adapted =
-            |l: &&Linear| l.strides.as_ref().is_some_and(|s| s.len() == axes) && config.target(&l.path).is_some();
-        if linear.iter().any(|l| adapted(&l)) {
-            let shape = [&[0i64, 0][..], &vec![1; axes]].concat();
-            let bytes = shape.iter().flat_map(|d| d.to_le_bytes()).collect();
-            model.add_initializer(name, ElementType::I64, &[shape.len()], bytes);
-        }
+    for (name, constant) in &emission.constants {
+        model.add_initializer(name, constant.element, &constant.dims, constant.bytes.clone());
     }
-    if config.dropout > 0.0 {
-        let ratio = (config.dropout as f32).to_le_bytes().to_vec();
-        model.add_initializer(adapters::DROPOUT_RATIO, ElementType::F32, &[], ratio);
-    }
-    for t in &config.targets {
-        // Kaiming-uniform with a = √5, as PyTorch initialises a linear layer: bound 1/√in.
-        let bound = 1.0 / (t.in_features as f32).sqrt();
-        let a: Vec<f32> = (0..config.rank * t.in_features).map(|_| rng.random_range(-bound..bound)).collect();
-        let b = vec![0.0; t.out_features * config.rank];
-        for (name, dims, fresh) in [(t.a(), [config.rank, t.in_features], a), (t.b(), [t.out_features, config.rank], b)]
-        {
-            let values = start.map_or(fresh, |tensors| tensors[&name].iter().copied().collect());
-            model.add_initializer(&name, ElementType::F32, &dims, bytes(&values));
+    let mut parameters = 0;
+    let mut earlier: Vec<(String, ArrayD<f32>)> = Vec::new();
+    let mut of = None;
+    for (name, target, spec) in config.tensors().map_err(InjectError::Target)? {
+        if of != target.map(|t| &t.path) {
+            earlier.clear();
+            of = target.map(|t| &t.path);
         }
+        if base.is_constant(&name) {
+            let hint = "fold the adapter that the model was exported with into its weights first";
+            return Err(InjectError::Option(format!("the model holds a tensor '{name}' already\nhint: {hint}")));
+        }
+        let weight = || {
+            let path = target.map(|t| &t.path);
+            let l = linear.iter().find(|l| Some(&l.path) == path).expect("a target is a linear node");
+            l.weight_matrix(base).expect("checked when the targets were chosen")
+        };
+        let count: usize = spec.shape.iter().product();
+        let fresh = match spec.start {
+            Start::Zeros => ArrayD::zeros(spec.shape.clone()),
+            Start::Full(x) => ArrayD::from_elem(spec.shape.clone(), x),
+            Start::KaimingUniform => {
+                let columns = spec.shape.last().copied().unwrap_or(1);
+                let bound = 1.0 / (columns as f32).sqrt();
+                let values = (0..count).map(|_| rng.random_range(-bound..bound)).collect();
+                ArrayD::from_shape_vec(spec.shape.clone(), values).expect("as many as the shape holds")
+            }
+            Start::Drawn(draw) => {
+                let (shape, rng) = (&spec.shape[..], &mut rng);
+                let call = &mut Drawing { rng, config, target, shape, weight: &weight, earlier: &earlier };
+                draw(call).map_err(|why| InjectError::Option(format!("'{name}': {why}")))?
+            }
+        };
+        let values = start.map_or(&fresh, |tensors| &tensors[&name]);
+        let list: Vec<f32> = values.iter().copied().collect();
+        model.add_initializer(&name, ElementType::F32, &spec.shape, bytes(&list));
+        parameters += if spec.trained { count } else { 0 };
+        earlier.push((spec.suffix, fresh));
     }
     for (name, given) in start.into_iter().flatten().filter(|(n, _)| config.also_train.contains(n)) {
         let element = model.initializer_type(name).expect("also-trained tensors are initializers").0;
@@ -394,5 +494,5 @@ fn add_initializers(
         }
         model.replace_data(name, bytes);
     }
-    Ok(())
+    Ok(parameters)
 }

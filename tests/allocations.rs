@@ -1,6 +1,5 @@
 //! Steps on the cpu device allocate what they give back, and nothing else. A binary of its own, since it replaces the allocator.
 
-use reslora_compile::adapters::Structure;
 use reslora_compile::device::{Cpu, Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing};
 use reslora_compile::inject::Options;
 use reslora_compile::onnx;
@@ -101,19 +100,7 @@ fn steps_on_the_cpu_allocate_what_they_give_back_alone() {
     let names = ["bert-cls.ts.input", "gpt2-lm.dynamo.none", "llama-lm.genai.input", "vit-cls.ts.block"];
     for (name, half_weights) in names.iter().flat_map(|name| [(name, false), (name, true)]) {
         let base = pipeline::read(&cases.join(name).join("model.onnx")).unwrap();
-        let options = Options {
-            targets: vec![],
-            exclude: vec![],
-            structure: Structure::BlockShortcut,
-            pre_num: 2,
-            rank: 4,
-            alpha: 8.0,
-            dropout: 0.1,
-            rslora: false,
-            also_train: vec![],
-            seed: 0,
-            adapter: None,
-        };
+        let options = Options { rank: 4, alpha: 8.0, dropout: 0.1, ..Options::default() };
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("model.reslora.onnx");
         onnx::write(&pipeline::inject(&base, &options).unwrap().0, &file).unwrap();

@@ -1,18 +1,12 @@
-//! `block-shortcut`: `(Σ_k B_{n-k} A_{n-k}) x_n`. Dropout draws a mask for each term.
+//! `block-shortcut`: LoRA whose block also applies the factors of the blocks before it, `y_n + s Σ_k B_{n-k} A_{n-k} x_n`.
 
-use super::{Block, Emitter};
+use super::{Entry, Residual, lora};
 
-pub fn emit(e: &mut Emitter, block: &Block) -> String {
-    let own = term(e, "", block.path, block.x);
-    let ancestors = block.ancestors.iter().enumerate();
-    ancestors.fold(own, |sum, (k, (path, _))| {
-        let more = term(e, &format!(".back{}", k + 1), path, block.x);
-        e.node(&format!("residual{}", k + 1), "Add", &[&sum, &more])
-    })
-}
-
-fn term(e: &mut Emitter, which: &str, path: &str, x: &str) -> String {
-    let x = e.dropped(&format!("lora_dropout{which}"), x);
-    let t = e.project_down(&format!("lora_A{which}"), path, &x);
-    e.project_up(&format!("lora_B{which}"), path, &t)
-}
+pub const ENTRY: Entry = Entry {
+    name: "block-shortcut",
+    aliases: &["bs"],
+    help: "y_n + s (B_n A_n + B_{n-1} A_{n-1} + ..) x_n",
+    residual: Some(Residual::BlockShortcut),
+    residuals: &[],
+    ..lora::ENTRY
+};

@@ -3,10 +3,11 @@
 //! [`fit`] gives an adapter's tensors the model's own names. It refuses an adapter that was made with another structure, scale,
 //! rank, chain or list of targets, and one with a tensor too many or too few.
 
-use super::{Config, Structure, Target, a_name, names};
+use super::{Config, Residual, Structure, Target, names};
 use crate::onnx::{self, Linear, Model};
 use ndarray::ArrayD;
 use serde::Deserialize;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -17,13 +18,17 @@ pub type Tensors = BTreeMap<String, ArrayD<f32>>;
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Made {
+    /// There in files of our own, which say everything.
+    pub version: Option<u32>,
     pub structure: Option<Structure>,
+    pub residual: Option<Residual>,
     pub pre_num: Option<i64>,
     pub rank: Option<usize>,
     pub alpha: Option<f64>,
     pub dropout: Option<f64>,
     pub rslora: Option<bool>,
     pub seed: Option<u64>,
+    pub settings: Option<BTreeMap<String, Value>>,
     pub targets: Option<Vec<Target>>,
     pub also_train: Option<Vec<String>>,
     /// Weights are as PyTorch keeps them: those of linear layers are `[out, in]`.
@@ -37,8 +42,12 @@ impl Made {
             Some(text) => serde_json::from_str(text).map_err(|e| FitError::Config(e.to_string()))?,
             None => Made::default(),
         };
-        let ranks = || tensors.iter().filter(|(n, _)| names::factor(n).is_some_and(|f| f.1 == 'A'));
-        made.rank = made.rank.or_else(|| ranks().next().and_then(|(_, t)| t.shape().first().copied()));
+        if made.version.is_some() {
+            made.residual.get_or_insert_default();
+            made.settings.get_or_insert_default();
+        }
+        let mut factors = tensors.iter().filter(|(n, t)| n.ends_with(".lora_A.weight") && t.ndim() != 3);
+        made.rank = made.rank.or_else(|| factors.next().and_then(|(_, t)| t.shape().first().copied()));
         Ok(made)
     }
 }
@@ -65,10 +74,12 @@ pub enum FitError {
     #[error("the configuration in the adapter's file cannot be read: {0}")]
     Config(String),
     #[error(
-        "the adapter holds no factor: none of its tensors is called {{module path}}.lora_A.weight{}\nhint: give a file of LoRA factors, \
+        "the adapter holds no factor: none of its tensors is called {{module path}}.{suffix}{}\nhint: give a file of {structure} tensors, \
          or the run directory that train wrote", list(.nearest)
     )]
-    Empty { nearest: Vec<String> },
+    Empty { structure: Structure, suffix: &'static str, nearest: Vec<String> },
+    #[error("{0}\nhint: leave the target out with --exclude, or take another setting")]
+    Target(String),
     #[error("the adapter was made with another configuration:\n  {}\nhint: {}", lines(.0), flags(.0))]
     Configuration(Vec<Difference>),
     #[error("the adapter's tensor '{name}' belongs to no target of the model{}\nhint: {hint}", list(.nearest))]
@@ -103,11 +114,14 @@ fn flags(differences: &[Difference]) -> String {
     }
 }
 
-/// The module paths of an adapter's factors.
-fn paths(tensors: &Tensors) -> Result<BTreeSet<&str>, FitError> {
-    let paths: BTreeSet<&str> = tensors.keys().filter_map(|n| names::factor(n)).map(|f| f.0).collect();
+/// The module paths of an adapter's tensors.
+fn paths(structure: Structure, tensors: &Tensors) -> Result<BTreeSet<&str>, FitError> {
+    let paths: BTreeSet<&str> = tensors.keys().filter_map(|n| names::split(n, structure)).map(|f| f.0).collect();
     match paths.is_empty() {
-        true => Err(FitError::Empty { nearest: tensors.keys().take(3).cloned().collect() }),
+        true => {
+            let suffix = structure.suffixes.first().copied().unwrap_or("*");
+            Err(FitError::Empty { structure, suffix, nearest: tensors.keys().take(3).cloned().collect() })
+        }
         false => Ok(paths),
     }
 }
@@ -128,10 +142,14 @@ pub struct Fitted {
 pub fn fit(config: &Config, model: &Model, made: Option<&str>, tensors: &Tensors) -> Result<Fitted, FitError> {
     let (bare, made) = (made.is_none(), Made::read(made, tensors)?);
     let mut notes = Vec::new();
-    let paths = paths(tensors)?;
-    let known = |n: &String| match names::factor(n) {
+    let structure = config.structure;
+    let paths = paths(structure, tensors)?;
+    let wanted = config.tensors().map_err(FitError::Target)?;
+    let shapes: BTreeMap<&str, &[usize]> = wanted.iter().map(|(n, _, s)| (n.as_str(), &s.shape[..])).collect();
+    let shared = |n: &str| wanted.iter().any(|(name, target, _)| name == n && target.is_none());
+    let known = |n: &String| match names::split(n, structure) {
         Some((path, _)) => config.target(path).is_some(),
-        None => config.also_train.contains(n),
+        None => shared(n) || config.also_train.contains(n),
     };
     let strange = made.torch || !tensors.keys().all(known);
     let linear: Vec<Linear> = if strange { names::layers(model) } else { vec![] };
@@ -152,15 +170,14 @@ pub fn fit(config: &Config, model: &Model, made: Option<&str>, tensors: &Tensors
     let mut out = Tensors::new();
     let mut origin: BTreeMap<String, &str> = BTreeMap::new();
     for (name, t) in tensors {
-        let (to, t) = match names::factor(name) {
-            Some((path, which)) => {
+        let (to, t) = match names::split(name, structure) {
+            _ if shared(name) => (name.clone(), shaped(name, t, shapes[name.as_str()])?),
+            Some((path, suffix)) => {
                 let target = renamed.paths.get(path).and_then(|p| config.target(p));
-                let target = target.ok_or_else(|| stray(name, path, config))?;
-                let (to, want) = match which {
-                    'A' => (target.a(), [config.rank, target.in_features]),
-                    _ => (target.b(), [target.out_features, config.rank]),
-                };
-                (to, shaped(name, t, &want)?)
+                let to = target.map(|t| t.tensor(suffix)).filter(|n| shapes.contains_key(n.as_str()));
+                let to = to.ok_or_else(|| stray(name, path, config))?;
+                let t = shaped(name, t, shapes[to.as_str()])?;
+                (to, t)
             }
             None => also_trained(&renamed.renamed(name), t, config, model, &linear, made.torch)?,
         };
@@ -169,8 +186,8 @@ pub fn fit(config: &Config, model: &Model, made: Option<&str>, tensors: &Tensors
         }
         out.insert(to, t);
     }
-    let wanted = config.targets.iter().flat_map(|t| [t.a(), t.b()]).chain(config.also_train.iter().cloned());
-    if let Some(name) = wanted.into_iter().find(|n| !out.contains_key(n)) {
+    let mut wanted = wanted.iter().map(|(name, _, _)| name).chain(&config.also_train).cloned();
+    if let Some(name) = wanted.find(|n| !out.contains_key(n)) {
         let nearest = onnx::nearest(&name, tensors.keys().map(String::as_str), 3);
         return Err(FitError::Missing { nearest: nearest.into_iter().map(String::from).collect(), name });
     }
@@ -186,18 +203,30 @@ fn check(config: &Config, made: &Made, renamed: &BTreeMap<String, String>) -> Re
     if let Some(s) = made.structure.filter(|s| *s != config.structure) {
         differ("structure", s.to_string(), config.structure.to_string(), Some(format!("--structure {s}")));
     }
-    if let Some(r) = made.rank.filter(|r| *r != config.rank) {
+    let alike = made.structure.is_none_or(|s| s == config.structure);
+    if let Some(r) = made.residual.filter(|r| alike && *r != config.residual) {
+        differ("residual", r.to_string(), config.residual.to_string(), Some(format!("--residual {r}")));
+    }
+    for setting in config.structure.settings.iter().filter(|_| alike && made.settings.is_some()) {
+        let [theirs, ours] =
+            [made.settings.as_ref(), Some(&config.settings)].map(|s| s.and_then(|s| s.get(setting.name)));
+        if theirs != ours {
+            let [a, b] = [theirs, ours].map(|v| v.map_or("not given".to_string(), Value::to_string));
+            let flag = theirs.map(|v| format!("--{} {}", setting.name, v.as_str().map_or(v.to_string(), String::from)));
+            differ(setting.name, a, b, flag);
+        }
+    }
+    if let Some(r) = made.rank.filter(|r| config.structure.rank && *r != config.rank) {
         differ("rank", r.to_string(), config.rank.to_string(), Some(format!("--rank {r}")));
     }
-    if let Some(a) = made.alpha.filter(|a| *a != config.alpha) {
+    if let Some(a) = made.alpha.filter(|a| config.structure.alpha && *a != config.alpha) {
         differ("alpha", a.to_string(), config.alpha.to_string(), Some(format!("--alpha {a}")));
     }
     if let Some(r) = made.rslora.filter(|r| *r != config.rslora) {
         let flag = if r { "--rslora" } else { "no --rslora" };
         differ("rslora", r.to_string(), config.rslora.to_string(), Some(flag.into()));
     }
-    let alike = made.structure.is_none_or(|s| s == config.structure);
-    if let Some(n) = made.pre_num.filter(|n| alike && config.structure.reads_pre_num() && *n != config.pre_num) {
+    if let Some(n) = made.pre_num.filter(|n| alike && config.residual().reads_pre_num() && *n != config.pre_num) {
         differ("pre-num", n.to_string(), config.pre_num.to_string(), Some(format!("--pre-num {n}")));
     }
     let own = |path: &String| renamed.get(path).unwrap_or(path).clone();
@@ -212,7 +241,7 @@ fn check(config: &Config, made: &Made, renamed: &BTreeMap<String, String>) -> Re
             let none = || "the first of its chain".to_string();
             match theirs.get(&t.path) {
                 None => differ(&format!("target {}", t.path), "not".into(), "there".into(), None),
-                Some(prev) if *prev != t.prev && config.structure != Structure::Lora => {
+                Some(prev) if *prev != t.prev && config.residual() != Residual::None => {
                     let [a, b] = [prev, &t.prev].map(|p| p.as_ref().map_or_else(none, |p| format!("after {p}")));
                     differ(&format!("{} in its chain", t.path), a, b, None);
                 }
@@ -298,21 +327,29 @@ fn also_trained(
 }
 
 /// The linear nodes that an adapter was made for, by path, and the names of what it trains whole.
-pub fn own_targets(model: &Model, made: &Made, tensors: &Tensors) -> Result<(Vec<String>, Vec<String>), FitError> {
+pub fn own_targets(
+    model: &Model,
+    structure: Structure,
+    made: &Made,
+    tensors: &Tensors,
+) -> Result<(Vec<String>, Vec<String>), FitError> {
     let linear = names::layers(model);
     let all: Vec<&str> = linear.iter().map(|l| l.path.as_str()).collect();
-    let paths = paths(tensors)?;
+    let paths = paths(structure, tensors)?;
     let renamed = names::resolve(&paths, &all, &all)?;
     if let Some(path) = paths.iter().find(|p| !renamed.paths.contains_key(**p)) {
         let nearest = onnx::nearest(path, all.iter().copied(), 3).into_iter().map(String::from).collect();
         let hint = "the model has no linear node of that name: was the adapter made for this model?".into();
-        return Err(FitError::Stray { name: a_name(path), nearest, hint });
+        let of_path = tensors.keys().find(|n| names::split(n, structure).is_some_and(|f| f.0 == *path));
+        let name = of_path.map_or(path.to_string(), String::from);
+        return Err(FitError::Stray { name, nearest, hint });
     }
     let whole = match &made.also_train {
         Some(names) => names.clone(),
         None => {
             let hint = "the model has no weight of that name";
-            let others = tensors.keys().filter(|n| names::factor(n).is_none()).map(|n| renamed.renamed(n));
+            let own = |n: &&String| names::split(n, structure).is_some() || structure.suffixes.contains(&n.as_str());
+            let others = tensors.keys().filter(|n| !own(n)).map(|n| renamed.renamed(n));
             let found = others.map(|n| Ok(initializer(&n, model.initializers(), &linear, hint)?.to_string()));
             found.collect::<Result<_, FitError>>()?
         }

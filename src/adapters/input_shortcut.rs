@@ -1,11 +1,12 @@
-//! `input-shortcut`: `B_n A_n (x_n + x_{n-1})`; the first block of a chain adds its own input. Dropout drops the sum.
+//! `input-shortcut`: LoRA whose block also reads the input of the block before it, `y_n + s B_n A_n (x_n + x_{n-1})`.
 
-use super::{Block, Emitter};
+use super::{Entry, Residual, lora};
 
-pub fn emit(e: &mut Emitter, block: &Block) -> String {
-    let before = block.ancestors.first().map_or(block.x, |(_, x)| x);
-    let sum = e.node("residual", "Add", &[block.x, before]);
-    let x = e.dropped("lora_dropout", &sum);
-    let t = e.project_down("lora_A", block.path, &x);
-    e.project_up("lora_B", block.path, &t)
-}
+pub const ENTRY: Entry = Entry {
+    name: "input-shortcut",
+    aliases: &["is"],
+    help: "y_n + s B_n A_n (x_n + x_{n-1})",
+    residual: Some(Residual::InputShortcut),
+    residuals: &[],
+    ..lora::ENTRY
+};

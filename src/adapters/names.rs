@@ -1,18 +1,24 @@
 //! Names of factors and module paths: PyTorch's paths are found among a model's where only leading components differ.
 
-use super::FitError;
+use super::{CONFIG_KEY, Config, FitError, Structure, emit_again};
 use crate::onnx::{Linear, Model, linear_nodes};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-/// The module path and the letter of a factor, from its name.
-pub fn factor(name: &str) -> Option<(&str, char)> {
-    let split = |end: &str, which| name.strip_suffix(end).map(|path| (path, which));
-    split(".lora_A.weight", 'A').or_else(|| split(".lora_B.weight", 'B'))
+/// The module path and the suffix of an adapter's tensor, from its name.
+pub fn split<'a>(name: &'a str, structure: Structure) -> Option<(&'a str, &'static str)> {
+    let path = |suffix: &'static str| Some((name.strip_suffix(suffix)?.strip_suffix('.')?, suffix));
+    // Of several, the longest: `lora_A.weight` may be the end of another.
+    structure.suffixes.iter().copied().filter_map(path).max_by_key(|(_, suffix)| suffix.len())
 }
 
-/// The linear nodes of a model but for those that multiply by factors.
+/// The linear nodes of a model but for those that adapters added.
 pub fn layers(model: &Model) -> Vec<Linear> {
-    linear_nodes(model).into_iter().filter(|l| factor(&l.weight).is_none()).collect()
+    let linear = linear_nodes(model);
+    let config: Option<Config> = model.metadata(CONFIG_KEY).and_then(|text| serde_json::from_str(text).ok());
+    let Some(config) = config else { return linear };
+    let added: HashSet<String> =
+        emit_again(model, &config).blocks.into_iter().flat_map(|b| b.nodes).map(|n| n.name).collect();
+    linear.into_iter().filter(|l| !added.contains(model.node(l.node).name())).collect()
 }
 
 /// Whether one of two paths is the end of the other, by whole components.

@@ -1,4 +1,11 @@
-//! The statistics that merges need, gathered by the device: norms of each block's input and of its projection.
+//! What merges need to know of a model's data: norms and moments of each block's values, gathered by the device, and the
+//! regression of a term's signal on its block's input.
+
+mod gather;
+mod solve;
+
+pub use gather::{BUDGET, Fetched, Gathering, WIDE, folds, held_back, matrix};
+pub use solve::{Solution, error, solve};
 
 use crate::adapter::Norms;
 use crate::ir::{BuildError, Builder, DType, Sink, Tensor, Value, outputs};

@@ -3,13 +3,15 @@
 use super::common::{Outcome, Printer, Usage, beside, grouped, table};
 use super::output::guard;
 use crate::adapter;
-use crate::adapters::{Made, STRUCTURES, Structure};
+use crate::adapters::{self, Made, RESIDUALS, Residual, SettingKind, Structure};
 use crate::inject::{Options, Selector};
 use crate::onnx::{self, ROLES};
 use crate::pipeline::{self, Error};
 use anyhow::Result;
 use regex::Regex;
 use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::PathBuf;
 
@@ -26,10 +28,13 @@ pub struct Args {
     /// Linear nodes to leave out
     #[arg(long, value_name = "RE")]
     exclude: Vec<String>,
-    /// Residual paths between adapters: lora, input-shortcut (is), block-shortcut (bs), middle-shortcut (ms)
-    /// [default: the adapter's, or block-shortcut]
-    #[arg(long, value_name = "NAME")]
+    /// What the adapter computes [default: the adapter's, or block-shortcut]
+    #[arg(long, value_name = "NAME", help = structures_help())]
     structure: Option<String>,
+    /// Residual path between the adapters of a chain: input-shortcut (is), block-shortcut (bs) or middle-shortcut (ms)
+    /// [default: the adapter's, or what the structure's name says]
+    #[arg(long, value_name = "NAME")]
+    residual: Option<String>,
     /// Earlier blocks that block-shortcut and middle-shortcut read; -1 for all [default: the adapter's, or 2]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pre_num: Option<i64>,
@@ -61,6 +66,67 @@ pub struct Args {
     /// Show what would be injected, and write nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// The structures with what each computes.
+fn structures_help() -> String {
+    let name = |s: &Structure| s.names().map(String::from).reduce(|a, b| format!("{a} ({b})")).unwrap_or_default();
+    let lines: Vec<String> = adapters::all().iter().map(|s| format!("{}: {}", name(s), s.help)).collect();
+    format!("What the adapter computes: {} [default: the adapter's, or {}]", lines.join("; "), adapters::standard())
+}
+
+/// Settings of structures' own, a flag for each that the table of adapters names.
+#[derive(Clone, Debug, Default)]
+struct Settings(BTreeMap<String, Value>);
+
+impl clap::Args for Settings {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let mut seen: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for structure in adapters::all() {
+            structure.settings.iter().for_each(|s| seen.entry(s.name).or_default().push(structure.name));
+        }
+        let all = adapters::all();
+        let args = seen.into_iter().map(|(name, structures)| {
+            let setting = all.iter().flat_map(|s| s.settings).find(|s| s.name == name).expect("just seen");
+            let (value, default) = match setting.kind {
+                SettingKind::Count { default, .. } => ("N", default.map(|d| d.to_string())),
+                SettingKind::Number { default } => ("F", Some(default.to_string())),
+                SettingKind::Text { default } => ("TEXT", Some(default.to_string()).filter(|d| !d.is_empty())),
+            };
+            let default = default.map_or(String::new(), |d| format!(" [default: {d}]"));
+            let help = format!("For {}: {}{default}", structures.join(", "), setting.help);
+            clap::Arg::new(name).long(name).value_name(value).help(help).allow_hyphen_values(true)
+        });
+        command.args(args)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Settings::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Settings {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Settings, clap::Error> {
+        let mut out = BTreeMap::new();
+        for setting in adapters::all().iter().flat_map(|s| s.settings) {
+            let Some(text) = matches.get_one::<String>(setting.name) else { continue };
+            let value = match setting.kind {
+                SettingKind::Count { .. } => text.parse::<i64>().ok().map(Value::from),
+                SettingKind::Number { .. } => text.parse::<f64>().ok().map(Value::from),
+                SettingKind::Text { .. } => Some(Value::from(text.as_str())),
+            };
+            // What is no number is refused with the others, by what the structure takes.
+            out.insert(setting.name.to_string(), value.unwrap_or_else(|| Value::from(text.as_str())));
+        }
+        Ok(Settings(out))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Settings::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 #[derive(Serialize)]
@@ -112,25 +178,53 @@ fn settled<T: PartialEq + Display>(flag: &str, given: Option<T>, made: Option<T>
     }
 }
 
+/// `--structure lora --residual block-shortcut` is `--structure block-shortcut`: the structure whose name says both, if there is
+/// one.
+fn named(structure: Option<Structure>, residual: Option<Residual>) -> (Option<Structure>, Option<Residual>) {
+    let path = residual.filter(|r| structure == Some(adapters::lora()) && *r != Residual::None);
+    match path.and_then(|r| adapters::all().into_iter().find(|s| s.residual == Some(r))) {
+        Some(whole) => (Some(whole), None),
+        None => (structure, residual),
+    }
+}
+
 /// What to inject: the flags, completed by what the adapter says of itself.
 fn options(args: &Args) -> Result<Options> {
     let structure = |name: &String| {
-        let names = || STRUCTURES.iter().map(|s| format!("{} ({})", s.name, s.alias)).collect::<Vec<_>>().join(", ");
-        Structure::parse(name)
+        let with_alias =
+            |s: &Structure| s.names().map(String::from).reduce(|a, b| format!("{a} ({b})")).unwrap_or_default();
+        let names = || adapters::all().iter().map(with_alias).collect::<Vec<_>>().join(", ");
+        adapters::find(name)
             .ok_or_else(|| Usage(format!("--structure '{name}' is not known\nhint: the structures are {}", names())))
     };
+    let residual = |name: &String| {
+        let names = || RESIDUALS.iter().map(|r| format!("{} ({})", r.1, r.2)).collect::<Vec<_>>().join(", ");
+        Residual::parse(name)
+            .ok_or_else(|| Usage(format!("--residual '{name}' is not known\nhint: the residual paths are {}", names())))
+    };
+    let residual = args.residual.as_ref().map(residual).transpose()?;
     let structure = args.structure.as_ref().map(structure).transpose()?;
     let adapter = args.adapter.as_deref().map(adapter::read).transpose().map_err(Error::from)?;
     let made = match &adapter {
         Some(a) => Made::read(a.config.as_deref(), &a.tensors).map_err(|e| Error::Inject(e.into()))?,
         None => Made::default(),
     };
-    let structure = settled("--structure", structure, made.structure, Structure::BlockShortcut)?;
-    let pre_num = made.pre_num.filter(|_| structure.reads_pre_num());
+    let (structure, residual) = named(structure, residual);
+    let structure = settled("--structure", structure, made.structure, adapters::standard())?;
+    let residual = settled("--residual", residual, made.residual, structure.residual.unwrap_or_default())?;
+    let residual = if structure.residual == Some(residual) { Residual::None } else { residual };
+    let pre_num = made.pre_num.filter(|_| structure.residual.unwrap_or(residual).reads_pre_num());
+    let mut settings = args.settings.0.clone();
+    for (name, value) in made.settings.into_iter().flatten() {
+        let given = settings.remove(&name);
+        settings.insert(name.clone(), settled(&format!("--{name}"), given, Some(value), Value::Null)?);
+    }
     Ok(Options {
         targets: args.target.iter().map(|t| selector(t)).collect::<Result<_>>()?,
         exclude: args.exclude.iter().map(|t| regex("--exclude", t)).collect::<Result<_>>()?,
         structure,
+        residual,
+        settings,
         pre_num: settled("--pre-num", args.pre_num, pre_num, 2)?,
         rank: settled("--rank", args.rank, made.rank, 8)?,
         alpha: settled("--alpha", args.alpha, made.alpha, 16.0)?,

@@ -1,7 +1,6 @@
 //! `inspect`
 
 use super::common::{DeviceArg, Outcome, Printer, grouped, table};
-use crate::adapters::Structure;
 use crate::inject::Options;
 use crate::pipeline::{self, Inspection, MemoryNeed};
 use anyhow::{Context, Result};
@@ -60,21 +59,8 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         std::fs::write(path, pipeline::dot(&model)).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let device = args.device.open()?;
-    let options = Options {
-        targets: vec![],
-        exclude: vec![],
-        structure: Structure::BlockShortcut,
-        pre_num: 2,
-        rank: 8,
-        alpha: 16.0,
-        dropout: 0.0,
-        rslora: false,
-        also_train: vec![],
-        seed: 0,
-        adapter: None,
-    };
     let Inspection { found, unsupported, memory, unreached, notes } =
-        pipeline::inspect(&model, &options, args.batch, args.seq, device.limits())?;
+        pipeline::inspect(&model, &Options::default(), args.batch, args.seq, device.limits())?;
     let signature = |s: &crate::onnx::Signature| {
         let dim = |d: &crate::onnx::Dim| match d {
             crate::onnx::Dim::Fixed(n) => n.to_string(),

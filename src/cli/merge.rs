@@ -6,7 +6,7 @@ use super::runs::{self, Taken};
 use super::train;
 use crate::adapter;
 use crate::adapters::BASE_KEY;
-use crate::merge::{self, LayerReport, STRATEGIES, Strategy};
+use crate::merge::{self, LayerReport, Strategy};
 use crate::onnx::{self, Model};
 use crate::pipeline::{self, Error, MergeRequest, Metric, Polished};
 use crate::train::{Schedule, Settings};
@@ -187,7 +187,7 @@ fn strategy(text: &str) -> Result<Option<Strategy>> {
     if text == "auto" {
         return Ok(None);
     }
-    let names: Vec<&str> = STRATEGIES.iter().map(|s| s.name).collect();
+    let names: Vec<&str> = Strategy::all().map(|s| s.name).collect();
     let unknown = || Usage(format!("--strategy '{text}' is not known\nhint: auto, {}", names.join(", ")));
     Ok(Some(Strategy::parse(text).ok_or_else(unknown)?))
 }

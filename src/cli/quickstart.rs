@@ -62,7 +62,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
 
     say("inject", "block-shortcut adapters on the attention's queries and values");
     let injected_path = beside(&base_path, "reslora");
-    let (model, report) = pipeline::inject(&base, &digits::options())?;
+    let (model, report) = pipeline::inject(&base, &crate::inject::Options::default())?;
     onnx::write(&model, &injected_path).map_err(Error::from)?;
     let injected = pipeline::read(&injected_path)?;
 

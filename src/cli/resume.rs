@@ -177,7 +177,7 @@ pub fn model_digest(model: &Model) -> String {
     }
     let config: Option<crate::adapters::Config> = crate::merge::config(model).ok();
     for config in config.iter() {
-        let names = config.targets.iter().flat_map(|t| [t.a(), t.b()]).chain(config.also_train.iter().cloned());
+        let names = config.tensor_names().into_iter().chain(config.also_train.iter().cloned());
         names.filter_map(|n| model.initializer(&n).map(|t| t.bytes.to_vec())).for_each(|bytes| all.extend(bytes));
     }
     sha256(&all)

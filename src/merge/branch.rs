@@ -4,7 +4,7 @@ use super::{LayerReport, MergeError, Report, config, fit, place};
 use crate::adapter::Adapter;
 use crate::onnx::Model;
 
-/// The injected model with the adapter's factors and trained tensors in place of those it was injected with.
+/// The injected model with the adapter's tensors in place of those it was injected with.
 pub fn keep_branch(injected: &Model, adapter: &Adapter) -> Result<(Model, Report), MergeError> {
     let config = config(injected)?;
     let (adapter, notes) = fit(injected, adapter)?;
@@ -15,15 +15,6 @@ pub fn keep_branch(injected: &Model, adapter: &Adapter) -> Result<(Model, Report
         }
         place(&mut model, name, t)?;
     }
-    let layer = |t: &crate::adapters::Target| LayerReport {
-        path: t.path.clone(),
-        weight: t.weight.clone(),
-        relative_change: 0.0,
-        alphas: vec![],
-        error: None,
-        ridge: None,
-        requantised: None,
-    };
-    let layers = config.targets.iter().map(layer).collect();
+    let layers = config.targets.iter().map(|t| LayerReport::unchanged(&t.path, &t.weight)).collect();
     Ok((model, Report { strategy: "branch".into(), layers, also_trained: config.also_train.clone(), notes }))
 }

@@ -1,27 +1,40 @@
-//! `exact`: lora and block-shortcut compute with one input, so plain weights compute the same.
+//! `exact`: the adapter computes with the block's own input alone, so plain weights compute the same.
 
-use super::{Delta, Inputs, MergeError, Strategy, StrategyInfo};
+use super::strategy::StrategyInfo;
+use super::{Delta, Inputs, MergeError};
+use crate::adapters::{Folding, Form, Merge, Target};
 use ndarray::Array2;
 
 pub const STRATEGY: StrategyInfo = StrategyInfo {
-    strategy: Strategy::Exact,
     name: "exact",
     needs_norms: |_| false,
-    applies: |structure| structure.info().exact,
+    needs_rows: false,
+    applies: |config| config.merge() == Merge::Exact,
     deltas,
 };
 
-/// `ΔW_n = s Σ_k B_{n-k} A_{n-k}` over the block itself and the earlier ones it reads (none for lora).
+/// Terms: `ΔW_n = s Σ_k last_{n-k} carry_{n-k}` over the block itself and the earlier ones it reads. Other adapters fold
+/// themselves.
 fn deltas(i: &Inputs) -> Result<Vec<Delta>, MergeError> {
-    let delta = |t: &crate::adapters::Target| {
-        let mut sum = Array2::zeros((t.out_features, t.in_features));
-        for block in [t].into_iter().chain(i.config.ancestors(t)) {
-            let (a, b) = &i.factors[&block.path];
-            sum += &b.dot(a);
+    let delta = |t: &Target| match &i.config.structure.form {
+        Form::Term(_) => {
+            let mut sum = Array2::zeros((t.out_features, t.in_features));
+            for block in [t].into_iter().chain(i.config.ancestors(t)) {
+                let f = &i.factors[&block.path];
+                sum += &f.last.dot(&f.carry);
+            }
+            // One block's factors stay factors; a sum of several has another rank.
+            let a = i.config.ancestors(t).is_empty().then(|| i.factors[&t.path].carry.clone());
+            Ok(i.delta(t, sum, a, vec![]))
         }
-        // One block's factors stay factors; a sum of several has another rank.
-        let a = i.config.ancestors(t).is_empty().then(|| i.factors[&t.path].0.clone());
-        Delta { path: t.path.clone(), delta: sum * i.config.scale(), a, alphas: vec![] }
+        Form::Whole(whole) => match (whole.folding)(i.config) {
+            Folding::KeepsBranch(why) => Err(MergeError::KeepsBranch { structure: i.config.structure, why }),
+            Folding::Exact(fold) => i.fold(t, |call| {
+                let folded = fold(call).map_err(|why| MergeError::Fold { path: t.path.clone(), why })?;
+                let delta = folded.weight - call.weight;
+                Ok(Delta { path: t.path.clone(), delta, bias: folded.bias, a: None, alphas: vec![] })
+            }),
+        },
     };
-    Ok(i.config.targets.iter().map(delta).collect())
+    i.config.targets.iter().map(delta).collect()
 }

@@ -1,14 +1,16 @@
 //! `input-norm`, the paper's merge based on inputs: an earlier block's input (or projection) is taken for the block's own,
 //! scaled by the ratio of their norms.
 
-use super::{Delta, Inputs, MergeError, Strategy, StrategyInfo};
-use crate::adapters::{Structure, Target};
+use super::strategy::StrategyInfo;
+use super::{Delta, Inputs, MergeError};
+use crate::adapter::Norms;
+use crate::adapters::{Merge, Residual, Target};
 
 pub const STRATEGY: StrategyInfo = StrategyInfo {
-    strategy: Strategy::InputNorm,
     name: "input-norm",
     needs_norms: |_| true,
-    applies: |structure| !structure.info().exact,
+    needs_rows: false,
+    applies: |config| config.merge() == Merge::Approximate,
     deltas,
 };
 
@@ -17,8 +19,8 @@ pub const STRATEGY: StrategyInfo = StrategyInfo {
 fn deltas(i: &Inputs) -> Result<Vec<Delta>, MergeError> {
     let delta = |t: &Target| {
         let alphas = alphas(i, t);
-        let a = &i.factors[&t.path].0 * (1.0 + alphas.iter().sum::<f64>());
-        Delta::of(i, t, a, alphas)
+        let a = &i.factors[&t.path].carry * (1.0 + alphas.iter().sum::<f64>());
+        i.projected(t, a, alphas)
     };
     Ok(i.config.targets.iter().map(delta).collect())
 }
@@ -26,16 +28,18 @@ fn deltas(i: &Inputs) -> Result<Vec<Delta>, MergeError> {
 /// The factors of the earlier blocks that `t` reads, nearest first.
 pub fn alphas(i: &Inputs, t: &Target) -> Vec<f64> {
     let ancestors = i.config.ancestors(t);
-    let ratio = |norm: &dyn Fn(&crate::adapter::Norms) -> f64, earlier: &Target| {
+    let ratio = |norm: &dyn Fn(&Norms) -> f64, earlier: &Target| {
         let own = norm(&i.norms[&t.path]);
         if own == 0.0 { 0.0 } else { (norm(&i.norms[&earlier.path]) / own).sqrt() }
     };
-    match i.config.structure {
-        Structure::InputShortcut => match ancestors.first() {
+    match i.config.residual() {
+        Residual::InputShortcut => match ancestors.first() {
             Some(earlier) => vec![ratio(&|n| mean(n.x, n.rows), earlier)],
             None => vec![1.0],
         },
-        _ => ancestors.into_iter().map(|e| ratio(&|n| mean(n.xa, n.rows), e)).collect(),
+        Residual::MiddleShortcut => ancestors.into_iter().map(|e| ratio(&|n| mean(n.xa, n.rows), e)).collect(),
+        // Their terms read the block's own input alone.
+        Residual::None | Residual::BlockShortcut => vec![],
     }
 }
 

@@ -2,23 +2,24 @@
 //! weights that produced the inputs; for middle-shortcut each earlier block keeps its own A.
 
 use super::input_norm::mean;
-use super::{Delta, Inputs, MergeError, Strategy, StrategyInfo};
-use crate::adapters::{Structure, Target};
+use super::strategy::StrategyInfo;
+use super::{Delta, Inputs, MergeError};
+use crate::adapters::{Merge, Residual, Target};
 use ndarray::Array2;
 use std::collections::HashMap;
 
 pub const STRATEGY: StrategyInfo = StrategyInfo {
-    strategy: Strategy::WeightNorm,
     name: "weight-norm",
-    needs_norms: |structure| structure == Structure::MiddleShortcut,
-    applies: |structure| !structure.info().exact,
+    needs_norms: |config| config.residual() == Residual::MiddleShortcut,
+    needs_rows: false,
+    applies: |config| config.merge() == Merge::Approximate,
     deltas,
 };
 
 fn deltas(i: &Inputs) -> Result<Vec<Delta>, MergeError> {
-    match i.config.structure {
-        Structure::MiddleShortcut => Ok(i.config.targets.iter().map(|t| middle(i, t)).collect()),
-        _ => Ok(input(i)),
+    match i.config.residual() {
+        Residual::MiddleShortcut => Ok(i.config.targets.iter().map(|t| middle(i, t)).collect()),
+        Residual::InputShortcut | Residual::None | Residual::BlockShortcut => Ok(input(i)),
     }
 }
 
@@ -28,11 +29,11 @@ fn middle(i: &Inputs, t: &Target) -> Delta {
     let own = norm(t);
     let ancestors = i.config.ancestors(t);
     let alphas: Vec<f64> = ancestors.iter().map(|e| if own == 0.0 { 0.0 } else { (norm(e) / own).sqrt() }).collect();
-    let mut sum: Array2<f64> = i.factors[&t.path].0.clone();
+    let mut sum: Array2<f64> = i.factors[&t.path].carry.clone();
     for (alpha, e) in alphas.iter().zip(ancestors) {
-        sum = sum + &i.factors[&e.path].0 * *alpha;
+        sum = sum + &i.factors[&e.path].carry * *alpha;
     }
-    Delta::of(i, t, sum, alphas)
+    i.projected(t, sum, alphas)
 }
 
 /// `ΔW_n = s (1 + α_n) B A`, `α_n = f*_{n-2} / f*_{n-1}`, f* the Frobenius norm of a merged weight; 1 for the first two
@@ -45,9 +46,9 @@ fn input(i: &Inputs) -> Vec<Delta> {
         let before = prev.and_then(|p| p.prev.as_ref());
         let alpha = match (prev, before) {
             (Some(p), Some(pp)) if merged[p.path.as_str()] > 0.0 => merged[pp.as_str()] / merged[p.path.as_str()],
-            _ => 1.0,
+            (Some(_), _) | (None, _) => 1.0,
         };
-        let delta = Delta::of(i, t, &i.factors[&t.path].0 * (1.0 + alpha), vec![alpha]);
+        let delta = i.projected(t, &i.factors[&t.path].carry * (1.0 + alpha), vec![alpha]);
         let norm = ((i.weights)(t) + &delta.delta).iter().map(|x| x * x).sum::<f64>().sqrt();
         merged.insert(&t.path, norm);
         out.push(delta);

@@ -2,7 +2,17 @@
 
 use super::module_path::module_path;
 use super::{ElementType, Model, Node, NodeId, Quantised};
+use ndarray::Array2;
 use std::collections::{HashMap, HashSet};
+
+/// Where the bias of a linear node is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Bias {
+    /// The linear node adds this initializer itself.
+    Own { name: String },
+    /// An Add of its own, the only reader of the product, adds this initializer and gives `output`.
+    Added { name: String, node: NodeId, output: String },
+}
 
 /// A matrix product of a value with a constant.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,6 +74,47 @@ pub fn linear_nodes(model: &Model) -> Vec<Linear> {
 }
 
 impl Linear {
+    /// The node's bias, `[out]`. `consumers` are [`Model::consumers`].
+    pub fn bias(&self, model: &Model, consumers: &HashMap<String, Vec<NodeId>>) -> Option<Bias> {
+        let own = model.node(self.node);
+        let at = if own.op_type() == "MatMulNBits" { 5 } else { 2 };
+        let vector = |name: &str| {
+            let dims = model.initializer_type(name).map(|t| t.1);
+            dims.is_some_and(|d| d.len() == 1 && d[0] == self.out_features)
+        };
+        if own.op_type() != "MatMul" {
+            return own.input(at).filter(|n| vector(n)).map(|n| Bias::Own { name: n.to_string() });
+        }
+        let [reader] = consumers.get(&self.y)?[..] else { return None };
+        let add = model.node(reader);
+        let (a, b) = (add.input(0)?, add.input(1)?);
+        let name = if a == self.y { b } else { a };
+        let alone = add.op_type() == "Add" && a != b && !model.outputs().iter().any(|o| o.name == self.y);
+        (alone && vector(name)).then(|| Bias::Added {
+            name: name.to_string(),
+            node: reader,
+            output: add.outputs()[0].clone(),
+        })
+    }
+
+    /// The weight as the node multiplies by it, `[out, in]`, without Gemm's `alpha`; or why its elements cannot be read.
+    pub fn weight_matrix(&self, model: &Model) -> Result<Array2<f64>, String> {
+        let (dims, values) = match self.quantised(model) {
+            Some(q) => {
+                let q = q?;
+                (q.dims.clone(), q.dequantise().into_iter().map(f64::from).collect())
+            }
+            None => {
+                let view = model.initializer(&self.weight).expect("linear nodes read initializers");
+                let values = view.to_f64().ok_or_else(|| format!("it is {}", view.element))?;
+                (view.dims.clone(), values)
+            }
+        };
+        // The kernel of a pointwise convolution has axes of one element behind its two.
+        let stored = Array2::from_shape_vec((dims[0], dims[1]), values).expect("checked when the file was read");
+        Ok(if self.transposed { stored } else { stored.reversed_axes() })
+    }
+
     /// The quantised weight behind this node; `None` where it is stored as floats.
     pub fn quantised(&self, model: &Model) -> Option<Result<Quantised, String>> {
         let own = model.node(self.node);

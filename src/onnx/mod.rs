@@ -18,7 +18,7 @@ mod write;
 pub use diff::{FileDiff, TensorChange, diff};
 pub use dot::dot;
 pub use element::{ElementType, TensorView, called, encode_floats, encode_integers, not_finite};
-pub use linear::{Linear, linear_nodes, nearest};
+pub use linear::{Bias, Linear, linear_nodes, nearest};
 pub use model::{Dim, Model, NodeId, Signature, sha256};
 pub use module_path::module_path;
 pub use node::{AttrValue, NewNode, Node, OwnTensor, Subgraph};

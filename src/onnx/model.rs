@@ -314,6 +314,23 @@ impl Model {
         ids
     }
 
+    /// Puts new nodes right before `anchor`.
+    pub fn insert_before(&mut self, anchor: NodeId, new: Vec<NewNode>) -> Vec<NodeId> {
+        let first = self.nodes.keys().last().map_or(0, |id| id.0 + 1);
+        let ids: Vec<NodeId> = (first..first + new.len()).map(NodeId).collect();
+        for (&id, node) in ids.iter().zip(new) {
+            self.nodes.insert(id, node.build());
+        }
+        let place = self.items.iter().position(|i| matches!(i, Item::Node(id) if *id == anchor));
+        let place = place.expect("the anchor is a node of this model");
+        self.items.splice(place..place, ids.iter().map(|&id| Item::Node(id)));
+        if let Some(sorted) = &mut self.sorted {
+            let place = sorted.iter().position(|id| *id == anchor).unwrap_or(sorted.len());
+            sorted.splice(place..place, ids.iter().copied());
+        }
+        ids
+    }
+
     /// Puts new nodes after `anchor` in the order of execution.
     fn sort_after(&mut self, anchor: NodeId, new: &[NodeId]) {
         if let Some(sorted) = &mut self.sorted {

@@ -1,11 +1,13 @@
 //! Approximate merges: the strategies tried on rows that they did not see, the best one folded, and what polishing adds.
 
+use super::calibrating::{Calibration, calibrate};
 use super::comparing::{Inputs, compare_outputs, synthetic};
-use super::merging::{Calibration, MergeRequest, calibrate};
+use super::merge_request::MergeRequest;
 use super::training::{self, TrainRequest};
 use super::{Error, fitting};
 use crate::adapter::{Adapter, Norms};
-use crate::adapters::Structure;
+use crate::adapters;
+use crate::calibrate::{folds, held_back};
 use crate::device::Device;
 use crate::inject::{self, Options, Selector};
 use crate::merge::{self, Delta, MergeError, Report, Statistics, Strategy};
@@ -13,6 +15,7 @@ use crate::onnx::Model;
 use crate::train::Settings;
 use crate::train::data::Feed;
 use crate::verify::Difference;
+use ndarray::Array2;
 use regex::Regex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,13 +43,10 @@ pub(super) fn approximate(
     let folds = inputs(injected, given)?;
     let p = merge::prepare(injected, adapter)?;
     let mut notes = Vec::new();
-    let candidates = match (request.strategy, given) {
-        (Some(s), _) => vec![s],
-        (None, Some(_)) => vec![Strategy::LeastSquares, Strategy::InputNorm, Strategy::WeightNorm],
-        (None, None) => vec![Strategy::InputNorm, Strategy::WeightNorm],
-    };
-    let fits = candidates.contains(&Strategy::LeastSquares);
-    let needs = |s: &Strategy| (s.info().applies)(p.config.structure) && (s.info().needs_norms)(p.config.structure);
+    let all = Strategy::all().filter(|s| (s.applies)(&p.config) && (given.is_some() || !s.needs_rows));
+    let candidates = request.strategy.map_or_else(|| all.collect(), |s| vec![s]);
+    let fits = candidates.iter().any(|s| s.needs_rows);
+    let needs = |s: &Strategy| (s.applies)(&p.config) && (s.needs_norms)(&p.config);
     let norms = match fits || candidates.iter().any(needs) {
         true => norms(request, device, &mut notes)?,
         false => BTreeMap::new(),
@@ -54,7 +54,7 @@ pub(super) fn approximate(
     let mut statistics = Statistics { norms, ..Statistics::default() };
     // The strategies that need no rows first: their errors are found on the rows that least-squares reads anyway.
     let mut judged: Vec<(Strategy, Vec<Vec<Delta>>)> = Vec::new();
-    for &s in candidates.iter().filter(|s| **s != Strategy::LeastSquares) {
+    for &s in candidates.iter().filter(|s| !s.needs_rows) {
         judged.push((s, vec![merge::deltas(&p, s, &statistics)?; folds.len()]));
     }
     let mut errors: BTreeMap<&str, BTreeMap<String, f64>> = BTreeMap::new();
@@ -64,23 +64,23 @@ pub(super) fn approximate(
         let (prepared, norms, ridge) = (&p, &statistics.norms, request.ridge);
         let task = fitting::Task { prepared, injected, adapter, data: c, norms, ridge };
         let live = fitting::fit(&task, &choices, device)?;
-        let names = judged.iter().map(|(s, _)| s.info().name);
-        errors.extend(names.chain([Strategy::LeastSquares.info().name]).zip(live.errors));
+        let names = judged.iter().map(|(s, _)| s.name);
+        errors.extend(names.chain([Strategy::LEAST_SQUARES.name]).zip(live.errors));
         let mut fitted = live.fitted;
         if fits && sequential {
             let in_order = fitting::fit_in_order(&task, device)?;
-            errors.extend([Strategy::LeastSquares.info().name].into_iter().zip(in_order.errors));
+            errors.extend([Strategy::LEAST_SQUARES.name].into_iter().zip(in_order.errors));
             fitted = in_order.fitted;
         }
         if fits {
             let mut each = Vec::new();
             for fold in 0..folds.len() {
                 // A single example is fitted and judged on itself.
-                let without = Some(fold).filter(|_| fitting::held_back(c.data.len()) > 0);
+                let without = Some(fold).filter(|_| held_back(c.data.len()) > 0);
                 statistics.projections = fitted.projections(without);
-                each.push(merge::deltas(&p, Strategy::LeastSquares, &statistics)?);
+                each.push(merge::deltas(&p, Strategy::LEAST_SQUARES, &statistics)?);
             }
-            judged.insert(0, (Strategy::LeastSquares, each));
+            judged.insert(0, (Strategy::LEAST_SQUARES, each));
             statistics.projections = fitted.projections(None);
             ridges = fitted.solutions.iter().map(|(path, s)| (path.clone(), s.ridge)).collect();
         }
@@ -97,24 +97,24 @@ pub(super) fn approximate(
         }
         outcomes.push((s, together(parts)));
     }
-    let tried: Vec<(String, f64)> = outcomes.iter().map(|(s, d)| (s.info().name.to_string(), largest(d))).collect();
+    let tried: Vec<(String, f64)> = outcomes.iter().map(|(s, d)| (s.name.to_string(), largest(d))).collect();
     let best = outcomes.into_iter().min_by(|a, b| largest(&a.1).total_cmp(&largest(&b.1)));
     let (strategy, differences) = best.expect("there is a candidate");
     if tried.len() > 1 {
         let all: Vec<String> = tried.iter().map(|(name, error)| format!("{name} {error:.1e}")).collect();
-        notes.push(format!("{} changes the outputs least: {}", strategy.info().name, all.join(", ")));
+        notes.push(format!("{} changes the outputs least: {}", strategy.name, all.join(", ")));
     }
     // As it will be written: from all rows.
     let deltas = merge::deltas(&p, strategy, &statistics)?;
     let (mut model, mut all_notes) = (p.model, p.notes);
     let mut layers = merge::fold(&mut model, &p.config, &deltas, &mut all_notes)?;
     for layer in &mut layers {
-        layer.error = errors.get(strategy.info().name).and_then(|e| e.get(&layer.path)).copied();
-        layer.ridge = ridges.get(&layer.path).copied().filter(|_| strategy == Strategy::LeastSquares);
+        layer.error = errors.get(strategy.name).and_then(|e| e.get(&layer.path)).copied();
+        layer.ridge = ridges.get(&layer.path).copied().filter(|_| strategy == Strategy::LEAST_SQUARES);
     }
     all_notes.extend(notes);
     let also_trained = p.config.also_train.clone();
-    let report = Report { strategy: strategy.info().name.into(), layers, also_trained, notes: all_notes };
+    let report = Report { strategy: strategy.name.into(), layers, also_trained, notes: all_notes };
     Ok(Chosen { model: Arc::new(model), report, deltas, differences, tried })
 }
 
@@ -130,11 +130,21 @@ pub(super) fn polish(
     let c = given.ok_or_else(|| Error::Usage(none.into()))?;
     let config = merge::config(request.injected)?;
     let bare = merge::strip(request.injected, &config)?;
+    let p = merge::prepare(request.injected, request.adapter)?;
+    // One rank for all: A' and the last factor, filled up with zeros where a target's own is smaller.
+    let rank = p.factors.values().map(|f| f.carry.nrows()).max().unwrap_or(1);
+    let scale = p.factors.values().next().map_or(1.0, |f| f.scale);
     let mut start = Adapter::default();
     for (t, delta) in config.targets.iter().zip(&chosen.deltas) {
         let a = delta.a.as_ref().expect("an approximate merge keeps the rank");
-        start.tensors.insert(t.a(), a.mapv(|x| x as f32).into_dyn());
-        start.tensors.insert(t.b(), request.adapter.tensors[&t.b()].clone());
+        let last = &p.factors[&t.path].last;
+        let share = p.factors[&t.path].scale / scale;
+        let wide = Array2::from_shape_fn((rank, t.in_features), |(i, j)| a.get((i, j)).map_or(0.0, |x| *x as f32));
+        let tall = Array2::from_shape_fn((t.out_features, rank), |(i, j)| {
+            last.get((i, j)).map_or(0.0, |x| (x * share) as f32)
+        });
+        start.tensors.insert(t.tensor("lora_A.weight"), wide.into_dyn());
+        start.tensors.insert(t.tensor("lora_B.weight"), tall.into_dyn());
     }
     for name in &config.also_train {
         start.tensors.insert(name.clone(), request.adapter.tensors[name].clone());
@@ -142,21 +152,20 @@ pub(super) fn polish(
     let exactly = |name: &String| Regex::new(&format!("^{}$", regex::escape(name))).expect("an escaped name");
     let options = Options {
         targets: config.targets.iter().map(|t| Selector::Path(exactly(&t.path))).collect(),
-        exclude: vec![],
-        structure: Structure::Lora,
+        structure: adapters::lora(),
         pre_num: 0,
-        rank: config.rank,
-        alpha: config.alpha,
+        rank,
+        alpha: scale * rank as f64,
         dropout: config.dropout,
-        rslora: config.rslora,
         also_train: config.also_train.iter().map(exactly).collect(),
         seed: config.seed,
         adapter: Some(start),
+        ..Options::default()
     };
     let (lora, _) = inject::inject(&bare, &options, &|_| None)?;
     let lora = Arc::new(lora);
     let n = c.data.len();
-    let data = c.data.subset(0..n - fitting::held_back(n));
+    let data = c.data.subset(0..n - held_back(n));
     let dir = tempfile::tempdir().map_err(|e| Error::Model(format!("no temporary folder: {e}")))?;
     let train = TrainRequest {
         model: &lora,
@@ -174,7 +183,7 @@ pub(super) fn polish(
     impl crate::train::Observer for Quiet {}
     let outcome = training::train(&train, device, &mut Quiet)?;
     let mut p = merge::prepare(&lora, &outcome.adapter)?;
-    let deltas = merge::deltas(&p, Strategy::Exact, &Statistics::default())?;
+    let deltas = merge::deltas(&p, Strategy::EXACT, &Statistics::default())?;
     let layers = merge::fold(&mut p.model, &p.config, &deltas, &mut vec![])?;
     for (old, new) in chosen.report.layers.iter_mut().zip(layers) {
         (old.relative_change, old.requantised) = (new.relative_change, new.requantised);
@@ -208,7 +217,7 @@ fn norms(
 pub(super) fn inputs(model: &Arc<Model>, given: Option<&Calibration>) -> Result<Vec<Vec<Inputs>>, Error> {
     let Some(c) = given else { return Ok(vec![vec![synthetic(model, 0)?]]) };
     let n = c.data.len();
-    let mut folds = fitting::folds(n);
+    let mut folds = folds(n);
     if folds.is_empty() {
         folds.push(0..n);
     }
@@ -227,7 +236,7 @@ pub(super) fn inputs(model: &Arc<Model>, given: Option<&Calibration>) -> Result<
 /// The examples that [`inputs`] takes, in words.
 pub(super) fn compared_on(given: Option<&Calibration>) -> String {
     let Some(c) = given else { return "synthetic inputs".into() };
-    let folds = fitting::folds(c.data.len());
+    let folds = folds(c.data.len());
     let count: usize = folds.iter().map(|f| COMPARED.min(f.len())).sum();
     let (count, path) = (if folds.is_empty() { c.data.len() } else { count }, c.data.path.display());
     match folds.len() {

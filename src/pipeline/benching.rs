@@ -3,6 +3,7 @@
 use super::compile;
 use super::training::load;
 use super::{Error, ModelCompiler, input_specs};
+use crate::adapters;
 use crate::adapters::CONFIG_KEY;
 use crate::device::{Device, Run};
 use crate::ir::{Builder, Sink, Tensor, Type};
@@ -271,13 +272,12 @@ fn made_up(model: &Arc<Model>, shapes: &Shapes, request: &BenchRequest) -> Resul
 /// 4 for each weight of a linear node and row: forward, and the gradient of its input.
 fn model_flop(model: &Arc<Model>, shapes: &Shapes) -> Result<f64, Error> {
     let values = compile::value_shapes_at(model, shapes)?;
-    let linear = onnx::linear_nodes(model);
-    let base = linear.iter().filter(|l| !l.weight.ends_with(".lora_A.weight") && !l.weight.ends_with(".lora_B.weight"));
+    let base = adapters::layers(model);
     let flop = |l: &onnx::Linear| {
         let outputs: usize = values.get(&l.y).map_or(0, |s| s.iter().product());
         4.0 * outputs as f64 * l.in_features as f64
     };
-    Ok(base.map(flop).sum())
+    Ok(base.iter().map(flop).sum())
 }
 
 /// GFLOP/s of products of 1,024 x 1,024 matrices, one after the other.

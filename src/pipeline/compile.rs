@@ -2,7 +2,7 @@
 
 use super::weighing::OwnLoss;
 use super::{Error, ValueShapes, integers};
-use crate::adapters::{Config, Structure, a_name};
+use crate::adapters::{self, Config, Merge, Residual};
 use crate::calibrate::{self, BlockValues};
 use crate::ir::{Builder, Graph, Leaf, Sink, Value, outputs};
 use crate::lower::loss::{self, Loss};
@@ -209,7 +209,7 @@ impl Program {
     /// Module paths of the blocks that have statistics, in order.
     pub fn blocks(&self) -> Vec<String> {
         match &self.config {
-            Some(c) if !c.structure.info().exact => c.targets.iter().map(|t| t.path.clone()).collect(),
+            Some(c) if c.merge() == Merge::Approximate => c.targets.iter().map(|t| t.path.clone()).collect(),
             _ => vec![],
         }
     }
@@ -217,12 +217,12 @@ impl Program {
     /// For each block, its linear node and (for middle-shortcut) the name of its own projection.
     fn block_names(&self) -> Vec<(Linear, Option<String>)> {
         let Some(config) = &self.config else { return vec![] };
-        let linear = onnx::linear_nodes(&self.model);
+        let (linear, emission) = (onnx::linear_nodes(&self.model), adapters::emit_again(&self.model, config));
         let name = |path: &String| {
             let l = linear.iter().find(|l| l.path == *path).expect("a target is a linear node");
-            let xa = (config.structure == Structure::MiddleShortcut)
-                .then(|| a_name(path).strip_suffix(".weight").unwrap_or_default().to_string());
-            (l.clone(), xa)
+            let block = emission.blocks.iter().find(|b| b.path == *path);
+            let carried = block.and_then(|b| b.carried.clone());
+            (l.clone(), carried.filter(|_| config.residual() == Residual::MiddleShortcut))
         };
         self.blocks().iter().map(name).collect()
     }

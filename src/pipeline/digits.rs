@@ -1,7 +1,5 @@
 //! The model and data that come with the program, and how they are trained: what `quickstart` shows and `doctor` tries.
 
-use crate::adapters::Structure;
-use crate::inject::Options;
 use crate::optim::{self, Hyper};
 use crate::train::data::Order;
 use crate::train::{Schedule, Settings};
@@ -14,23 +12,6 @@ pub const FILES: &[(&str, &[u8])] = &[
 ];
 
 pub const BATCH: usize = 25;
-
-/// Adapters on the attention's queries and values.
-pub fn options() -> Options {
-    Options {
-        targets: vec![],
-        exclude: vec![],
-        structure: Structure::BlockShortcut,
-        pre_num: 2,
-        rank: 8,
-        alpha: 16.0,
-        dropout: 0.0,
-        rslora: false,
-        also_train: vec![],
-        seed: 0,
-        adapter: None,
-    }
-}
 
 /// Fifteen epochs with AdamW.
 pub fn settings() -> Settings {

@@ -160,7 +160,7 @@ pub fn training_check(device: &mut dyn Device) -> Result<TrainingCheck, Error> {
         std::fs::write(dir.path().join(name), bytes).map_err(fail)?;
     }
     let data = data::read(&dir.path().join("train.safetensors"), &data::Options::default())?;
-    let (injected, _) = inject(&read(&dir.path().join("model.onnx"))?, &digits::options())?;
+    let (injected, _) = inject(&read(&dir.path().join("model.onnx"))?, &crate::inject::Options::default())?;
     let model = std::sync::Arc::new(injected);
     let settings = Settings { max_steps: Some(STEPS), warmup_steps: 0, ..digits::settings() };
     let run = |device: &mut dyn Device, name: &str| -> Result<(Vec<f64>, Adapter), Error> {

@@ -1,132 +1,31 @@
 //! Fitting plain projections to what a structure computes: gathering moments on a device, and least squares on the host.
 
+use super::calibrating::Calibration;
 use super::compile::{Signal, Tap};
-use super::merging::Calibration;
 use super::training::{Trainee, load};
 use super::{Error, inferring};
 use crate::adapter::{Adapter, Moments, Norms};
-use crate::calibrate::moment_output;
+use crate::adapters::{self, Config, Emission, Target};
+use crate::calibrate::{self, BUDGET, Fetched, Gathering, Solution, WIDE, folds, matrix};
 use crate::device::{Device, Run};
-use crate::ir::Tensor;
-use crate::merge::{self, Delta, Prepared, Solution, Statistics, Strategy};
-use crate::onnx::{self, Model, NodeId};
+use crate::merge::{self, Delta, Prepared, Statistics, Strategy};
+use crate::onnx::{self, Linear, Model, NodeId};
 use crate::train::Purpose;
 use crate::train::data::{Dataset, Feed};
 use ndarray::{Array2, Axis};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The widest input whose products are summed, `[in, in]`; wider ones are fitted on a sample of their rows. Also the number of
-/// rows in that sample.
-const WIDE: usize = 4096;
-
-/// The most that moments take on the host at once, in bytes: at 4,096 features 256 MiB a block, so four blocks.
-const BUDGET: usize = 1 << 30;
-
-/// The fewest examples that a choice between merges is made on, where there are so many.
-pub const JUDGED: usize = 32;
-
-/// How many examples of a data set are held back at a time.
-pub fn held_back(examples: usize) -> usize {
-    if examples < 2 { 0 } else { examples.div_ceil(10) }
-}
-
-/// The examples that are held back, each fold in its turn: a tenth at a time, from the end, until at least [`JUDGED`] have been,
-/// or all.
-pub fn folds(examples: usize) -> Vec<Range<usize>> {
-    let held = held_back(examples);
-    let mut folds = Vec::new();
-    let mut end = examples;
-    while held > 0 && end > 0 && examples - end < JUDGED {
-        folds.push(end.saturating_sub(held)..end);
-        end = end.saturating_sub(held);
-    }
-    folds
-}
-
-/// What a block's B reads: the name of the value, and strides if it is an image.
-fn taps(injected: &Model, path: &str) -> Option<(Tap, Tap)> {
-    let linear = onnx::linear_nodes(injected).into_iter().find(|l| l.path == path)?;
-    let up = format!("{path}.lora_B");
-    let t = injected.nodes().find(|(_, n)| n.name() == up).and_then(|(_, n)| n.input(0).map(String::from))?;
+/// The values that a block's regression reads: its own input, and the signal that its last factor multiplies.
+fn taps(emission: &Emission, linear: &[Linear], path: &str) -> Result<(Tap, Tap), Error> {
+    let missing = || Error::Model(format!("'{path}' is not in the file"));
+    let block = emission.blocks.iter().find(|b| b.path == path).ok_or_else(missing)?;
+    let l = linear.iter().find(|l| l.path == path).ok_or_else(missing)?;
+    let signal = block.signal.clone().ok_or_else(missing)?;
     // What a convolution has projected, its strides have thinned out already.
-    let dense = linear.strides.as_ref().map(|s| vec![1; s.len()]);
-    Some((Tap { value: linear.x, strides: linear.strides }, Tap { value: t, strides: dense }))
-}
-
-/// Sums what batches give, part by part.
-enum Gathering {
-    Sums(Option<[Array2<f64>; 3]>),
-    /// A reservoir: every row is as likely to be kept as any other.
-    Rows {
-        x: Vec<Vec<f64>>,
-        t: Vec<Vec<f64>>,
-        seen: usize,
-        rng: ChaCha8Rng,
-    },
-}
-
-impl Gathering {
-    fn new(sums: bool) -> Gathering {
-        if sums {
-            return Gathering::Sums(None);
-        }
-        Gathering::Rows { x: vec![], t: vec![], seen: 0, rng: ChaCha8Rng::seed_from_u64(0) }
-    }
-
-    fn add_sums(&mut self, parts: [Array2<f64>; 3]) {
-        if let Gathering::Sums(all) = self {
-            match all {
-                None => *all = Some(parts),
-                Some(all) => all.iter_mut().zip(parts).for_each(|(a, p)| *a += &p),
-            }
-        }
-    }
-
-    fn add_rows(&mut self, xs: &Array2<f64>, ts: &Array2<f64>, counts: impl Fn(usize) -> bool) {
-        let Gathering::Rows { x, t, seen, rng } = self else { return };
-        for r in (0..xs.nrows()).filter(|&r| counts(r)) {
-            *seen += 1;
-            let (row, signal) = (xs.row(r).to_vec(), ts.row(r).to_vec());
-            if x.len() < WIDE {
-                x.push(row);
-                t.push(signal);
-            } else {
-                let at = rng.random_range(0..*seen);
-                if at < WIDE {
-                    (x[at], t[at]) = (row, signal);
-                }
-            }
-        }
-    }
-
-    fn finish(self, [n, r]: [usize; 2]) -> Moments {
-        match self {
-            Gathering::Sums(None) => {
-                Moments::Sums { xx: Array2::zeros((n, n)), tx: Array2::zeros((r, n)), tt: Array2::zeros((r, r)) }
-            }
-            Gathering::Sums(Some([xx, tx, tt])) => Moments::Sums { xx, tx, tt },
-            Gathering::Rows { x, t, .. } => {
-                let array = |rows: Vec<Vec<f64>>, width: usize| {
-                    Array2::from_shape_vec((rows.len(), width), rows.concat()).expect("rows of one width")
-                };
-                Moments::Rows { x: array(x, n), t: array(t, r) }
-            }
-        }
-    }
-}
-
-/// What one batch gives, by output.
-type Fetched = HashMap<String, Tensor>;
-
-fn matrix(fetched: &Fetched, i: usize, part: &str) -> Option<Array2<f64>> {
-    let t = fetched.get(&moment_output(i, part))?;
-    let [rows, columns] = t.shape()[..] else { return None };
-    let values = t.as_f32()?.iter().map(|&x| x as f64).collect();
-    Array2::from_shape_vec((rows, columns), values).ok()
+    let dense = l.strides.as_ref().map(|s| vec![1; s.len()]);
+    Ok((Tap { value: block.x.clone(), strides: l.strides.clone() }, Tap { value: signal, strides: dense }))
 }
 
 /// Runs a program's signals over batches of examples.
@@ -166,19 +65,22 @@ fn with_signals(mut trainee: Trainee, c: &Calibration, signals: Vec<Signal>) -> 
     trainee
 }
 
-/// Moments of every block of an injected model, its structure live, handed to `each` as they come.
+/// Moments of every block of an injected model, its structure live, handed to `each` as they come. `widths` says how many numbers
+/// a target's signal has.
 pub fn moments(
     injected: &Arc<Model>,
     adapter: &Adapter,
+    widths: &dyn Fn(&Target) -> usize,
     c: &Calibration,
     device: &mut dyn Device,
     each: &mut dyn FnMut(&str, Vec<Moments>),
 ) -> Result<(), Error> {
     let config = merge::config(injected)?;
+    let (emission, linear) = (adapters::emit_again(injected, &config), onnx::linear_nodes(injected));
     let batches = batches(c);
     let count = folds(c.data.len()).len() + 1;
     let examples: Vec<Vec<usize>> = batches.iter().map(|b| b.1.clone()).collect();
-    let mut open: Vec<&crate::adapters::Target> = config.targets.iter().collect();
+    let mut open: Vec<&Target> = config.targets.iter().collect();
     while !open.is_empty() {
         // As many blocks at once as fit; each round runs the data again.
         let bytes = |n: usize| 8 * count.max(2) * n.min(WIDE) * n.max(WIDE.min(n));
@@ -193,8 +95,7 @@ pub fn moments(
         }
         let mut signals = Vec::new();
         for t in &group {
-            let (x, s) =
-                taps(injected, &t.path).ok_or_else(|| Error::Model(format!("'{}' is not in the file", t.path)))?;
+            let (x, s) = taps(&emission, &linear, &t.path)?;
             signals.push(Signal { x: Some(x), t: Some(s), sums: t.in_features <= WIDE });
         }
         let mut parts: Vec<Vec<Gathering>> =
@@ -213,7 +114,7 @@ pub fn moments(
             }
         })?;
         for (t, parts) in group.into_iter().zip(parts) {
-            let size = [t.in_features, config.rank];
+            let size = [t.in_features, widths(t)];
             each(&t.path, parts.into_iter().map(|p| p.finish(size)).collect());
         }
     }
@@ -239,7 +140,7 @@ impl Fitted {
 /// The start of every regression: `A₀` of input-norm.
 fn starts(p: &Prepared, norms: &BTreeMap<String, Norms>) -> Result<BTreeMap<String, Array2<f64>>, Error> {
     let statistics = Statistics { norms: norms.clone(), ..Statistics::default() };
-    let deltas = merge::deltas(p, Strategy::InputNorm, &statistics)?;
+    let deltas = merge::deltas(p, Strategy::INPUT_NORM, &statistics)?;
     Ok(deltas.into_iter().filter_map(|d| Some((d.path, d.a?))).collect())
 }
 
@@ -266,14 +167,15 @@ pub fn fit(task: &Task, choices: &[Vec<Delta>], device: &mut dyn Device) -> Resu
     let starts = starts(p, norms)?;
     let mut fitted = Fitted { solutions: BTreeMap::new() };
     let mut errors = vec![BTreeMap::new(); choices.len() + 1];
-    moments(injected, adapter, c, device, &mut |path, parts| {
-        let b = &p.factors[path].1;
-        let solution = merge::solve(&parts, &starts[path], b, ridge);
-        errors[choices.len()].insert(path.to_string(), merge::error(&parts[1..], &solution.a_fit, b));
+    let widths = |t: &Target| p.factors[&t.path].carry.nrows();
+    moments(injected, adapter, &widths, c, device, &mut |path, parts| {
+        let b = &p.factors[path].last;
+        let solution = calibrate::solve(&parts, &starts[path], b, ridge);
+        errors[choices.len()].insert(path.to_string(), calibrate::error(&parts[1..], &solution.a_fit, b));
         for (choice, errors) in choices.iter().zip(&mut errors) {
             if let Some(a) = choice.iter().find(|d| d.path == path).and_then(|d| d.a.as_ref()) {
                 let same = vec![a.clone(); parts.len() - 1];
-                errors.insert(path.to_string(), merge::error(&parts[1..], &same, b));
+                errors.insert(path.to_string(), calibrate::error(&parts[1..], &same, b));
             }
         }
         fitted.solutions.insert(path.to_string(), solution);
@@ -288,7 +190,7 @@ pub fn fit_in_order(task: &Task, device: &mut dyn Device) -> Result<Judged, Erro
     let starts = starts(p, norms)?;
     let batches = batches(c);
     let examples: Vec<Vec<usize>> = batches.iter().map(|b| b.1.clone()).collect();
-    let scale = p.config.scale();
+    let (emission, linear) = (adapters::emit_again(injected, &p.config), onnx::linear_nodes(injected));
     let mut fitted = Fitted { solutions: BTreeMap::new() };
     let mut errors = BTreeMap::new();
     // One model merged from all rows, which the file will hold, and for each fold one from the rows outside it, to judge by.
@@ -297,7 +199,7 @@ pub fn fit_in_order(task: &Task, device: &mut dyn Device) -> Result<Judged, Erro
     for group in stages(&p.model, &p.config) {
         let mut taken = Vec::new();
         for path in &group {
-            taken.push(taps(injected, path).ok_or_else(|| Error::Model(format!("'{path}' is not in the file")))?);
+            taken.push(taps(&emission, &linear, path)?);
         }
         let live: Vec<Signal> =
             taken.iter().map(|(_, t)| Signal { x: None, t: Some(t.clone()), sums: false }).collect();
@@ -333,35 +235,37 @@ pub fn fit_in_order(task: &Task, device: &mut dyn Device) -> Result<Judged, Erro
                 }
             })?;
             for (path, parts) in group.iter().zip(parts) {
-                let size = [starts[path].ncols(), p.config.rank];
+                let size = [starts[path].ncols(), starts[path].nrows()];
                 found.push(parts.into_iter().map(|p| p.finish(size)).collect());
             }
         }
-        let mut deltas: Vec<Vec<Delta>> = vec![vec![]; count];
+        let mut projections: Vec<BTreeMap<String, Array2<f64>>> = vec![BTreeMap::new(); count];
         for (i, path) in group.iter().enumerate() {
-            let b = &p.factors[path].1;
+            let b = &p.factors[path].last;
             // The inputs of each fold's own model; where there is no fold, nothing is judged.
-            let own: Vec<Solution> = (1..count).map(|k| merge::solve(&found[k][i], &starts[path], b, ridge)).collect();
+            let own: Vec<Solution> =
+                (1..count).map(|k| calibrate::solve(&found[k][i], &starts[path], b, ridge)).collect();
             let ridge = own.first().map_or(ridge, |s| Some(s.ridge));
-            let whole = merge::solve(&found[0][i], &starts[path], b, ridge);
+            let whole = calibrate::solve(&found[0][i], &starts[path], b, ridge);
             let a_fit: Vec<Array2<f64>> = own.iter().enumerate().map(|(k, s)| s.a_fit[k].clone()).collect();
             let held: Vec<Moments> = (1..count).map(|k| found[k][i][k].clone()).collect();
-            errors.insert(path.clone(), merge::error(&held, &a_fit, b));
-            for (a, deltas) in std::iter::once(&whole.a).chain(&a_fit).zip(&mut deltas) {
-                let delta = b.dot(a) * scale;
-                deltas.push(Delta { path: path.clone(), delta, a: Some(a.clone()), alphas: vec![] });
+            errors.insert(path.clone(), calibrate::error(&held, &a_fit, b));
+            for (a, projections) in std::iter::once(&whole.a).chain(&a_fit).zip(&mut projections) {
+                projections.insert(path.clone(), a.clone());
             }
             fitted.solutions.insert(path.clone(), Solution { a_fit, ..whole });
         }
-        for (model, deltas) in merged.iter_mut().zip(&deltas) {
-            merge::fold(model, &p.config, deltas, &mut vec![])?;
+        for (model, projections) in merged.iter_mut().zip(projections) {
+            let statistics = Statistics { projections, ..Statistics::default() };
+            let deltas = merge::deltas_of(p, &group, Strategy::LEAST_SQUARES, &statistics)?;
+            merge::fold(model, &p.config, &deltas, &mut vec![])?;
         }
     }
     Ok(Judged { fitted, errors: vec![errors] })
 }
 
 /// The targets in an order of execution, together where none depends on another of its stage.
-fn stages(model: &Model, config: &crate::adapters::Config) -> Vec<Vec<String>> {
+fn stages(model: &Model, config: &Config) -> Vec<Vec<String>> {
     let linear = onnx::linear_nodes(model);
     let nodes: HashMap<NodeId, &str> =
         linear.iter().filter(|l| config.target(&l.path).is_some()).map(|l| (l.node, l.path.as_str())).collect();

@@ -2,6 +2,7 @@
 
 use super::compile::{self, LossChoice, Program};
 use super::{Error, training};
+use crate::adapters;
 use crate::adapters::CONFIG_KEY;
 use crate::inject::{self, Options};
 use crate::ir::Sink;
@@ -59,8 +60,7 @@ pub fn inspect(
     seq: usize,
     limits: Limits,
 ) -> Result<Inspection, Error> {
-    let factors = |l: &Linear| l.weight.ends_with(".lora_A.weight") || l.weight.ends_with(".lora_B.weight");
-    let linear: Vec<Linear> = onnx::linear_nodes(model).into_iter().filter(|l| !factors(l)).collect();
+    let linear = adapters::layers(model);
     let roles = onnx::roles(model, &linear);
     let unsupported = lower::unsupported(model);
     let mut notes = Vec::new();
@@ -119,7 +119,10 @@ pub fn inspect(
                 out.unreached = config
                     .targets
                     .iter()
-                    .filter(|t| !reached.contains(t.b().as_str()) || !reached.contains(t.a().as_str()))
+                    .filter(|t| {
+                        let specs = config.specs(t).unwrap_or_default().into_iter().filter(|s| s.trained);
+                        specs.into_iter().any(|s| !reached.contains(t.tensor(&s.suffix).as_str()))
+                    })
                     .map(|t| t.path.clone())
                     .collect();
                 out.memory = Some(MemoryNeed {

@@ -8,6 +8,7 @@
 
 mod approximating;
 mod benching;
+mod calibrating;
 mod choosing;
 mod comparing;
 mod compile;
@@ -17,26 +18,31 @@ mod doctor;
 mod error;
 mod fitting;
 mod folding;
+mod improving;
 mod inspecting;
 mod integers;
+mod judging;
+mod merge_request;
 mod merging;
+mod metric;
+mod recording;
 mod running;
 mod surveying;
+mod training;
 mod weighing;
 
-mod training;
-
 pub use benching::{Bench, BenchRequest, KernelTime, Profile, Span, bench};
+pub use calibrating::{Calibration, calibrate};
 pub use comparing::{compare_outputs, infer, synthetic};
 pub use compile::{LossChoice, ModelCompiler, Program, index_bounds, sample_shapes};
 pub use devices::{DeviceChoice, DeviceInfo, Numbers, list_devices, open_device};
 pub use doctor::{KERNEL_TOLERANCE, KernelCheck, TRAINING_TOLERANCE, TrainingCheck, self_check, training_check};
 pub use error::Error;
 pub use inspecting::{Found, Inspection, MemoryNeed, dot, inspect};
-pub use merging::{
-    Calibration, KEPT, MERGE_KEY, MergeRequest, Merged, Metric, Polished, calibrate, merge, read_adapter,
-};
-
+pub use merge_request::{MergeRequest, Merged, Polished};
+pub use merging::{merge, read_adapter};
+pub use metric::{KEPT, Metric};
+pub use recording::MERGE_KEY;
 pub use running::{Ran, run, save};
 pub use surveying::within_positions;
 pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};

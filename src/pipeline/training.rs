@@ -42,7 +42,7 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
     };
     let mut trained = BTreeSet::new();
     if let Some(c) = &config {
-        trained.extend(c.targets.iter().flat_map(|t| [t.a(), t.b()]));
+        trained.extend(c.trained_names());
         trained.extend(c.also_train.iter().cloned());
     }
     let mut parameters = BTreeMap::new();

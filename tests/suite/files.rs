@@ -1,7 +1,7 @@
 //! ONNX files survive: byte for byte where nothing changed, and after inject and merge with B = 0.
 
 use crate::oracle::{self, Case};
-use reslora_compile::adapters::STRUCTURES;
+use reslora_compile::adapters;
 use reslora_compile::inject::Options;
 use reslora_compile::merge;
 use reslora_compile::onnx;
@@ -42,7 +42,7 @@ fn reading_and_writing_changes_nothing() {
 
 fn fresh(case: &Case, structure: &str) -> Options {
     Options {
-        structure: reslora_compile::adapters::Structure::parse(structure).unwrap(),
+        structure: reslora_compile::adapters::find(structure).unwrap(),
         dropout: 0.1,
         adapter: None,
         ..case.options("init.safetensors")
@@ -55,7 +55,7 @@ fn inject_and_merge_with_b_zero_gives_the_base_back() {
     for case in oracle::everything() {
         let path = case.dir.join("model.onnx");
         let base = pipeline::read(&path).unwrap();
-        for s in STRUCTURES {
+        for s in adapters::all() {
             let (model, _) = pipeline::inject(&base, &fresh(&case, s.name)).unwrap();
             let injected = dir.path().join("injected.onnx");
             onnx::write(&model, &injected).unwrap();

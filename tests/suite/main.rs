@@ -28,6 +28,7 @@ mod products;
 mod runs;
 mod shaders;
 mod tokens;
+mod toy_adapter;
 
 /// Says what was not tested, past the test harness, which keeps what a passing test prints to itself.
 fn loudly(what: &str) {

@@ -4,7 +4,7 @@ use crate::build::{A, F32, Net, spread, tensor};
 use crate::oracle::{self, Case};
 use ndarray::ArrayD;
 use reslora_compile::adapter::Adapter;
-use reslora_compile::adapters::Structure;
+use reslora_compile::adapters::{self, Structure};
 use reslora_compile::device::Cpu;
 use reslora_compile::inject::{Options, Selector};
 use reslora_compile::merge::{self, Strategy};
@@ -49,7 +49,7 @@ fn trained(case: &Case, dir: &Path) -> (Arc<Model>, Adapter, Dataset) {
 }
 
 fn approximate() -> Vec<Case> {
-    oracle::fixtures().into_iter().filter(|c| !c.structure().info().exact).collect()
+    oracle::fixtures().into_iter().filter(|c| c.approximate()).collect()
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn the_best_strategy_is_chosen_and_least_squares_is_never_worse() {
         assert!(metric.loss.iter().all(|l| l.is_finite()));
 
         let in_order = run(&MergeRequest {
-            strategy: Some(Strategy::LeastSquares),
+            strategy: Some(Strategy::LEAST_SQUARES),
             sequential: true,
             ..request(&injected, &adapter, Some(&data))
         });
@@ -106,9 +106,12 @@ fn what_changes_in_the_file_is_targeted_weights_and_a_record() {
 #[test]
 fn polishing_trains_the_merged_form() {
     let dir = tempfile::tempdir().unwrap();
-    let case = approximate().into_iter().find(|c| c.structure() == Structure::MiddleShortcut).expect("a case");
+    let case = approximate()
+        .into_iter()
+        .find(|c| c.structure() == adapters::find("middle-shortcut").unwrap())
+        .expect("a case");
     let (injected, adapter, data) = trained(&case, dir.path());
-    let plain = MergeRequest { strategy: Some(Strategy::InputNorm), ..request(&injected, &adapter, Some(&data)) };
+    let plain = MergeRequest { strategy: Some(Strategy::INPUT_NORM), ..request(&injected, &adapter, Some(&data)) };
     let without = run(&plain);
     let settings = reslora_compile::train::Settings { max_steps: Some(6), lr: 1e-3, ..case.settings() };
     let with = run(&MergeRequest { polish: Some(settings), ..plain });
@@ -126,16 +129,12 @@ fn polishing_trains_the_merged_form() {
 fn adapted(path: &Path, structure: Structure, to: &Path) -> (Arc<Model>, Adapter) {
     let options = Options {
         targets: vec![Selector::Path(regex::Regex::new(".").unwrap())],
-        exclude: vec![],
         structure,
         pre_num: -1,
         rank: 2,
         alpha: 2.0,
-        dropout: 0.0,
-        rslora: false,
-        also_train: vec![],
         seed: 1,
-        adapter: None,
+        ..Options::default()
     };
     let (model, report) = pipeline::inject(&pipeline::read(path).unwrap(), &options).unwrap();
     onnx::write(&model, to).unwrap();
@@ -146,7 +145,9 @@ fn adapted(path: &Path, structure: Structure, to: &Path) -> (Arc<Model>, Adapter
     assert!(std::fs::read(path).unwrap() == std::fs::read(&merged).unwrap(), "{}", path.display());
     let mut adapter = Adapter::default();
     for (k, t) in report.config.targets.iter().enumerate() {
-        for (name, dims) in [(t.a(), [2, t.in_features]), (t.b(), [t.out_features, 2])] {
+        for (name, dims) in
+            [(t.tensor("lora_A.weight"), [2, t.in_features]), (t.tensor("lora_B.weight"), [t.out_features, 2])]
+        {
             let values = spread(dims[0] * dims[1], k as u64 + 7).iter().map(|x| 0.3 * x).collect();
             adapter.tensors.insert(name, ArrayD::from_shape_vec(dims.to_vec(), values).unwrap());
         }
@@ -160,14 +161,15 @@ fn quantised_weights_go_back_into_their_blocks() {
     for name in ["mat_mul_n_bits", "mat_mul_n_bits_zero", "mat_mul_n_bits_bias"] {
         let path =
             PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/operators")).join(format!("{name}.onnx"));
-        let (injected, mut adapter) = adapted(&path, Structure::Lora, &dir.path().join("t.onnx"));
+        let (injected, mut adapter) = adapted(&path, adapters::find("lora").unwrap(), &dir.path().join("t.onnx"));
         let merged = run(&request(&injected, &adapter, None));
         let base = onnx::read(&path).unwrap();
         let node = |m: &Model| m.nodes().map(|(_, n)| n.clone()).find(|n| n.op_type() == "MatMulNBits").unwrap();
         let dense = |m: &Model| Quantised::read(m, &node(m)).unwrap().dequantise();
         let (before, after) = (dense(&base), dense(&merged.model));
         let target = &merge::config(&injected).unwrap().targets[0];
-        let (a, b) = (&adapter.tensors[&target.a()], &adapter.tensors[&target.b()]);
+        let (a, b) =
+            (&adapter.tensors[&target.tensor("lora_A.weight")], &adapter.tensors[&target.tensor("lora_B.weight")]);
         let two = |t: &ArrayD<f32>| t.clone().into_dimensionality::<ndarray::Ix2>().unwrap();
         let wanted: Vec<f64> = before.iter().zip(two(b).dot(&two(a)).iter()).map(|(w, d)| (*w + *d) as f64).collect();
         let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
@@ -185,7 +187,7 @@ fn quantised_weights_go_back_into_their_blocks() {
         let kept = run(&MergeRequest { keep_branch: true, ..request(&injected, &adapter, None) });
         assert_eq!(worst(&kept), 0.0, "{name}: a kept branch loses nothing");
 
-        let zero = adapter.tensors.get_mut(&target.b()).unwrap();
+        let zero = adapter.tensors.get_mut(&target.tensor("lora_B.weight")).unwrap();
         zero.fill(0.0);
         let same = run(&request(&injected, &adapter, None));
         assert!(onnx::diff(&base, &same.model).tensors.is_empty(), "{name}: nothing to add, nothing changed");
@@ -212,7 +214,7 @@ fn adapters_go_on_convolutions_and_on_weights_in_constant_nodes() {
         .node("/head/MatMul", "MatMul", &["r", "w2"], &["logits"], &[])
         .output("logits", F32, &["batch", "3", "3", "5"]);
     let path = net.write(&dir.path().join("net.onnx"));
-    for structure in [Structure::Lora, Structure::BlockShortcut] {
+    for structure in [adapters::find("lora").unwrap(), adapters::find("block-shortcut").unwrap()] {
         let (injected, adapter) = adapted(&path, structure, &dir.path().join("t.onnx"));
         let config = merge::config(&injected).unwrap();
         let names: Vec<&str> = config.targets.iter().map(|t| t.path.as_str()).collect();
@@ -237,7 +239,7 @@ fn adapters_go_on_convolutions_and_on_weights_in_constant_nodes() {
 fn least_squares_against_the_better_of_the_papers_merges() {
     let dir = tempfile::tempdir().unwrap();
     let mut ratios = Vec::new();
-    for case in oracle::everything().into_iter().filter(|c| !c.structure().info().exact) {
+    for case in oracle::everything().into_iter().filter(|c| c.approximate()) {
         // Four bits to a weight hide what the merges differ in.
         if case.json["exporter"].as_str().is_some_and(|e| e.ends_with("int4")) {
             continue;
@@ -253,8 +255,8 @@ fn least_squares_against_the_better_of_the_papers_merges() {
             let all = pipeline::compare_outputs(&injected, Some(&adapter), &merged, &unseen, &mut Cpu::new(None));
             all.unwrap().iter().find(|d| d.output == "logits").expect("every case has logits").relative
         };
-        let paper = off(Strategy::InputNorm).min(off(Strategy::WeightNorm));
-        ratios.push((off(Strategy::LeastSquares) / paper, case.name()));
+        let paper = off(Strategy::INPUT_NORM).min(off(Strategy::parse("weight-norm").unwrap()));
+        ratios.push((off(Strategy::LEAST_SQUARES) / paper, case.name()));
     }
     ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
     let listed: Vec<String> = ratios.iter().map(|(r, name)| format!("{name} {r:.2}")).collect();

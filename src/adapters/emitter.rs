@@ -1,0 +1,353 @@
+//! The nodes of adapters: what is put into a model, and taken out of it again.
+
+use super::{Config, Form, Place, Target, base_name};
+use crate::onnx::{AttrValue, Bias, ElementType, Linear, Model, NewNode, NodeId, encode_floats, linear_nodes};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// The initializer of `s`, where all targets have the same; and the probability of dropping an element.
+const SCALE: &str = "reslora.scale";
+const DROPOUT_RATIO: &str = "reslora.dropout_ratio";
+/// Shapes that make a factor a kernel of one place, `[0, 0, 1]` and `[0, 0, 1, 1]` (0: as it is).
+const KERNEL_SHAPES: [&str; 2] = ["reslora.kernel_shape_1d", "reslora.kernel_shape_2d"];
+
+/// An initializer that adapters' nodes read and nothing trains.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Constant {
+    pub element: ElementType,
+    pub dims: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+/// The nodes of one block.
+#[derive(Clone, Debug)]
+pub struct Emitted {
+    /// The node whose output or input the block takes over: the linear node, or the Add of its bias.
+    pub node: NodeId,
+    pub path: String,
+    pub nodes: Vec<NewNode>,
+    pub place: Place,
+    /// What stood in the place: the value that `node` gave, or read.
+    pub old: String,
+    /// What stands there now: the value that `node` gives under another name, or the one it reads.
+    pub new: String,
+    /// The linear node's input.
+    pub x: String,
+    /// The signal that the last factor multiplies, where the block is a term.
+    pub signal: Option<String>,
+    /// What the block's own first factor gives, where the block is a term.
+    pub carried: Option<String>,
+}
+
+/// The nodes of all blocks in execution order, and what they read.
+#[derive(Clone, Debug, Default)]
+pub struct Emission {
+    pub blocks: Vec<Emitted>,
+    pub constants: BTreeMap<String, Constant>,
+}
+
+/// One block to emit.
+pub struct Block<'a> {
+    pub config: &'a Config,
+    pub target: &'a Target,
+    /// The linear node's input.
+    pub x: &'a str,
+    /// The value in the adapter's place: the product, or the output with its bias. Blocks that replace the input do not read it.
+    pub y: &'a str,
+    /// The initializer that `y` has added to the product, where the linear node adds it itself.
+    pub bias: Option<&'a str>,
+    pub linear: &'a Linear,
+    /// The blocks before it that its residual path reads with their inputs, nearest first.
+    pub ancestors: Vec<(&'a Target, &'a str)>,
+}
+
+/// The nodes to put into `base`.
+pub fn emit(base: &Model, config: &Config) -> Emission {
+    emit_with(base, config, None)
+}
+
+/// The nodes that [`emit`] has put into a model, found by emitting them again.
+pub fn emit_again(injected: &Model, config: &Config) -> Emission {
+    emit_with(injected, config, Some(injected))
+}
+
+fn emit_with(model: &Model, config: &Config, injected: Option<&Model>) -> Emission {
+    let linear = linear_nodes(model);
+    let first_x: HashMap<&str, &str> = linear.iter().rev().map(|l| (l.path.as_str(), l.x.as_str())).collect();
+    let mut calls: HashMap<&str, usize> = HashMap::new();
+    let mut shared = Shared::default();
+    let mut out = Emission::default();
+    // A term that is added reads no bias.
+    let reads_bias = match &config.structure.form {
+        Form::Term(term) => term.join.is_some(),
+        Form::Whole(_) => true,
+    };
+    let consumers = if reads_bias { model.consumers() } else { HashMap::new() };
+    for l in &linear {
+        let Some(target) = config.target(&l.path) else { continue };
+        let call = calls.entry(&target.path).or_default();
+        let ancestors = config.ancestors(target).into_iter().map(|t| (t, first_x[t.path.as_str()])).collect();
+        let place = match &config.structure.form {
+            Form::Term(_) => Place::Product,
+            Form::Whole(whole) => (whole.place)(config, target),
+        };
+        let base_value = match *call {
+            0 => base_name(&l.path),
+            n => format!("{}.call{n}", base_name(&l.path)),
+        };
+        let (own, add) = match l.bias(model, &consumers).filter(|_| reads_bias) {
+            Some(Bias::Own { name }) => (Some(name), None),
+            // The adapter stands behind the Add of the bias.
+            Some(Bias::Added { node, output, .. }) if place == Place::Output => (None, Some((node, output))),
+            Some(Bias::Added { .. }) | None => (None, None),
+        };
+        let (node, old) = match (place, add) {
+            (Place::Product | Place::Output, Some((node, output))) => (node, output),
+            (Place::Product | Place::Output, None) => (l.node, l.y.clone()),
+            (Place::Input, _) => (l.node, l.x.clone()),
+        };
+        let mut block = Block { config, target, x: &l.x, y: &base_value, bias: own.as_deref(), linear: l, ancestors };
+        let suffix = if *call == 0 { String::new() } else { format!(".call{call}") };
+        let original;
+        let before = if place == Place::Input { shared.clone() } else { Shared::default() };
+        let mut e = Emitter::new(l, config, suffix.clone(), std::mem::take(&mut shared));
+        let mut result = block_nodes(&mut e, &block);
+        if let (Place::Input, Some(injected)) = (place, injected) {
+            // The node reads what the adapter gave it: its own input is where the adapter's nodes begin.
+            let names: HashSet<&str> = e.nodes.iter().map(|n| n.name.as_str()).collect();
+            original = input_before(injected, &l.x, &names);
+            block.x = &original;
+            e = Emitter::new(l, config, suffix, before);
+            result = block_nodes(&mut e, &block);
+        }
+        let mut nodes = e.nodes;
+        shared = e.shared;
+        if place != Place::Input {
+            let last = nodes.last_mut().expect("a block has nodes");
+            assert_eq!(last.outputs, [result.clone()], "the last node of a block gives its value");
+            last.outputs = vec![old.clone()];
+        }
+        let own = |map: &BTreeMap<String, String>| map.get(&target.path).cloned();
+        let (old, new) = if place == Place::Input { (block.x.to_string(), result) } else { (old, base_value.clone()) };
+        out.blocks.push(Emitted {
+            node,
+            path: l.path.clone(),
+            nodes,
+            place,
+            old,
+            new,
+            x: block.x.to_string(),
+            signal: own(&shared.signals),
+            carried: own(&shared.carried),
+        });
+        *call += 1;
+    }
+    out.constants = shared.constants;
+    out
+}
+
+/// The nodes of one block; the value that stands in its place.
+fn block_nodes(e: &mut Emitter, block: &Block) -> String {
+    match &block.config.structure.form {
+        Form::Whole(whole) => (whole.emit)(e, block),
+        Form::Term(term) => {
+            let sum = block.config.residual().emit(e, term, block);
+            let scaled = if block.config.structure.alpha {
+                let scale = e.scale(block.config, block.target);
+                e.node("lora_scale", "Mul", &[&sum, &scale])
+            } else {
+                sum
+            };
+            match &term.join {
+                None => e.node("lora_add", "Add", &[block.y, &scaled]),
+                Some(join) => (join.emit)(e, block, &scaled),
+            }
+        }
+    }
+}
+
+/// The value from which nodes of these names compute `x`, along their first inputs.
+fn input_before(model: &Model, x: &str, names: &HashSet<&str>) -> String {
+    let producers = model.producers();
+    let mut at = x;
+    while let Some(node) = producers.get(at).map(|id| model.node(*id)).filter(|n| names.contains(n.name())) {
+        let Some(input) = node.input(0) else { break };
+        at = input;
+    }
+    at.to_string()
+}
+
+/// What blocks share.
+#[derive(Clone, Default)]
+struct Shared {
+    /// Values that earlier blocks have computed, and later ones may read.
+    known: HashSet<String>,
+    constants: BTreeMap<String, Constant>,
+    /// By module path.
+    signals: BTreeMap<String, String>,
+    carried: BTreeMap<String, String>,
+}
+
+/// Collects the nodes of one block.
+pub struct Emitter {
+    pub nodes: Vec<NewNode>,
+    /// Distinguishes the nodes of a module's second and later calls; empty for the first.
+    suffix: String,
+    path: String,
+    /// The element type of activations, to which factors are cast if it is not f32.
+    element: ElementType,
+    /// Strides, where the linear node is a convolution.
+    strides: Option<Vec<i64>>,
+    dropout: f64,
+    shared: Shared,
+}
+
+impl Emitter {
+    fn new(l: &Linear, config: &Config, suffix: String, shared: Shared) -> Emitter {
+        Emitter {
+            nodes: vec![],
+            suffix,
+            path: l.path.clone(),
+            element: l.element,
+            strides: l.strides.clone(),
+            dropout: config.dropout,
+            shared,
+        }
+    }
+
+    /// Adds a node called `{path}.{role}` whose output has the same name, and returns that.
+    pub fn node(&mut self, role: &str, op: &str, inputs: &[&str]) -> String {
+        self.node_with(role, op, inputs, vec![])
+    }
+
+    /// The same with attributes.
+    pub fn node_with(&mut self, role: &str, op: &str, inputs: &[&str], attrs: Vec<(&str, AttrValue)>) -> String {
+        let name = format!("{}.{role}{}", self.path, self.suffix);
+        let mut node = NewNode::new(&name, op, inputs, &name);
+        node.attrs.extend(attrs.into_iter().map(|(n, v)| (n.to_string(), v)));
+        self.nodes.push(node);
+        self.shared.known.insert(name.clone());
+        name
+    }
+
+    /// A constant of floats in the activations' element type.
+    pub fn floats(&mut self, name: &str, dims: &[usize], values: &[f64]) -> String {
+        let bytes = encode_floats(self.element, values).expect("activations are floats");
+        self.constant(name, Constant { element: self.element, dims: dims.to_vec(), bytes })
+    }
+
+    /// A constant of int64.
+    pub fn integers(&mut self, name: &str, values: &[i64]) -> String {
+        let bytes = values.iter().flat_map(|d| d.to_le_bytes()).collect();
+        self.constant(name, Constant { element: ElementType::I64, dims: vec![values.len()], bytes })
+    }
+
+    fn constant(&mut self, name: &str, constant: Constant) -> String {
+        self.shared.constants.insert(name.to_string(), constant);
+        name.to_string()
+    }
+
+    /// The initializer of `s`: one for all targets, and another for each that has another value or type.
+    pub fn scale(&mut self, config: &Config, target: &Target) -> String {
+        let bytes = encode_floats(self.element, &[config.scale_of(target)]).expect("activations are floats");
+        let own = Constant { element: self.element, dims: vec![], bytes };
+        let name = match self.shared.constants.get(SCALE) {
+            Some(common) if *common != own => target.tensor("lora_scale.value"),
+            _ => SCALE.to_string(),
+        };
+        self.constant(&name, own)
+    }
+
+    /// A tensor of the adapter in the activations' element type. All blocks that read it share it.
+    pub fn tensor(&mut self, initializer: &str) -> String {
+        if self.element == ElementType::F32 {
+            return initializer.to_string();
+        }
+        let stem = initializer.strip_suffix(".weight").unwrap_or(initializer);
+        let name = format!("{stem}.cast");
+        if self.shared.known.insert(name.clone()) {
+            self.cast(&name, initializer);
+        }
+        name
+    }
+
+    fn cast(&mut self, name: &str, from: &str) {
+        let to = AttrValue::Int(self.element.number() as i64);
+        self.nodes.push(NewNode::new(name, "Cast", &[from], name).attr("to", to));
+    }
+
+    /// A factor `(m, n)` as the operator that multiplies by it wants it, in the activations' element type: its transpose
+    /// for MatMul, a kernel `(m, n, 1, 1)` for Conv. All blocks that read it share it.
+    fn operand(&mut self, initializer: &str) -> String {
+        let stem = initializer.strip_suffix(".weight").unwrap_or(initializer);
+        let axes = self.strides.as_ref().map(Vec::len);
+        let name = axes.map_or(format!("{stem}.T"), |_| format!("{stem}.kernel"));
+        if self.shared.known.insert(name.clone()) {
+            if let Some(n) = axes {
+                let shape = [&[0i64, 0][..], &vec![1; n]].concat();
+                self.integers(KERNEL_SHAPES[n - 1], &shape);
+            }
+            let turn = |name: &str| match axes {
+                None => NewNode::new(name, "Transpose", &[initializer], name).attr("perm", AttrValue::Ints(vec![1, 0])),
+                Some(n) => NewNode::new(name, "Reshape", &[initializer, KERNEL_SHAPES[n - 1]], name),
+            };
+            if self.element == ElementType::F32 {
+                self.nodes.push(turn(&name));
+            } else {
+                let wide = format!("{name}.float32");
+                self.nodes.push(turn(&wide));
+                self.cast(&name, &wide);
+            }
+        }
+        name
+    }
+
+    /// `D(x)`: dropout if the configuration has any, else `x` itself.
+    pub fn dropped(&mut self, role: &str, x: &str) -> String {
+        if self.dropout == 0.0 {
+            return x.to_string();
+        }
+        let ratio = (self.dropout as f32).to_le_bytes().to_vec();
+        let ratio = self.constant(DROPOUT_RATIO, Constant { element: ElementType::F32, dims: vec![], bytes: ratio });
+        self.node(role, "Dropout", &[x, &ratio])
+    }
+
+    /// `M x` for a matrix `[m, in]` and the linear node's input: `(.., in)` to `(.., m)`, at a convolution's strides.
+    pub fn product_down(&mut self, role: &str, x: &str, matrix: &str) -> String {
+        let operand = self.operand(matrix);
+        let strides = self.strides.clone();
+        self.product(role, x, &operand, strides)
+    }
+
+    /// `M t` for a matrix `[out, k]` and what [`Emitter::product_down`] gave: `(.., k)` to `(.., out)`.
+    pub fn product_up(&mut self, role: &str, t: &str, matrix: &str) -> String {
+        let operand = self.operand(matrix);
+        let strides = self.strides.as_ref().map(|s| vec![1; s.len()]);
+        self.product(role, t, &operand, strides)
+    }
+
+    fn product(&mut self, role: &str, x: &str, operand: &str, strides: Option<Vec<i64>>) -> String {
+        let Some(strides) = strides else { return self.node(role, "MatMul", &[x, operand]) };
+        let kernel = AttrValue::Ints(vec![1; strides.len()]);
+        self.node_with(
+            role,
+            "Conv",
+            &[x, operand],
+            vec![("kernel_shape", kernel), ("strides", AttrValue::Ints(strides))],
+        )
+    }
+
+    /// Says that `t` is what a block's own first factor gives.
+    pub(super) fn carried(&mut self, target: &Target, t: &str) {
+        self.shared.carried.entry(target.path.clone()).or_insert_with(|| t.to_string());
+    }
+
+    /// What the first factor of an earlier block gave.
+    pub(super) fn carried_by(&self, target: &Target) -> String {
+        self.shared.carried[&target.path].clone()
+    }
+
+    /// Says that `t` is what a block's last factor multiplies.
+    pub(super) fn signal(&mut self, target: &Target, t: &str) {
+        self.shared.signals.entry(target.path.clone()).or_insert_with(|| t.to_string());
+    }
+}

@@ -1,0 +1,221 @@
+//! What an adapter is: the answers that an [`Entry`] gives.
+
+use super::{Block, Config, Emitter, Factors, Residual, Target, Values};
+use crate::onnx::ElementType;
+use ndarray::{Array1, Array2, ArrayD};
+use rand_chacha::ChaCha8Rng;
+
+/// One adapter. No field has a default: a new adapter answers all of them in its own file.
+///
+/// `W` is `[out, in]`, `x` is `(.., in)`, and `y = W x` is the linear node's product.
+pub struct Entry {
+    /// As `--structure` and files call it.
+    pub name: &'static str,
+    pub aliases: &'static [&'static str],
+    /// One line for `--help`: what it computes.
+    pub help: &'static str,
+    /// Settings of its own, which become flags of `inject`.
+    pub settings: &'static [Setting],
+    /// Whether `--rank`, `--alpha` and `--dropout` mean anything to it.
+    pub rank: bool,
+    pub alpha: bool,
+    pub dropout: bool,
+    /// The residual path that the name stands for; `None` where `--residual` chooses one.
+    pub residual: Option<Residual>,
+    /// The residual paths that `--residual` may put on it, besides none.
+    pub residuals: &'static [Residual],
+    /// Whether it can stand beside a pointwise convolution, whose channels are the second axis.
+    pub images: bool,
+    /// Every suffix that a tensor of its may have; in files a tensor is called `{module path}.{suffix}`.
+    pub suffixes: &'static [&'static str],
+    /// Its tensors at a target, or why the target does not fit.
+    pub tensors: fn(&Config, &Target) -> Result<Vec<Spec>, String>,
+    /// Tensors that all targets share; in files they have no path before them.
+    pub shared: fn(&Config) -> Vec<Spec>,
+    /// Graph inputs that its nodes read.
+    pub inputs: fn(&Config) -> Vec<GraphInput>,
+    pub form: Form,
+}
+
+impl Entry {
+    /// Its name and aliases.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.name).chain(self.aliases.iter().copied())
+    }
+}
+
+/// A setting of an adapter's own: a flag `--{name}` of `inject`, and a key of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub kind: SettingKind,
+}
+
+/// What values a setting takes, and its default.
+#[derive(Clone, Copy, Debug)]
+pub enum SettingKind {
+    /// A whole number, at least `least`.
+    Count {
+        default: Option<i64>,
+        least: i64,
+    },
+    Number {
+        default: f64,
+    },
+    Text {
+        default: &'static str,
+    },
+}
+
+/// A tensor of an adapter.
+pub struct Spec {
+    /// What follows the module path in its name.
+    pub suffix: String,
+    pub shape: Vec<usize>,
+    pub start: Start,
+    /// Frozen tensors are saved with the adapter, and not changed.
+    pub trained: bool,
+    pub group: Group,
+}
+
+impl Spec {
+    /// A trained tensor of the ordinary learning rate.
+    pub fn new(suffix: &str, shape: impl Into<Vec<usize>>, start: Start) -> Spec {
+        Spec { suffix: suffix.into(), shape: shape.into(), start, trained: true, group: Group::Main }
+    }
+
+    /// The same, in another learning-rate group.
+    pub fn group(self, group: Group) -> Spec {
+        Spec { group, ..self }
+    }
+
+    /// The same, not trained.
+    pub fn frozen(self) -> Spec {
+        Spec { trained: false, ..self }
+    }
+}
+
+/// Learning-rate groups. `--lora-plus` (arXiv 2402.12354) raises the rate of the output factors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    Main,
+    /// The output factor B of LoRA.
+    OutputFactor,
+}
+
+/// The values that a tensor has before training.
+pub enum Start {
+    Zeros,
+    Full(f32),
+    /// Uniform within `1 / √columns`: PyTorch's `kaiming_uniform_(a = √5)` over each matrix.
+    KaimingUniform,
+    /// Drawn or computed.
+    Drawn(fn(&mut Drawing) -> Result<ArrayD<f32>, String>),
+}
+
+/// What a start may read.
+pub struct Drawing<'a> {
+    pub rng: &'a mut ChaCha8Rng,
+    pub config: &'a Config,
+    /// `None` for tensors that targets share.
+    pub target: Option<&'a Target>,
+    pub shape: &'a [usize],
+    /// The target's weight as the node multiplies by it, `[out, in]`.
+    pub weight: &'a dyn Fn() -> Array2<f64>,
+    /// Tensors of the target that were started before this one.
+    pub earlier: &'a [(String, ArrayD<f32>)],
+}
+
+/// A graph input that an adapter adds; its first axis is the batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GraphInput {
+    pub name: &'static str,
+    pub element: ElementType,
+    /// The number of values that it may have, where they are indices.
+    pub count: Option<usize>,
+}
+
+/// How an adapter's nodes stand to the linear node.
+pub enum Form {
+    /// A term `s · last(carry(x))` is added to the product.
+    Term(Term),
+    /// Nodes of its own take the place of the product, the output or the input.
+    Whole(Whole),
+}
+
+/// A term of two linear maps, which residual paths can join: what a path carries from block to block is `carry(x)`.
+pub struct Term {
+    /// The nodes of `carry(x)`, `(.., in)` to `(.., k)`. The last argument tells the nodes of several terms of one block apart.
+    pub carry: fn(&mut Emitter, &Config, &Target, &str, &str) -> String,
+    /// The nodes of `last(t)`, `(.., k)` to `(.., out)`, without `s`.
+    pub last: fn(&mut Emitter, &Config, &Target, &str, &str) -> String,
+    /// The same maps as matrices.
+    pub factors: fn(&Config, &Target, &Values) -> Factors,
+    /// How the term joins the product, where it is not added alone.
+    pub join: Option<Join>,
+}
+
+/// Another way to join a term with the product than to add it.
+pub struct Join {
+    /// The nodes that join the product and the scaled term; the last gives the block's output.
+    pub emit: fn(&mut Emitter, &Block, &str) -> String,
+    /// The merged weight, given `W` and `W` with the term's change added.
+    pub fold: fn(&Fold, Array2<f64>) -> Array2<f64>,
+}
+
+/// Nodes of an adapter's own.
+pub struct Whole {
+    pub place: fn(&Config, &Target) -> Place,
+    /// The nodes; the last gives the value that stands in the place.
+    pub emit: fn(&mut Emitter, &Block) -> String,
+    pub folding: fn(&Config) -> Folding,
+}
+
+/// What an adapter's nodes take the place of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The linear node's own output.
+    Product,
+    /// The same after the node's bias, where an Add of its own holds that.
+    Output,
+    /// The linear node's input: input 0 of each node that is emitted must lead back to `x`.
+    Input,
+}
+
+/// How nodes of an adapter's own become plain weights.
+pub enum Folding {
+    Exact(fn(&Fold) -> Result<Folded, String>),
+    /// Plain weights cannot compute it, for this reason.
+    KeepsBranch(&'static str),
+}
+
+/// How a configuration merges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merge {
+    Exact,
+    /// The signal that the last factor multiplies is not a function of the block's own input: it is regressed on it.
+    Approximate,
+    /// Plain weights cannot compute it, for this reason.
+    KeepsBranch(&'static str),
+}
+
+/// What folding one target reads.
+pub struct Fold<'a> {
+    pub config: &'a Config,
+    pub target: &'a Target,
+    /// As the node multiplies by it, `[out, in]`.
+    pub weight: &'a Array2<f64>,
+    /// `[out]`, where the node has a bias.
+    pub bias: Option<&'a Array1<f64>>,
+    pub values: &'a Values<'a>,
+    /// The value of a graph input that is folded in, by the input's name.
+    pub chosen: &'a [(String, f64)],
+}
+
+/// The weights of one target after merging.
+pub struct Folded {
+    pub weight: Array2<f64>,
+    /// `None` leaves the bias as it is.
+    pub bias: Option<Array1<f64>>,
+}

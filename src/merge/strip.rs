@@ -1,0 +1,59 @@
+//! Takes adapters' nodes out of an injected model again.
+
+use super::MergeError;
+use crate::adapters::{Config, Emission, Place, emit_again};
+use crate::onnx::{self, Model, NodeId};
+use std::collections::HashSet;
+
+/// The model that was injected into: adapters' nodes and initializers removed, nothing merged.
+pub fn strip(injected: &Model, config: &Config) -> Result<Model, MergeError> {
+    let mut model = injected.clone();
+    let emission = emitted(injected, config)?;
+    let names: HashSet<&str> = emission.blocks.iter().flat_map(|b| &b.nodes).map(|n| n.name.as_str()).collect();
+    let doomed: Vec<NodeId> = injected.nodes().filter(|(_, n)| names.contains(n.name())).map(|(id, _)| id).collect();
+    if doomed.len() != names.len() {
+        return Err(MergeError::Nodes(format!("{} of {} adapter nodes are there", doomed.len(), names.len())));
+    }
+    for block in &emission.blocks {
+        let node = model.node_mut(block.node);
+        match block.place {
+            Place::Input => node.rename_input(&block.new, &block.old),
+            Place::Product | Place::Output => node.rename_output(&block.new, &block.old),
+        }
+    }
+    doomed.into_iter().for_each(|id| model.remove_node(id));
+    for name in config.tensor_names().iter().chain(emission.constants.keys()) {
+        model.remove_initializer(name);
+    }
+    for key in model.metadata_keys().iter().filter(|k| k.starts_with("reslora.")) {
+        model.set_metadata(key, None);
+    }
+    Ok(model)
+}
+
+/// The nodes that injection added, each block with the value that stood in its place before.
+fn emitted(injected: &Model, config: &Config) -> Result<Emission, MergeError> {
+    let producers = injected.producers();
+    let mut emission = emit_again(injected, config);
+    for block in &mut emission.blocks {
+        let last = block.nodes.last().expect("a block has nodes");
+        let found = injected.nodes().find(|(_, n)| n.name() == last.name).map(|(_, n)| n);
+        let found = found.ok_or_else(|| MergeError::Nodes(format!("there is no node '{}'", last.name)))?;
+        let follows = match block.place {
+            Place::Input => injected.node(block.node).inputs().contains(&block.new),
+            Place::Product | Place::Output => producers.get(block.new.as_str()) == Some(&block.node),
+        };
+        if !follows {
+            return Err(MergeError::Nodes(format!("'{}' does not stand beside its linear node", last.name)));
+        }
+        if block.place != Place::Input {
+            // The linear node's output has its base name now; the value it had is what the block gives.
+            block.old = found.outputs()[0].clone();
+        }
+    }
+    let found: HashSet<String> = onnx::linear_nodes(injected).into_iter().map(|l| l.path).collect();
+    match config.targets.iter().find(|t| !found.contains(&t.path)) {
+        Some(t) => Err(MergeError::Nodes(format!("there is no linear node '{}'", t.path))),
+        None => Ok(emission),
+    }
+}
