@@ -1,4 +1,4 @@
-//! The statistics that merges need, gathered by the device: norms of each block's input and of its projection.
+//! Statistics that merges need, gathered on the device: norms of each block's input and of its projection, and moments.
 
 use crate::adapter::Norms;
 use crate::ir::{BuildError, Builder, DType, Sink, Tensor, Value, outputs};
