@@ -1,5 +1,5 @@
-//! The trained adapter as a file: factors and fully trained tensors, recorded statistics, and the digest of the base. Every number
-//! that is read is finite.
+//! The adapter file: factors, fully trained tensors, recorded statistics and the digest of the base. Reading rejects numbers that are not
+//! finite.
 
 mod peft;
 

@@ -1,4 +1,4 @@
-//! Says what a file is that was given for something else, by what it holds and never by its name, and what to do about it.
+//! Identifies a file that was given in place of another, from its content and never from its name, and suggests what to do.
 
 use std::io::Cursor;
 use std::path::Path;

@@ -1,9 +1,8 @@
-//! reslora-compile fine-tunes the ONNX model a person already has, on whatever GPU they have, and gives back the same ONNX
-//! with better weights.
+//! reslora-compile fine-tunes an existing ONNX model on any GPU, or on the CPU, and returns the same ONNX with better weights.
 //!
 //! It is a compiler: it reads an ONNX graph, rewrites chosen linear nodes into ResLoRA subgraphs with residual edges
-//! (arXiv 2402.18039), lowers and differentiates the graph, trains the adapters on a device, and merges them back into
-//! plain weights. [`pipeline`] is that line in code.
+//! (arXiv 2402.18039), lowers and differentiates the graph, trains the adapters on a device, and merges them into plain weights.
+//! [`pipeline`] is that sequence in code.
 
 pub mod adapter;
 pub mod adapters;

@@ -1,4 +1,4 @@
-//! Running ONNX files with tract, an engine that shares no code with ours.
+//! Runs ONNX files with tract, an independent engine that shares no code with this program.
 
 use crate::onnx::{ElementType, Model, called};
 use tract_onnx::prelude::*;

@@ -1,4 +1,4 @@
-//! Adapters that Hugging Face PEFT saved: plain LoRA is read, and what is not plain LoRA is refused by name.
+//! Reads adapters that Hugging Face PEFT saved. Only plain LoRA is accepted; anything else is refused by name.
 
 use super::AdapterError;
 use serde_json::{Map, Value, json};

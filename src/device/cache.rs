@@ -1,5 +1,5 @@
-//! What a device remembers from run to run, in files of a cache folder. A file that is missing, damaged or of another adapter,
-//! driver or version of the program counts as absent, and one that cannot be written is not: a cache is never an error.
+//! The on-disk cache of a device. A cache is never an error: a file that is missing, damaged, or written for another adapter, driver or
+//! program version counts as absent, and a failed write is ignored.
 
 use atomic_write_file::AtomicWriteFile;
 use etcetera::BaseStrategy;

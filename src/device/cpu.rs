@@ -1,5 +1,5 @@
-//! The host as a device: primitives' own kernels on all cores, over planned memory. A run of a plan allocates what it gives back and
-//! nothing else, once kernels have the memory that their threads keep.
+//! The CPU device: each primitive's own kernel, on all cores, over planned memory. Once threads have their workspace, running a plan
+//! allocates only what it returns.
 
 use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, halves, host_memory, inputs_of};
 use crate::ir::{DType, Def, Leaf, Program, Tensor, Type, Value, ValueInfo, Weight, Words};

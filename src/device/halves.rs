@@ -1,4 +1,4 @@
-//! Frozen weights as halves: which, and their bits. Rounding is to the nearest half, ties to even.
+//! Frozen weights in half precision: which ones, and their bits. Rounds to nearest, ties to even.
 
 use crate::ir::{DType, Def, Leaf, Value};
 use crate::plan::{Place, Plan, Step};

@@ -1,4 +1,4 @@
-//! How much memory the host has left: an allocation beyond it would end the process rather than fail.
+//! Free memory of the host, checked before large allocations: exceeding it would kill the process instead of failing.
 
 use super::DeviceError;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};

@@ -1,4 +1,4 @@
-//! Devices: a store of named buffers and frozen weights, and plans that run over it.
+//! Devices: a store of named buffers and frozen weights, and the plans that run on it.
 
 mod cache;
 mod cpu;

@@ -1,5 +1,5 @@
-//! The one edit that a kernel's source gets when its bindings are known: operands in a buffer that the kernel also writes
-//! are declared writable, since a dispatch may not use one buffer in two ways.
+//! Rewrites a shader once its bindings are known: operands in a buffer that the kernel also writes are declared writable, because a
+//! dispatch may not use one buffer in two ways.
 
 /// How a binding is declared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

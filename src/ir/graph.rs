@@ -1,4 +1,4 @@
-//! The graph itself: values, nodes, leaves and outputs.
+//! The graph: values, nodes, leaves and outputs.
 
 use super::{Program, Shape, Tensor, Type};
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
-//! The training program: typed, static shapes, in static single assignment form.
+//! The training program: typed, with static shapes, in static single assignment form.
 //!
-//! A [`Graph`] is specialised for one batch shape. Its operations are named primitives with attributes; what a primitive
-//! means is written in `ops`, and nothing in this module knows it. Graphs print and parse back ([`text`]).
+//! A [`Graph`] is specialised for one batch shape. Its operations are named primitives with attributes. `ops` defines what they mean;
+//! nothing in this module depends on it. Graphs print and parse back ([`text`]).
 
 pub mod build;
 pub mod graph;

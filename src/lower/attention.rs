@@ -1,4 +1,4 @@
-//! Attention as one node, as runtimes' optimisers and newer operator sets write it: taken apart into products and a softmax.
+//! Attention operators of runtime optimisers and newer opsets, decomposed into matmuls and a softmax.
 
 use super::{Context, Reason};
 use crate::ir::{Attr, Attrs, DType, Tensor, Value};

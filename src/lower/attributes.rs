@@ -1,5 +1,5 @@
-//! No attribute and no input is passed over in silence: what a lowering has not read is at its default, or changes nothing here, or
-//! the node is refused.
+//! Ensures that no attribute or input is silently ignored: one that a lowering did not read must be at its default or have no effect,
+//! otherwise the node is refused.
 
 use crate::onnx::Node;
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! What the lowering of one node sees.
+//! The context in which one node is lowered.
 
 use super::{Reason, Request, Scope, integer_types, load, missing};
 use crate::ir::{Builder, DType, Shape, Tensor, Type, Value};

@@ -1,4 +1,4 @@
-//! Control flow: what is known while compiling is taken or unrolled, so that none of it is left.
+//! Control flow, resolved at compile time: branches are chosen and loops unrolled, so that none remains.
 
 use super::{Context, Reason};
 use crate::ir::{DType, Tensor, Value};

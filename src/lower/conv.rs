@@ -1,4 +1,4 @@
-//! Convolutions: windows of the image times the kernels, as one product of all windows.
+//! Convolutions, as one matmul of all image windows with the kernels.
 
 use super::{Context, Reason};
 use crate::ir::{Attr, Attrs, Value};

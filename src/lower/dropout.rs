@@ -1,4 +1,4 @@
-//! Dropout: active in training only.
+//! Dropout: active only in training.
 
 use super::{Context, Reason};
 use crate::ir::inputs::SEED;

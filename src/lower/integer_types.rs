@@ -1,5 +1,5 @@
-//! The types of a file's integers. Devices compute in 32 bits with a sign; where the file's type is narrower, what an operator
-//! gives is wrapped as that type wraps, and where it has no sign, what may turn negative is refused.
+//! Integer types. Devices compute in signed 32-bit integers. Results of narrower types wrap as those types do; values of unsigned types
+//! that may turn negative are refused.
 
 use super::Reason;
 use crate::ir::{Builder, DType, Tensor, Value};

@@ -1,4 +1,4 @@
-//! Matrix products.
+//! MatMul and Gemm.
 
 use super::{Context, Reason};
 use crate::ir::{Builder, Shape, Value};

@@ -1,4 +1,4 @@
-//! Losses: the ones a model holds, and the ones training adds.
+//! Losses: those inside a model, and those that training adds.
 
 use super::norm::log_softmax_rows;
 use super::{Context, Reason};

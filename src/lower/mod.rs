@@ -1,7 +1,7 @@
-//! From ONNX operators to primitives, for one batch shape.
+//! Lowers ONNX operators to primitives, for one batch shape.
 //!
-//! Every value whose elements are known is folded as it appears, so that nothing of shape arithmetic is left. A new
-//! operator is one function in the file of its family and one line in [`REGISTRY`].
+//! Values known at compile time are folded as they appear, so no shape arithmetic remains. A new operator is one function in the file
+//! of its family and one line in [`REGISTRY`].
 
 mod attention;
 pub mod attributes;

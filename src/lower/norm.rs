@@ -1,4 +1,4 @@
-//! Normalisation over axes: softmax, layer norm and their kin.
+//! Normalisation over axes: softmax, layer norm, batch norm and their variants.
 
 use super::{Context, Reason};
 use crate::ir::{Attr, Attrs, Tensor, Value};

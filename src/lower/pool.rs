@@ -1,4 +1,4 @@
-//! Pooling: every window of every channel as a row, and one number of each row.
+//! Pooling: each window of each channel becomes a row, and each row reduces to one number.
 
 use super::conv::windows;
 use super::{Context, Reason};

@@ -1,4 +1,4 @@
-//! Weights stored as small integers. They are frozen: what training reads is their dequantised value.
+//! Quantised weights. They are frozen; training reads their dequantised values.
 
 use super::{Context, Reason};
 use crate::ir::{DType, Type, Value, Weight};

@@ -1,4 +1,4 @@
-//! Reductions, running sums and positions of extrema.
+//! Reductions, cumulative sums, and argmax and argmin.
 
 use super::{Context, Reason};
 use crate::ir::{Attr, Attrs, DType, Value};

@@ -1,4 +1,4 @@
-//! Images of another size: each axis by itself, as rows picked (nearest) or mixed of two (linear).
+//! Image resizing, one axis at a time: nearest neighbour picks rows, linear interpolation mixes two.
 
 use super::{Context, Reason};
 use crate::ir::{Tensor, Value};

@@ -1,4 +1,4 @@
-//! Operators on shapes and constants: all of them fold.
+//! Operators on shapes and constants. All of them fold.
 
 use super::{Context, Reason, load};
 use crate::ir::{DType, Tensor, Type, Value};

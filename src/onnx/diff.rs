@@ -1,4 +1,4 @@
-//! What two ONNX files differ in.
+//! Compares two ONNX files.
 
 use super::model::{Item, Model};
 use super::node::Node;

@@ -1,4 +1,4 @@
-//! ONNX element types, and tensors as the file holds them.
+//! ONNX element types, and tensors as stored in the file.
 
 use half::{bf16, f16};
 use std::borrow::Cow;

@@ -1,4 +1,4 @@
-//! Tensor data kept in files beside the model.
+//! Tensor data stored in files next to the model.
 
 use super::element::ElementType;
 use super::read::ReadError;

@@ -1,4 +1,4 @@
-//! Local functions: every call is replaced by the nodes of the function, so that what is inside can be seen and adapted.
+//! Inlines local functions, so that the nodes inside them can be seen and adapted.
 
 use super::model::{Item, Model, NodeId};
 use super::node::Node;

@@ -1,4 +1,4 @@
-//! Linear nodes: the places an adapter can go.
+//! Linear nodes: the nodes that an adapter can attach to.
 
 use super::module_path::module_path;
 use super::{ElementType, Model, Node, NodeId, Quantised};

@@ -1,4 +1,4 @@
-//! The ONNX file: read and written without loss, its nodes as a graph, and what the rest of the program asks of it.
+//! The ONNX file: lossless reading and writing, its nodes as a graph, and queries on them.
 
 mod diff;
 mod dot;

@@ -1,4 +1,4 @@
-//! An ONNX file, faithfully: everything that is not changed through this module is written back byte for byte.
+//! The ONNX file in memory. Whatever this module does not change is written back byte for byte.
 
 use super::element::{ElementType, TensorView};
 use super::external_data::ExternalFile;

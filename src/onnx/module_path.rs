@@ -1,4 +1,4 @@
-//! The name a person would use for a node: the path of the module it came from, such as
+//! Module paths: the name a person would use for a node, taken from the module it came from, such as
 //! `model.layers.0.self_attn.q_proj`.
 
 use super::Node;

@@ -1,4 +1,4 @@
-//! One node of a model, and values for building new ones.
+//! One node of a model, and the values used to build new ones.
 
 use super::element::{ElementType, TensorView};
 use super::wire;

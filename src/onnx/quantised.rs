@@ -1,4 +1,4 @@
-//! Weights stored as small integers with a scale for each group: what MatMulNBits and DequantizeLinear read.
+//! Quantised weights: small integers with a scale per group, as MatMulNBits and DequantizeLinear read them.
 //!
 //! `w = (q - zero) × scale`, as <https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md> and
 //! <https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html> define them.

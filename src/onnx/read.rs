@@ -1,4 +1,4 @@
-//! Reading a model: the whole file is checked before any of it is trusted.
+//! Reads a model. The whole file is checked before any part of it is trusted.
 
 use super::element::ElementType;
 use super::external_data::Opener;

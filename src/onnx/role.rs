@@ -1,5 +1,5 @@
-//! What a linear node does in the model, found by the graph's structure: attention q, k, v and o; mlp up, gate and down;
-//! head. Names play no part.
+//! The role of each linear node, found from the structure of the graph: attention q, k, v and o; mlp up, gate and down; head. Names are
+//! not used.
 
 use super::linear::Linear;
 use super::{Model, NodeId};

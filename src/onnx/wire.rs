@@ -1,9 +1,8 @@
-//! The protobuf wire format, as far as reading an ONNX file without trusting it and editing it without loss need it.
+//! The protobuf wire format: just enough to check an untrusted ONNX file and to edit it losslessly.
 //!
-//! The protobuf crate drops what a message's schema does not know of how it was written (field order, explicit defaults,
-//! unpacked lists), so unchanged parts of a file are copied as bytes, and small edits are made on bytes. Before that crate
-//! parses anything, [`check`] walks the whole file: its parser recurses on nested groups without a bound
-//! (RUSTSEC-2024-0437), which ONNX never uses and we refuse.
+//! The protobuf crate does not preserve how a message was encoded (field order, explicit defaults, unpacked lists). Unchanged parts of a
+//! file are therefore copied as bytes, and small edits are made on bytes. [`check`] walks the whole file before that crate parses
+//! anything: its parser recurses without a bound on nested groups (RUSTSEC-2024-0437), which ONNX never uses and this module refuses.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Writing a model: unchanged parts as the bytes they were read from, into temporary files that are renamed when whole.
+//! Writes a model: unchanged parts as the bytes that were read, to temporary files that are renamed when complete.
 
 use super::element::ElementType;
 use super::external_data::ExternalFile;

@@ -1,4 +1,4 @@
-//! Timing training steps on data that is made up.
+//! Times training steps on synthetic data.
 
 use super::compile;
 use super::training::load;

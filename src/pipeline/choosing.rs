@@ -1,4 +1,4 @@
-//! Which loss a model is trained on or measured by, and in which form it reads the labels.
+//! Chooses the loss for training or evaluation, and the form in which it reads the labels.
 
 use super::Error;
 use super::compile::LossChoice;

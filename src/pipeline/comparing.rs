@@ -1,4 +1,4 @@
-//! Two models on the same inputs, and inputs made up where there is no data.
+//! Runs two models on the same inputs; generates synthetic inputs where there is no data.
 
 use super::running::because_unknown;
 use super::training::{Trainee, load};

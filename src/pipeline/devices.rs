@@ -1,4 +1,4 @@
-//! Choosing a device.
+//! Lists and opens devices.
 
 use super::Error;
 use crate::device::{self, Device, GpuOptions};

@@ -1,4 +1,4 @@
-//! The model and data that come with the program, and how they are trained: what `quickstart` shows and `doctor` tries.
+//! The included model and data, and how they are trained; used by `quickstart` and `doctor`.
 
 use crate::optim::{self, Hyper};
 use crate::train::data::Order;

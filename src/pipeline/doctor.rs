@@ -1,4 +1,4 @@
-//! Checking a device: every primitive's kernel against the host's, on the primitives' own samples, and a small model trained on both.
+//! Checks a device: every primitive's kernel against the host's, on the primitive's own samples, and a small model trained on both.
 
 use super::{Error, TrainRequest, digits, inject, read, train};
 use crate::adapter::Adapter;

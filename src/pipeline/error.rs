@@ -1,4 +1,4 @@
-//! What can go wrong on the way, each module's error as it is.
+//! The pipeline's error: each module's error, unchanged.
 
 /// An error of any module.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! What a graph computes from its inputs alone, worked out on the host.
+//! Evaluates, on the host, values of a graph that depend only on its inputs.
 
 use crate::ir::{Builder, Graph, Leaf, Tensor, Type, Value};
 use crate::ops::RULES;

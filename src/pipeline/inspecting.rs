@@ -1,4 +1,4 @@
-//! What can be said of a model before anything is allocated.
+//! Reports on a model before anything is allocated.
 
 use super::compile::{self, LossChoice, Program};
 use super::{Error, training};

@@ -1,8 +1,8 @@
-//! Integers that do not fit: indices beyond their tables, and 64-bit arithmetic that 32 bits cannot hold.
+//! Finds integers that do not fit: indices beyond their tables, and 64-bit arithmetic that exceeds 32 bits.
 //!
-//! Devices compute integers in 32 bits and read the nearest row for an index beyond a table. So what a graph computes
-//! from the data alone is looked at before a device is: first by the ranges of its values, which settles nearly every
-//! model at once, then, where a range does not, by working out the values themselves batch by batch.
+//! Devices compute integers in 32 bits and clamp an index to its table. Integer values that depend only on the data are therefore checked
+//! before the device runs: first by value ranges, which settles nearly every model, and where a range is not enough, by evaluating the
+//! values batch by batch.
 
 use super::folding::evaluate;
 use super::{Error, compile};

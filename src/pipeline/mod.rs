@@ -1,4 +1,4 @@
-//! The straight line: each step is one module's entry function from one plain data type to the next.
+//! The whole pipeline: each step is one module's entry function from one plain data type to the next.
 //!
 //! ```text
 //! model.onnx -> read -> Model -> inject -> Model with adapters -> write -> model.reslora.onnx

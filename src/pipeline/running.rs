@@ -1,4 +1,4 @@
-//! One inference on tensors exactly as given, every output in the type that the model declares.
+//! Runs inference once on tensors exactly as given, and returns every output in the type the model declares.
 
 use super::training::load;
 use super::{Error, integers};

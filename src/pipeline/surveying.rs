@@ -1,7 +1,7 @@
-//! What a model does with padding and with later tokens, found by running it on a row or two before data goes in.
+//! Probes a model for how it treats padding and later tokens, by running a row or two before training.
 //!
-//! A file does not say whether its mask reaches everything that reads padded positions, nor whether its logits see the
-//! token that they are to predict. Both show at once when a row is run twice.
+//! A file does not say whether its mask covers everything that reads padded positions, or whether its logits see the token they are to
+//! predict. Running a row twice shows both.
 
 use super::Error;
 use super::compile::{self, LossChoice};

@@ -1,7 +1,7 @@
-//! How a loss that a model holds counts the rows of a batch, so that losses of several batches can be put together.
+//! Finds how a model's own loss weighs the rows of a batch, so that the losses of several batches can be averaged.
 //!
-//! A mean over a batch is a sum divided by something: the number of rows, of labels that count, or the sum of their
-//! classes' weights. That number is the batch's weight in a mean over several batches. A sum has no weight: sums add up.
+//! A mean over a batch is a sum divided by the number of rows, by the number of labelled rows, or by the sum of their class weights. That
+//! divisor is the batch's weight in a mean over several batches. A sum has no weight: sums are added.
 
 use super::folding::{Given, evaluate};
 use super::{Error, compile};

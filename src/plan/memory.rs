@@ -1,4 +1,4 @@
-//! Places: parameters in flat segments, values in arenas by the time they live.
+//! Memory planning: parameters in flat segments, values in arenas by their lifetime.
 
 use super::schedule::Uses;
 use super::{Fetch, Limits, Place, Plan, PlanError, Step, parameters_state, sink_place};

@@ -1,4 +1,4 @@
-//! Where every value of a program lives while it runs, and in what order its operations run.
+//! Plans: the order in which a program's operations run, and where each value lives meanwhile.
 
 mod memory;
 mod schedule;

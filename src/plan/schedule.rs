@@ -1,4 +1,4 @@
-//! When values are needed: steps run in the graph's order.
+//! Lifetimes of values. Steps run in the graph's order.
 
 use crate::ir::{Graph, Value};
 

@@ -1,4 +1,4 @@
-//! `last/`: everything that resuming a run needs.
+//! `last/`: the checkpoint, everything needed to resume a run.
 
 use super::TrainError;
 use super::scale::LossScale;

@@ -1,4 +1,4 @@
-//! What a run writes as it goes: `metrics.jsonl` and TensorBoard events.
+//! Metrics of a run: `metrics.jsonl` and TensorBoard events.
 
 use super::TrainError;
 use super::data::{Dataset, Source};

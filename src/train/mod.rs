@@ -1,4 +1,4 @@
-//! Training: the step loop, and what a run directory holds.
+//! Training: the step loop, and the contents of a run directory.
 
 pub mod checkpoint;
 pub mod data;

@@ -1,4 +1,4 @@
-//! `run.json`: what a run trains and how it ended; and the lock that says that a run is in use.
+//! `run.json`: what a run trains and how it ended. `run.lock`: held while the run is in use.
 
 use super::TrainError;
 use atomic_write_file::AtomicWriteFile;

@@ -1,4 +1,4 @@
-//! `report.html`: what a run did, on one page that needs nothing else.
+//! `report.html`: a self-contained page about a run.
 
 use super::metrics::{EvalMetrics, StepMetrics};
 use atomic_write_file::AtomicWriteFile;

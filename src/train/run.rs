@@ -1,4 +1,4 @@
-//! A run in progress: what is on the device, what is on its way back, and what has been written.
+//! A run in progress: what is on the device, what is being read back, and what has been written.
 
 use super::checkpoint::{self, Checkpoint, Progress};
 use super::data::{Dataset, Padding};

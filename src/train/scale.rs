@@ -1,6 +1,6 @@
-//! The dynamic loss scale of mixed precision, with the rule and the numbers of PyTorch's `GradScaler`: gradients of a scaled loss
-//! do not vanish when they are rounded to halves; a step whose gradients overflow is skipped and the scale halved, and after so
-//! many good steps in a row the scale is doubled. Scales are powers of two, so that scaling rounds nothing.
+//! Dynamic loss scaling for mixed precision, with the rule and constants of PyTorch's `GradScaler`. Scaling the loss keeps small gradients
+//! from vanishing when they are rounded to halves. A step whose gradients overflow is skipped and the scale halved; after a number of
+//! good steps in a row it is doubled. Scales are powers of two, so scaling rounds nothing.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! A device with a model on it: plans compiled for each shape as batches bring them.
+//! A model on a device: compiles a plan for each shape as batches bring it.
 
 use super::TrainError;
 use super::data::{Batch, Dataset, Feed, Shapes};

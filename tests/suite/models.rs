@@ -14,18 +14,18 @@ const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/models.md");
 const HEAD: &str = "\
 # Models
 
-Every row was measured by `tests/suite/models.rs`: the file was injected, trained and merged, and compared with ResLoRA in
-PyTorch (`fixtures/oracle`). *forward* is the relative error of the loss, *gradient* the largest relative error of any factor's
-gradient, *training* the largest relative error of a loss on the way, *merged* the largest relative error of the logits over the
-merges that apply (least-squares at `--ridge 1e-6`). The models are small and random, the graphs are those of their families.
+`tests/suite/models.rs` measures every row: it injects, trains and merges the file and compares the results with ResLoRA in PyTorch
+(`fixtures/oracle`). All errors are relative. *forward* is the error of the loss, *gradient* the largest error of any factor's
+gradient, *training* the largest error of any training loss, and *merged* the largest error of the logits over all applicable merge
+strategies (least-squares at `--ridge 1e-6`). The models are small and random; their graphs are those of their families.
 
-`ts-14` is `torch.onnx.export(dynamo=False)` at operator set 14, `dynamo-23` is `dynamo=True` at 23 (`ts` alone: 17, `dynamo`
-alone: 20). `ort` ran through onnxruntime's transformer optimizer, `genai` was built by onnxruntime-genai's model builder; `int4`
-has every weight in blocks of four bits, of which merging makes blocks of four bits again.
+Exporters: `ts-14` is `torch.onnx.export(dynamo=False)` with opset 14, `dynamo-23` is `dynamo=True` with opset 23; plain `ts` uses opset
+17 and plain `dynamo` opset 20. `ort` files were optimised by onnxruntime's transformer optimizer. `genai` files come from
+onnxruntime-genai's model builder. In `int4` files every weight is quantised to 4-bit blocks, and merging requantises it to 4-bit blocks.
 
-Tolerances: forward 1e-5, gradient and training 1e-4, merged 1e-3 (least-squares 5e-3). In `f16` and `bf16` files constants and merged weights are
-rounded to that type, which the oracle's are not: forward 1e-4 and 1e-3, gradient 2e-3 and 2e-2, training 1e-3 and 1e-2, merged
-2e-3 and 2e-2. In `int4` files merged 0.2.
+Tolerances: forward 1e-5, gradient and training 1e-4, merged 1e-3 (least-squares 5e-3). In `f16` and `bf16` files constants and merged
+weights are rounded to that type, unlike the oracle's: forward 1e-4 and 1e-3, gradient 2e-3 and 2e-2, training 1e-3 and 1e-2,
+merged 2e-3 and 2e-2. In `int4` files merged is 0.2.
 
 ";
 

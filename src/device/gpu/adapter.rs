@@ -1,4 +1,4 @@
-//! Adapters: which there are, and opening one.
+//! Lists graphics adapters and opens one.
 
 use super::cooperative::offered;
 use super::tuning::Tuner;

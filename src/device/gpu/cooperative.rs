@@ -1,5 +1,5 @@
-//! Whether an adapter's cooperative matrices are used: only if they compute what the ordinary kernel computes, and faster. Decided
-//! once, when the first product of halves is loaded; from then on every product of halves is computed in them, or none is.
+//! Decides whether to use an adapter's cooperative matrices: only if they agree with the ordinary kernel and are faster. The decision
+//! is made once, when the first half-precision matmul is loaded, and holds for all of them.
 
 use super::Gpu;
 use crate::device::DeviceError;

@@ -1,4 +1,4 @@
-//! Buffers: weights, states, constants, and what a plan's places stand for in them.
+//! GPU buffers: weights, states, constants, and the buffer range behind each place of a plan.
 
 use super::{Gpu, Own, Range};
 use crate::device::{Device, DeviceError, halves, host_memory};

@@ -1,5 +1,5 @@
-//! A GPU through wgpu: weights, states and arenas stay on it; pipelines and bind groups are built once, a submission is
-//! one command buffer, and results come back without stalling.
+//! The GPU device, through wgpu. Weights, states and arenas stay on the GPU; pipelines and bind groups are built once; a submission is
+//! one command buffer; results are read back without stalling.
 
 mod adapter;
 mod cooperative;

@@ -1,4 +1,4 @@
-//! Submissions: plans' dispatches in one command buffer, results read back when they are there.
+//! Submissions: encodes the dispatches of several plans into one command buffer, and reads results back when they are ready.
 
 use super::{Built, Gpu};
 use crate::device::{DeviceError, Fetched, Run, Ticket, Timing, inputs_of};

@@ -1,4 +1,4 @@
-//! Races between kernels that give the same bits: one for each kind of call and adapter, whose winners are remembered.
+//! Autotuning: times kernels that give the same bits, once for each kind of call and adapter, and caches the fastest.
 
 use super::{Built, Gpu, Range, Wanted};
 use crate::device::DeviceError;

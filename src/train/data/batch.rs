@@ -1,4 +1,4 @@
-//! Batches: which examples, in what order, and as which tensors.
+//! Batches: which examples, in which order, as which tensors.
 
 use super::labels::UNCOUNTED;
 use super::{Axis, DataError, Dataset, InputSpec, Label, LabelForm, Shapes, Source, Task, TextExample, tensors};

@@ -1,4 +1,4 @@
-//! Conversations: rendered whole by the tokenizer's chat template, with the answers of the assistant as what is learnt.
+//! Conversations: rendered whole with the tokenizer's chat template; only the assistant's answers are trained on.
 
 use super::template::{self, Rendered, Template};
 use super::tokenizer::Text;

@@ -1,4 +1,4 @@
-//! What transformers' classes of tokenizers add to their files: special tokens by default, and what frames a text.
+//! What each tokenizer class of transformers adds to its files: default special tokens, and the tokens that frame a text.
 
 /// What a class of tokenizers has where its files do not say: the tokens of [`ROLES`], empty for none.
 pub type Defaults = [&'static str; 7];

@@ -1,4 +1,4 @@
-//! Labels: what a row of text gives, what a data set's labels are like, and the form in which a loss reads them.
+//! Labels: parsed from a row, summarised over a data set, and converted to the form that a loss reads.
 
 use super::{DataError, Dataset, Source, Task};
 use crate::ir::{DType, Tensor};

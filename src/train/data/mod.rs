@@ -1,4 +1,4 @@
-//! Data sets: text through a tokenizer, or tensors as they are; and their batches.
+//! Data sets, text through a tokenizer or tensors as they are, and their batches.
 
 mod batch;
 mod chat;

@@ -1,4 +1,4 @@
-//! What chat templates expect of Python: how values print, `tojson`, methods of texts, and tests of types.
+//! The parts of Python that chat templates rely on: printing of values, `tojson`, string methods, and type tests.
 
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};

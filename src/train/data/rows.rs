@@ -1,4 +1,4 @@
-//! Rows of text data as people have them: JSON lines, an array, objects one after the other, UTF-8 or UTF-16.
+//! Rows of text data: JSON lines, a JSON array, or concatenated objects, in UTF-8 or UTF-16.
 
 use super::DataError;
 use serde_json::value::RawValue;

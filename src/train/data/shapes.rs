@@ -1,4 +1,4 @@
-//! What a program is made for.
+//! The key of a compiled program: input shapes, and input values that must be known at compile time.
 
 use crate::ir::{DType, Tensor, Type};
 use std::collections::BTreeMap;

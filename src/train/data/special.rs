@@ -1,4 +1,4 @@
-//! Special tokens of a tokenizer: those that its files name, put in place as the framework that wrote the files does it.
+//! Special tokens of a tokenizer: those its files name, placed as the framework that wrote the files would place them.
 
 use super::classes::{CASED, CASED_BUT_CHINESE, CLASSES, FRAMED, LANGUAGES, LEFT, MODELS};
 use serde_json::{Map, Value, json};

@@ -1,4 +1,4 @@
-//! Chat templates: found where tokenizers keep them, and rendered as Jinja2 and Python would.
+//! Chat templates: finds them where tokenizers keep them, and renders them as Jinja2 and Python would.
 
 use super::python;
 use minijinja::syntax::SyntaxConfig;

@@ -1,4 +1,4 @@
-//! Data sets of text: rows become token ids with the labels that count.
+//! Text data sets: rows become token ids and labels.
 
 use super::chat::{self, Talk};
 use super::rows::{self, Row};

@@ -1,4 +1,4 @@
-//! A Hugging Face `tokenizer.json`: texts become the tokens that the tokenizer's own framework makes of them.
+//! A Hugging Face `tokenizer.json`. Texts become the same tokens as in the tokenizer's own framework.
 
 use super::special::{self, Special};
 use super::template::Templates;
