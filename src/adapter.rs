@@ -159,6 +159,11 @@ fn floats(view: &TensorView) -> Option<Vec<f32>> {
         Dtype::F32 => data.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect(),
         Dtype::F16 => data.chunks_exact(2).map(|c| half::f16::from_le_bytes([c[0], c[1]]).to_f32()).collect(),
         Dtype::BF16 => data.chunks_exact(2).map(|c| half::bf16::from_le_bytes([c[0], c[1]]).to_f32()).collect(),
+        // Indices of a support, as sltrain has them: whole numbers that f32 holds.
+        Dtype::I64 => {
+            let whole = |c: &[u8; 8]| Some(i64::from_le_bytes(*c)).filter(|n| n.unsigned_abs() <= 1 << 24);
+            data.as_chunks().0.iter().map(|c| whole(c).map(|n| n as f32)).collect::<Option<_>>()?
+        }
         Dtype::F64 => data.as_chunks().0.iter().map(|c| f64::from_le_bytes(*c) as f32).collect(),
         _ => return None,
     })

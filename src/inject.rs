@@ -160,6 +160,7 @@ pub fn inject(
             None => sites.push(vec![l]),
         }
     }
+    let roles = if options.structure.reads_roles { onnx::roles(base, &linear) } else { vec![] };
     let mut targets: Vec<Target> = sites
         .iter()
         .map(|s| Target {
@@ -168,6 +169,9 @@ pub fn inject(
             in_features: s[0].in_features,
             out_features: s[0].out_features,
             prev: None,
+            role: roles.iter().zip(&linear).find(|(_, l)| l.node == s[0].node).and_then(|(r, _)| *r),
+            rank: None,
+            alpha: None,
         })
         .collect();
     let low_rank = |t: &&Target| options.rank >= t.in_features.min(t.out_features);
@@ -240,6 +244,17 @@ pub fn inject(
                 model.insert_after(block.node, block.nodes.clone());
             }
         }
+    }
+    // The first axis of the model's first input is the batch.
+    let batch = base.inputs().into_iter().find_map(|i| i.dims?.into_iter().next()).unwrap_or(onnx::Dim::Unknown);
+    for input in config.structure.inputs {
+        if base.inputs().iter().any(|i| i.name == input.name) {
+            let (name, structure) = (input.name, config.structure);
+            return Err(InjectError::Option(format!(
+                "the model has an input '{name}' already, which {structure} would add"
+            )));
+        }
+        model.add_input(input.name, input.element, &batch);
     }
     let adapter_parameters = add_initializers(&mut model, base, &config, &emission, start.as_ref(), &linear)?;
     model.set_metadata(CONFIG_KEY, Some(serde_json::to_string(&config).expect("a configuration serialises")));
@@ -461,7 +476,8 @@ fn add_initializers(
         let weight = || {
             let path = target.map(|t| &t.path);
             let l = linear.iter().find(|l| Some(&l.path) == path).expect("a target is a linear node");
-            l.weight_matrix(base).expect("checked when the targets were chosen")
+            let w = l.weight_matrix(base).expect("checked when the targets were chosen");
+            if l.alpha == 1.0 { w } else { w * f64::from(l.alpha) }
         };
         let count: usize = spec.shape.iter().product();
         let fresh = match spec.start {
@@ -481,7 +497,13 @@ fn add_initializers(
         };
         let values = start.map_or(&fresh, |tensors| &tensors[&name]);
         let list: Vec<f32> = values.iter().copied().collect();
-        model.add_initializer(&name, ElementType::F32, &spec.shape, bytes(&list));
+        match spec.integer {
+            true => {
+                let whole = list.iter().flat_map(|x| (*x as i64).to_le_bytes()).collect();
+                model.add_initializer(&name, ElementType::I64, &spec.shape, whole);
+            }
+            false => model.add_initializer(&name, ElementType::F32, &spec.shape, bytes(&list)),
+        }
         parameters += if spec.trained { count } else { 0 };
         earlier.push((spec.suffix, fresh));
     }

@@ -1,4 +1,4 @@
-//! Reads adapters that Hugging Face PEFT saved. Only plain LoRA is accepted; anything else is refused by name.
+//! Reads adapters that Hugging Face PEFT saved: the methods of the table. Anything else is refused by name.
 
 use super::AdapterError;
 use serde_json::{Map, Value, json};
@@ -9,7 +9,6 @@ pub const CONFIG: &str = "adapter_config.json";
 const PREFIX: &str = "base_model.model.";
 /// Parts of the names of tensors that plain LoRA does not have.
 const FOREIGN: &[(&str, &str)] = &[
-    (".lora_magnitude_vector", "a magnitude of DoRA"),
     (".lora_embedding_", "a factor of an embedding"),
     (".lora_A.bias", "a bias of a factor (lora_bias)"),
     (".lora_B.bias", "a bias of a factor (lora_bias)"),
@@ -25,7 +24,11 @@ pub fn config(path: &Path, names: &[&str]) -> Result<Option<String>, AdapterErro
             return Err(AdapterError::Kind { path: path.to_path_buf(), why });
         }
     }
-    let torch = json!({ "structure": "lora", "torch": true }).to_string();
+    // A name of PEFT's says nothing of the kind but for factors of LoRA's alone.
+    let lora = |n: &&str| n.contains(".lora_A.") || n.contains(".lora_B.");
+    let plain = names.iter().any(|n| lora(n)) && !names.iter().any(|n| n.contains(".lora_magnitude_vector"));
+    let torch =
+        if plain { json!({ "structure": "lora", "torch": true }) } else { json!({ "torch": true }) }.to_string();
     let beside = path.with_file_name(CONFIG);
     if path.file_name().is_none_or(|n| n != TENSORS) || !beside.exists() {
         return Ok(names.iter().any(|n| n.starts_with(PREFIX)).then_some(torch));
@@ -34,15 +37,23 @@ pub fn config(path: &Path, names: &[&str]) -> Result<Option<String>, AdapterErro
     let kind = |why: String| AdapterError::Kind { path: beside.clone(), why };
     let config: Map<String, Value> =
         serde_json::from_slice(&bytes).map_err(|e| kind(format!("it is not the configuration of an adapter: {e}")))?;
-    if let Some(why) = beyond(&config) {
+    let method = METHODS.iter().find(|m| m.names(&config));
+    let why = method.map_or_else(|| Some(unknown(&config)), |m| beyond(&config, m));
+    if let Some(why) = why {
         return Err(kind(format!(
             "{why}\nhint: save the adapter as plain LoRA, or fold it into the base before the export"
         )));
     }
-    let number =
-        |key: &str| config.get(key).and_then(Value::as_f64).ok_or_else(|| kind(format!("'{key}' is not a number")));
-    let (rank, alpha) = (number("r")?, number("lora_alpha")?);
-    if let Some(why) = uneven(&config, rank, alpha) {
+    let method = method.expect("just checked");
+    let number = |key: &str| match key {
+        "" => Ok(None),
+        key => {
+            let value = config.get(key).and_then(Value::as_f64);
+            value.map(Some).ok_or_else(|| kind(format!("'{key}' is not a number")))
+        }
+    };
+    let (rank, alpha) = (number(method.rank)?, number(method.alpha)?);
+    if let Some(why) = uneven(&config, method, rank, alpha) {
         return Err(kind(format!(
             "{why}\nhint: an adapter file here has one rank and one alpha for all of its targets"
         )));
@@ -54,18 +65,122 @@ pub fn config(path: &Path, names: &[&str]) -> Result<Option<String>, AdapterErro
     if !modules.is_empty() && !names.iter().any(of_one) {
         return Err(kind(format!("modules_to_save lists {}, of which {TENSORS} holds no tensor", modules.join(", "))));
     }
-    let rslora = config.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
-    let made = json!({ "structure": "lora", "rank": rank as u64, "alpha": alpha, "rslora": rslora, "torch": true });
+    let mut made = json!({ "structure": method.structure, "torch": true });
+    if let Some(rank) = rank {
+        made["rank"] = json!(rank as u64);
+    }
+    if let Some(alpha) = alpha {
+        made["alpha"] = json!(alpha);
+    }
+    if method.rslora {
+        made["rslora"] = json!(config.get("use_rslora").and_then(Value::as_bool).unwrap_or(false));
+    }
+    if let Some((theirs, ours)) = method.setting {
+        let value = config.get(theirs).cloned().ok_or_else(|| kind(format!("it has no '{theirs}'")))?;
+        made["settings"] = json!({ ours: value });
+    }
     Ok(Some(made.to_string()))
 }
 
-/// What of a configuration plain LoRA does not have.
-fn beyond(config: &Map<String, Value>) -> Option<String> {
-    let get = |key: &str| config.get(key).filter(|v| !empty(v));
-    let kind = get("peft_type").and_then(Value::as_str).unwrap_or("nothing");
-    if !kind.eq_ignore_ascii_case("lora") {
-        return Some(format!("peft_type is {kind}, not LORA"));
+/// A method of PEFT's, and what it is called here.
+struct Method {
+    peft_type: &'static str,
+    /// Whether `use_dora` is set.
+    dora: bool,
+    structure: &'static str,
+    /// The keys of its rank and alpha; empty where it has none.
+    rank: &'static str,
+    alpha: &'static str,
+    rslora: bool,
+    /// A setting of its own: PEFT's key, and ours.
+    setting: Option<(&'static str, &'static str)>,
+    /// Keys that must say nothing, and those that must be false.
+    others: &'static [&'static str],
+}
+
+const NO_METHOD: Method = Method {
+    peft_type: "",
+    dora: false,
+    structure: "",
+    rank: "r",
+    alpha: "",
+    rslora: false,
+    setting: None,
+    others: &[],
+};
+
+/// What plain LoRA does not have.
+const LORA_OTHERS: &[&str] = &[
+    "use_qalora",
+    "lora_bias",
+    "use_bdlora",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "velora_config",
+];
+
+const METHODS: &[Method] = &[
+    Method {
+        peft_type: "LORA",
+        structure: "lora",
+        alpha: "lora_alpha",
+        rslora: true,
+        others: LORA_OTHERS,
+        ..NO_METHOD
+    },
+    Method {
+        peft_type: "LORA",
+        dora: true,
+        structure: "dora",
+        alpha: "lora_alpha",
+        rslora: true,
+        others: LORA_OTHERS,
+        ..NO_METHOD
+    },
+    Method { peft_type: "LOHA", structure: "loha", alpha: "alpha", ..NO_METHOD },
+    Method {
+        peft_type: "LOKR",
+        structure: "lokr",
+        alpha: "alpha",
+        setting: Some(("decompose_factor", "decompose-factor")),
+        others: &["decompose_both"],
+        ..NO_METHOD
+    },
+    Method { peft_type: "VERA", structure: "vera", ..NO_METHOD },
+    Method { peft_type: "IA3", structure: "ia3", rank: "", ..NO_METHOD },
+    Method { peft_type: "MISS", structure: "miss", ..NO_METHOD },
+    Method {
+        peft_type: "OFT",
+        structure: "oft",
+        rank: "",
+        setting: Some(("oft_block_size", "block-size")),
+        others: &["use_cayley_neumann", "block_share", "coft"],
+        ..NO_METHOD
+    },
+];
+
+impl Method {
+    /// Whether a configuration is of this method.
+    fn names(&self, config: &Map<String, Value>) -> bool {
+        let kind = config.get("peft_type").and_then(Value::as_str).unwrap_or_default();
+        let dora = config.get("use_dora").and_then(Value::as_bool).unwrap_or(false);
+        kind.eq_ignore_ascii_case(self.peft_type) && dora == self.dora
     }
+}
+
+fn unknown(config: &Map<String, Value>) -> String {
+    let kind = config.get("peft_type").and_then(Value::as_str).unwrap_or("nothing");
+    let mut known: Vec<&str> = METHODS.iter().map(|m| m.peft_type).collect();
+    known.dedup();
+    format!("peft_type is {kind}, which is none of {}", known.join(", "))
+}
+
+/// What of a configuration the method here does not have.
+fn beyond(config: &Map<String, Value>, method: &Method) -> Option<String> {
+    let get = |key: &str| config.get(key).filter(|v| !empty(v));
     if let Some(bias) = get("bias").and_then(Value::as_str).filter(|b| *b != "none") {
         return Some(format!("bias is '{bias}': the base's biases were trained too"));
     }
@@ -76,19 +191,7 @@ fn beyond(config: &Map<String, Value>) -> Option<String> {
     {
         return Some(format!("init_lora_weights is '{init}', which changes the base's weights"));
     }
-    let others = [
-        "use_dora",
-        "use_qalora",
-        "lora_bias",
-        "use_bdlora",
-        "layer_replication",
-        "target_parameters",
-        "trainable_token_indices",
-        "alora_invocation_tokens",
-        "arrow_config",
-        "velora_config",
-    ];
-    others.iter().find_map(|key| get(key).map(|v| format!("{key} is {v}")))
+    method.others.iter().find_map(|key| get(key).map(|v| format!("{key} is {v}")))
 }
 
 /// Whether a setting says nothing.
@@ -102,10 +205,11 @@ fn empty(value: &Value) -> bool {
 }
 
 /// The pattern that gives some targets another rank or alpha.
-fn uneven(config: &Map<String, Value>, rank: f64, alpha: f64) -> Option<String> {
-    [("rank_pattern", "r", rank), ("alpha_pattern", "lora_alpha", alpha)].into_iter().find_map(|(key, whole, all)| {
-        let other = config.get(key)?.as_object()?.iter().find(|(_, v)| v.as_f64() != Some(all))?;
-        Some(format!("{key} gives '{}' {}, where {whole} is {all}", other.0, other.1))
+fn uneven(config: &Map<String, Value>, method: &Method, rank: Option<f64>, alpha: Option<f64>) -> Option<String> {
+    let keys = [("rank_pattern", method.rank, rank), ("alpha_pattern", method.alpha, alpha)];
+    keys.into_iter().find_map(|(key, whole, all)| {
+        let other = config.get(key)?.as_object()?.iter().find(|(_, v)| all.is_some() && v.as_f64() != all)?;
+        Some(format!("{key} gives '{}' {}, where {whole} is {}", other.0, other.1, all?))
     })
 }
 
@@ -154,14 +258,19 @@ mod tests {
             let mut config = json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_dora": false });
             config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             let config = config.as_object().unwrap();
-            let why = beyond(config).or_else(|| uneven(config, 4.0, 8.0));
+            let method = METHODS.iter().find(|m| m.names(config));
+            let why = match method {
+                None => Some(unknown(config)),
+                Some(m) => beyond(config, m).or_else(|| uneven(config, m, Some(4.0), Some(8.0))),
+            };
             assert_eq!(why.is_some(), want.is_some(), "{why:?}");
             assert!(want.is_none_or(|w| why.as_ref().unwrap().contains(w)), "{why:?}");
         };
         check(json!({ "rank_pattern": {}, "alpha_pattern": { "q": 8 }, "fan_in_fan_out": true }), None);
         check(json!({ "init_lora_weights": "gaussian" }), None);
-        check(json!({ "use_dora": true }), Some("use_dora"));
-        check(json!({ "peft_type": "LOHA" }), Some("LOHA"));
+        check(json!({ "use_dora": true }), None);
+        check(json!({ "peft_type": "BOFT" }), Some("BOFT"));
+        check(json!({ "peft_type": "OFT", "use_cayley_neumann": true }), Some("use_cayley_neumann"));
         check(json!({ "rank_pattern": { "q": 2 } }), Some("rank_pattern"));
         check(json!({ "alpha_pattern": { "q": 2 } }), Some("alpha_pattern"));
         check(json!({ "bias": "lora_only" }), Some("lora_only"));

@@ -69,7 +69,16 @@ mod tests {
     use super::*;
 
     fn target(path: &str, features: (usize, usize)) -> Target {
-        Target { path: path.into(), weight: "w".into(), in_features: features.0, out_features: features.1, prev: None }
+        Target {
+            path: path.into(),
+            weight: "w".into(),
+            in_features: features.0,
+            out_features: features.1,
+            prev: None,
+            role: None,
+            rank: None,
+            alpha: None,
+        }
     }
 
     #[test]

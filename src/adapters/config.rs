@@ -1,6 +1,7 @@
 //! The configuration that an injected model carries in its metadata, and an adapter in its own.
 
 use super::{Folding, Form, Merge, Residual, SettingKind, Spec, Structure};
+use crate::onnx::Role;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -48,6 +49,14 @@ pub struct Target {
     pub out_features: usize,
     /// The block before this one in its chain.
     pub prev: Option<String>,
+    /// What the node does, where the structure depends on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Its own rank and alpha, where `--rank-pattern` or `--alpha-pattern` give it some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
 }
 
 impl Config {
@@ -57,12 +66,12 @@ impl Config {
             return 1.0;
         }
         let rank = self.rank_of(target) as f64;
-        self.alpha / if self.rslora { rank.sqrt() } else { rank }
+        target.alpha.unwrap_or(self.alpha) / if self.rslora { rank.sqrt() } else { rank }
     }
 
     /// The rank of a target's factors.
-    pub fn rank_of(&self, _target: &Target) -> usize {
-        self.rank
+    pub fn rank_of(&self, target: &Target) -> usize {
+        target.rank.unwrap_or(self.rank)
     }
 
     pub fn target(&self, path: &str) -> Option<&Target> {
@@ -88,12 +97,13 @@ impl Config {
     }
 
     /// How it merges.
-    pub fn merge(&self) -> Merge {
+    pub fn merge(&self) -> Merge<'static> {
         match &self.structure.form {
             Form::Term(_) if self.residual().is_exact() => Merge::Exact,
             Form::Term(_) => Merge::Approximate,
             Form::Whole(whole) => match (whole.folding)(self) {
                 Folding::Exact(_) => Merge::Exact,
+                Folding::Chosen(input, _) => Merge::Chosen(input),
                 Folding::KeepsBranch(why) => Merge::KeepsBranch(why),
             },
         }
@@ -165,8 +175,16 @@ impl Config {
     /// A configuration of one target, for tests of the table.
     #[cfg(test)]
     pub fn sample(structure: Structure) -> Config {
-        let target =
-            Target { path: "m".into(), weight: "m.weight".into(), in_features: 8, out_features: 8, prev: None };
+        let target = Target {
+            path: "m".into(),
+            weight: "m.weight".into(),
+            in_features: 8,
+            out_features: 8,
+            prev: None,
+            role: None,
+            rank: None,
+            alpha: None,
+        };
         Config {
             version: 1,
             structure,

@@ -1,7 +1,10 @@
 //! The nodes of adapters: what is put into a model, and taken out of it again.
 
 use super::{Config, Form, Place, Target, base_name};
-use crate::onnx::{AttrValue, Bias, ElementType, Linear, Model, NewNode, NodeId, encode_floats, linear_nodes};
+use crate::onnx::{
+    AttrValue, Bias, DETACH_KEY, ElementType, Linear, Model, NewNode, Node, NodeId, encode_floats, linear_nodes,
+};
+use ndarray::Array2;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// The initializer of `s`, where all targets have the same; and the probability of dropping an element.
@@ -56,8 +59,20 @@ pub struct Block<'a> {
     /// The initializer that `y` has added to the product, where the linear node adds it itself.
     pub bias: Option<&'a str>,
     pub linear: &'a Linear,
+    /// The linear node.
+    pub node: &'a Node,
+    /// Its weight as it multiplies by it, `[out, in]`.
+    pub weight: &'a dyn Fn() -> Array2<f64>,
+    /// The model's graph inputs.
+    pub inputs: &'a [String],
     /// The blocks before it that its residual path reads with their inputs, nearest first.
     pub ancestors: Vec<(&'a Target, &'a str)>,
+}
+
+impl Block<'_> {
+    pub fn has_input(&self, name: &str) -> bool {
+        self.inputs.iter().any(|i| i == name)
+    }
 }
 
 /// The nodes to put into `base`.
@@ -76,6 +91,7 @@ fn emit_with(model: &Model, config: &Config, injected: Option<&Model>) -> Emissi
     let mut calls: HashMap<&str, usize> = HashMap::new();
     let mut shared = Shared::default();
     let mut out = Emission::default();
+    let inputs: Vec<String> = model.inputs().into_iter().map(|i| i.name).collect();
     // A term that is added reads no bias.
     let reads_bias = match &config.structure.form {
         Form::Term(term) => term.join.is_some(),
@@ -105,7 +121,22 @@ fn emit_with(model: &Model, config: &Config, injected: Option<&Model>) -> Emissi
             (Place::Product | Place::Output, None) => (l.node, l.y.clone()),
             (Place::Input, _) => (l.node, l.x.clone()),
         };
-        let mut block = Block { config, target, x: &l.x, y: &base_value, bias: own.as_deref(), linear: l, ancestors };
+        let weight = || {
+            let w = l.weight_matrix(model).expect("a target's weight can be read");
+            if l.alpha == 1.0 { w } else { w * f64::from(l.alpha) }
+        };
+        let mut block = Block {
+            config,
+            target,
+            x: &l.x,
+            y: &base_value,
+            bias: own.as_deref(),
+            linear: l,
+            node: model.node(l.node),
+            weight: &weight,
+            inputs: &inputs,
+            ancestors,
+        };
         let suffix = if *call == 0 { String::new() } else { format!(".call{call}") };
         let original;
         let before = if place == Place::Input { shared.clone() } else { Shared::default() };
@@ -244,6 +275,121 @@ impl Emitter {
     fn constant(&mut self, name: &str, constant: Constant) -> String {
         self.shared.constants.insert(name.to_string(), constant);
         name.to_string()
+    }
+
+    /// A constant of one float, shared by all that ask for the same.
+    pub fn float(&mut self, value: f64) -> String {
+        let element = if self.element == ElementType::F32 { String::new() } else { format!("{}.", self.element) };
+        self.floats(&format!("reslora.{element}{value}"), &[], &[value])
+    }
+
+    /// A number so low that its exponential is 0, and that the activations' type holds.
+    pub fn lowest(&mut self) -> String {
+        self.float(if self.element == ElementType::F16 { -6e4 } else { -1e30 })
+    }
+
+    /// `x` under another shape; 0 keeps an axis and -1 is what remains.
+    pub fn reshape(&mut self, role: &str, x: &str, shape: &[i64]) -> String {
+        let dims: Vec<String> = shape.iter().map(i64::to_string).collect();
+        let shape = self.integers(&format!("reslora.shape.{}", dims.join("x")), shape);
+        self.node(role, "Reshape", &[x, &shape])
+    }
+
+    pub fn transpose(&mut self, role: &str, x: &str, perm: &[i64]) -> String {
+        self.node_with(role, "Transpose", &[x], vec![("perm", AttrValue::Ints(perm.to_vec()))])
+    }
+
+    pub fn concat(&mut self, role: &str, parts: &[&str], axis: i64) -> String {
+        self.node_with(role, "Concat", parts, vec![("axis", AttrValue::Int(axis))])
+    }
+
+    /// Elements `start..end` of an axis.
+    pub fn slice(&mut self, role: &str, x: &str, axis: i64, start: usize, end: usize) -> String {
+        let mut at = |n: i64| self.integers(&format!("reslora.at.{n}"), &[n]);
+        let (start, end, axis) = (at(start as i64), at(end as i64), at(axis));
+        self.node(role, "Slice", &[x, &start, &end, &axis])
+    }
+
+    /// The sum over an axis, which goes.
+    pub fn sum(&mut self, role: &str, x: &str, axis: i64) -> String {
+        let axes = self.integers(&format!("reslora.at.{axis}"), &[axis]);
+        self.node_with(role, "ReduceSum", &[x, &axes], vec![("keepdims", AttrValue::Int(0))])
+    }
+
+    /// The last `count` axes of `x` as `shape`, whatever stands before them.
+    pub fn reshape_last(&mut self, role: &str, x: &str, count: usize, shape: &[i64]) -> String {
+        let all = self.node(&format!("{role}.shape"), "Shape", &[x]);
+        let mut at = |n: i64| self.integers(&format!("reslora.at.{n}"), &[n]);
+        let (start, end) = (at(0), at(-(count as i64)));
+        let leading = self.node(&format!("{role}.leading"), "Slice", &[&all, &start, &end]);
+        let dims: Vec<String> = shape.iter().map(i64::to_string).collect();
+        let last = self.integers(&format!("reslora.shape.{}", dims.join("x")), shape);
+        let whole = self.concat(&format!("{role}.whole"), &[&leading, &last], 0);
+        self.node(role, "Reshape", &[x, &whole])
+    }
+
+    /// `x` with the shape of `like`.
+    pub fn reshape_like(&mut self, role: &str, x: &str, like: &str) -> String {
+        let shape = self.node(&format!("{role}.shape"), "Shape", &[like]);
+        self.node(role, "Reshape", &[x, &shape])
+    }
+
+    /// A vector with an element for each output, as it multiplies or adds to the block's output.
+    pub fn per_output(&mut self, role: &str, vector: &str) -> String {
+        match self.strides.as_ref().map(Vec::len) {
+            None => self.reshape(role, vector, &[-1]),
+            Some(axes) => self.reshape(role, vector, &[&[-1i64][..], &vec![1; axes]].concat()),
+        }
+    }
+
+    /// `x`, through which no gradient flows.
+    pub fn detached(&mut self, role: &str, x: &str) -> String {
+        let name = self.node(role, "Identity", &[x]);
+        let node = self.nodes.last_mut().expect("just added");
+        node.metadata.push((DETACH_KEY.to_string(), "1".to_string()));
+        name
+    }
+
+    /// What the linear node computes of another input, without its bias: `(.., in)` to `(.., out)`, in f32.
+    pub fn again(&mut self, role: &str, block: &Block, input: &str) -> String {
+        let narrow = match self.element {
+            ElementType::F32 => input.to_string(),
+            element => self.cast_to(&format!("{role}.narrow"), input, element),
+        };
+        let name = format!("{}.{role}{}", self.path, self.suffix);
+        self.nodes.push(NewNode::copy_without_bias(block.node, &name, &narrow, &name));
+        self.shared.known.insert(name.clone());
+        self.wide(&format!("{role}.wide"), &name)
+    }
+
+    /// A value of the activations' element type in f32.
+    pub fn wide(&mut self, role: &str, x: &str) -> String {
+        if self.element == ElementType::F32 { x.to_string() } else { self.cast_to(role, x, ElementType::F32) }
+    }
+
+    /// A value of f32 in the activations' element type.
+    pub fn narrow(&mut self, role: &str, x: &str) -> String {
+        if self.element == ElementType::F32 { x.to_string() } else { self.cast_to(role, x, self.element) }
+    }
+
+    pub fn cast_to(&mut self, role: &str, x: &str, element: ElementType) -> String {
+        self.node_with(role, "Cast", &[x], vec![("to", AttrValue::Int(element.number() as i64))])
+    }
+
+    /// A constant of one float32.
+    pub fn wide_float(&mut self, value: f64) -> String {
+        self.wide_floats(&format!("reslora.f32.{value}"), &[], &[value])
+    }
+
+    /// A constant of float32.
+    pub fn wide_floats(&mut self, name: &str, dims: &[usize], values: &[f64]) -> String {
+        let bytes = values.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect();
+        self.constant(name, Constant { element: ElementType::F32, dims: dims.to_vec(), bytes })
+    }
+
+    pub fn booleans(&mut self, name: &str, dims: &[usize], values: &[bool]) -> String {
+        let bytes = values.iter().map(|b| u8::from(*b)).collect();
+        self.constant(name, Constant { element: ElementType::Bool, dims: dims.to_vec(), bytes })
     }
 
     /// The initializer of `s`: one for all targets, and another for each that has another value or type.

@@ -26,6 +26,8 @@ pub struct Entry {
     pub residuals: &'static [Residual],
     /// Whether it can stand beside a pointwise convolution, whose channels are the second axis.
     pub images: bool,
+    /// Whether it asks for its target's role.
+    pub reads_roles: bool,
     /// Every suffix that a tensor of its may have; in files a tensor is called `{module path}.{suffix}`.
     pub suffixes: &'static [&'static str],
     /// Its tensors at a target, or why the target does not fit.
@@ -33,7 +35,7 @@ pub struct Entry {
     /// Tensors that all targets share; in files they have no path before them.
     pub shared: fn(&Config) -> Vec<Spec>,
     /// Graph inputs that its nodes read.
-    pub inputs: fn(&Config) -> Vec<GraphInput>,
+    pub inputs: &'static [GraphInput],
     pub form: Form,
 }
 
@@ -76,18 +78,25 @@ pub struct Spec {
     pub start: Start,
     /// Frozen tensors are saved with the adapter, and not changed.
     pub trained: bool,
+    /// The graph reads it as int64; a file may hold it so.
+    pub integer: bool,
     pub group: Group,
 }
 
 impl Spec {
     /// A trained tensor of the ordinary learning rate.
     pub fn new(suffix: &str, shape: impl Into<Vec<usize>>, start: Start) -> Spec {
-        Spec { suffix: suffix.into(), shape: shape.into(), start, trained: true, group: Group::Main }
+        Spec { suffix: suffix.into(), shape: shape.into(), start, trained: true, integer: false, group: Group::Main }
     }
 
     /// The same, in another learning-rate group.
     pub fn group(self, group: Group) -> Spec {
         Spec { group, ..self }
+    }
+
+    /// The same, of whole numbers.
+    pub fn integers(self) -> Spec {
+        Spec { integer: true, ..self }
     }
 
     /// The same, not trained.
@@ -128,12 +137,14 @@ pub struct Drawing<'a> {
 }
 
 /// A graph input that an adapter adds; its first axis is the batch.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GraphInput {
     pub name: &'static str,
     pub element: ElementType,
-    /// The number of values that it may have, where they are indices.
-    pub count: Option<usize>,
+    /// One line for the flag of `merge` that folds one value in.
+    pub help: &'static str,
+    /// The setting that says how many values it may have, where they are indices.
+    pub count: Option<&'static str>,
 }
 
 /// How an adapter's nodes stand to the linear node.
@@ -186,16 +197,20 @@ pub enum Place {
 /// How nodes of an adapter's own become plain weights.
 pub enum Folding {
     Exact(fn(&Fold) -> Result<Folded, String>),
+    /// Exact for one value of a graph input of its, which the merge chooses; without a choice the branch is kept.
+    Chosen(&'static str, fn(&Fold, f64) -> Result<Folded, String>),
     /// Plain weights cannot compute it, for this reason.
     KeepsBranch(&'static str),
 }
 
 /// How a configuration merges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Merge {
+pub enum Merge<'a> {
     Exact,
     /// The signal that the last factor multiplies is not a function of the block's own input: it is regressed on it.
     Approximate,
+    /// Exact where a value is chosen for this graph input, which it depends on example by example.
+    Chosen(&'a str),
     /// Plain weights cannot compute it, for this reason.
     KeepsBranch(&'static str),
 }

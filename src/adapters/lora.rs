@@ -16,15 +16,16 @@ pub const ENTRY: Entry = Entry {
     residual: None,
     residuals: &[Residual::InputShortcut, Residual::BlockShortcut, Residual::MiddleShortcut],
     images: true,
+    reads_roles: false,
     suffixes: &[A, B],
     tensors,
     shared: |_| vec![],
-    inputs: |_| vec![],
+    inputs: &[],
     form: Form::Term(Term { carry, last, factors, join: None }),
 };
 
 /// A `[rank, in]`, B `[out, rank]`.
-fn tensors(config: &Config, target: &Target) -> Result<Vec<Spec>, String> {
+pub fn tensors(config: &Config, target: &Target) -> Result<Vec<Spec>, String> {
     let rank = config.rank_of(target);
     Ok(vec![
         Spec::new(A, [rank, target.in_features], Start::KaimingUniform),
@@ -32,14 +33,14 @@ fn tensors(config: &Config, target: &Target) -> Result<Vec<Spec>, String> {
     ])
 }
 
-fn carry(e: &mut Emitter, _: &Config, target: &Target, x: &str, which: &str) -> String {
+pub fn carry(e: &mut Emitter, _: &Config, target: &Target, x: &str, which: &str) -> String {
     e.product_down(&format!("lora_A{which}"), x, &target.tensor(A))
 }
 
-fn last(e: &mut Emitter, _: &Config, target: &Target, t: &str, which: &str) -> String {
+pub fn last(e: &mut Emitter, _: &Config, target: &Target, t: &str, which: &str) -> String {
     e.product_up(&format!("lora_B{which}"), t, &target.tensor(B))
 }
 
-fn factors(config: &Config, target: &Target, values: &Values) -> Factors {
+pub fn factors(config: &Config, target: &Target, values: &Values) -> Factors {
     Factors { carry: values.matrix(A), last: values.matrix(B), scale: config.scale_of(target) }
 }

@@ -33,7 +33,12 @@ pub use residual::{RESIDUALS, Residual};
 pub use values::{Factors, Values};
 
 /// Every adapter.
-static ENTRIES: &[&Entry] = &[&lora::ENTRY, &input_shortcut::ENTRY, &block_shortcut::ENTRY, &middle_shortcut::ENTRY];
+static ENTRIES: &[&Entry] = &[
+    &lora::ENTRY,
+    &input_shortcut::ENTRY,
+    &block_shortcut::ENTRY,
+    &middle_shortcut::ENTRY,
+];
 
 /// The adapter that `inject` takes where nothing else is asked for.
 pub fn standard() -> Structure {

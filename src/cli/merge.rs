@@ -5,6 +5,7 @@ use super::output::guard;
 use super::runs::{self, Taken};
 use super::train;
 use crate::adapter;
+use crate::adapters;
 use crate::adapters::BASE_KEY;
 use crate::merge::{self, LayerReport, Strategy};
 use crate::onnx::{self, Model};
@@ -53,6 +54,43 @@ pub struct Args {
     /// Write over a file that is in use: the model, its base or data, or the adapter
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    chosen: Chosen,
+}
+
+/// Values of adapters' graph inputs to fold in, a flag for each that the table of adapters names.
+#[derive(Clone, Debug, Default)]
+struct Chosen(Vec<(String, f64)>);
+
+impl clap::Args for Chosen {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let args = adapters::all().into_iter().flat_map(|structure| {
+            structure.inputs.iter().map(move |input| {
+                let help = format!("For {structure}: {}; without it the branch is kept", input.help);
+                let number = clap::value_parser!(f64);
+                let arg = clap::Arg::new(input.name).long(input.name).value_name("F").help(help);
+                arg.value_parser(number).allow_hyphen_values(true).conflicts_with("keep_branch")
+            })
+        });
+        command.args(args)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Chosen::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Chosen {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Chosen, clap::Error> {
+        let names: Vec<&str> = adapters::all().iter().flat_map(|s| s.inputs).map(|i| i.name).collect();
+        let value = |name: &&str| Some((name.to_string(), *matches.get_one::<f64>(name)?));
+        Ok(Chosen(names.iter().filter_map(value).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Chosen::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 #[derive(Serialize)]
@@ -140,6 +178,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         adapter: &adapter,
         strategy,
         keep_branch: args.keep_branch,
+        chosen: args.chosen.0.clone(),
         calibrate: calibrate.as_ref().map(|data| args.how.calibration(data)),
         fallback: fallback.as_ref().zip(run_how).map(|(data, how)| how.calibration(data)),
         ridge,

@@ -96,6 +96,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         adapter: &outcome.adapter,
         strategy: None,
         keep_branch: false,
+        chosen: vec![],
         calibrate: None,
         fallback: Some(Calibration::new(&test, digits::BATCH, 512)),
         ridge: None,

@@ -49,6 +49,16 @@ impl Tensor {
         }
     }
 
+    /// A tensor of the same type, all of whose elements are one number.
+    pub fn filled(&self, value: f64) -> Tensor {
+        let (shape, n) = (Shape(self.shape().to_vec()), self.shape().iter().product());
+        match self.dtype() {
+            DType::F32 => Tensor::f32(shape, vec![value as f32; n]),
+            DType::I32 => Tensor::i32(shape, vec![value as i32; n]),
+            DType::Bool => Tensor::bool(shape, vec![u32::from(value != 0.0); n]),
+        }
+    }
+
     pub fn dtype(&self) -> DType {
         match self {
             Tensor::F32(_) => DType::F32,

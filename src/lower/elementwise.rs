@@ -2,8 +2,8 @@
 
 use super::context::dtype;
 use super::{Context, Reason, integer_types};
-use crate::ir::{DType, Value};
-use crate::onnx::ElementType;
+use crate::ir::{Attrs, DType, Value};
+use crate::onnx::{DETACH_KEY, ElementType};
 
 type Lowered = Result<Vec<Value>, Reason>;
 
@@ -50,7 +50,12 @@ one_primitive! {
 }
 
 pub fn identity(c: &mut Context) -> Lowered {
-    Ok(vec![c.x(0)?])
+    let x = c.x(0)?;
+    // An adapter's own mark: other runtimes, which compute no gradient, pass it by.
+    if c.node.metadata(DETACH_KEY).is_some() {
+        return Ok(vec![c.b.emit("detach", &[x], Attrs::new())?]);
+    }
+    Ok(vec![x])
 }
 
 pub fn mul(c: &mut Context) -> Lowered {

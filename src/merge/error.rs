@@ -40,6 +40,11 @@ pub enum MergeError {
     NoRows { structure: Structure },
     #[error("{structure} cannot be folded into weights: {why}\nhint: keep the adapters in the file with --keep-branch")]
     KeepsBranch { structure: Structure, why: &'static str },
+    #[error(
+        "{structure} computes with the graph input '{input}', example by example\nhint: choose one with --{input}, or keep the adapters in \
+         the file with --keep-branch"
+    )]
+    NotChosen { structure: Structure, input: &'static str },
     #[error("'{path}' cannot be folded: {why}\nhint: keep the adapters in the file with --keep-branch")]
     Fold { path: String, why: String },
     #[error("the model's nodes do not match its configuration: {0}")]

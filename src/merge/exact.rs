@@ -2,14 +2,14 @@
 
 use super::strategy::StrategyInfo;
 use super::{Delta, Inputs, MergeError};
-use crate::adapters::{Folding, Form, Merge, Target};
+use crate::adapters::{Fold, Folded, Folding, Form, Merge, Target};
 use ndarray::Array2;
 
 pub const STRATEGY: StrategyInfo = StrategyInfo {
     name: "exact",
     needs_norms: |_| false,
     needs_rows: false,
-    applies: |config| config.merge() == Merge::Exact,
+    applies: |config| matches!(config.merge(), Merge::Exact | Merge::Chosen(_)),
     deltas,
 };
 
@@ -28,13 +28,23 @@ fn deltas(i: &Inputs) -> Result<Vec<Delta>, MergeError> {
             Ok(i.delta(t, sum, a, vec![]))
         }
         Form::Whole(whole) => match (whole.folding)(i.config) {
+            Folding::Chosen(input, fold) => {
+                let found = i.chosen.iter().find(|(name, _)| name == input).map(|(_, value)| *value);
+                let value = found.ok_or(MergeError::NotChosen { structure: i.config.structure, input })?;
+                folded(i, t, &|call| fold(call, value))
+            }
             Folding::KeepsBranch(why) => Err(MergeError::KeepsBranch { structure: i.config.structure, why }),
-            Folding::Exact(fold) => i.fold(t, |call| {
-                let folded = fold(call).map_err(|why| MergeError::Fold { path: t.path.clone(), why })?;
-                let delta = folded.weight - call.weight;
-                Ok(Delta { path: t.path.clone(), delta, bias: folded.bias, a: None, alphas: vec![] })
-            }),
+            Folding::Exact(fold) => folded(i, t, &fold),
         },
     };
     i.config.targets.iter().map(delta).collect()
+}
+
+/// The change of a target that an adapter folds itself.
+fn folded(i: &Inputs, t: &Target, fold: &dyn Fn(&Fold) -> Result<Folded, String>) -> Result<Delta, MergeError> {
+    i.fold(t, |call| {
+        let merged = fold(call).map_err(|why| MergeError::Fold { path: t.path.clone(), why })?;
+        let delta = merged.weight - call.weight;
+        Ok(Delta { path: t.path.clone(), delta, bias: merged.bias, a: None, alphas: vec![] })
+    })
 }

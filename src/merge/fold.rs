@@ -76,6 +76,10 @@ pub fn fold(
 /// Puts a trained tensor, which was checked to fit, in the place of an initializer.
 pub(super) fn place(model: &mut Model, name: &str, t: &ArrayD<f32>) -> Result<(), MergeError> {
     let element = model.initializer_type(name).expect("checked to be there").0;
+    if element == ElementType::I64 {
+        model.replace_data(name, t.iter().flat_map(|x| (*x as i64).to_le_bytes()).collect());
+        return Ok(());
+    }
     let values: Vec<f64> = t.iter().map(|&x| x as f64).collect();
     let bytes = encoded(element, &values, name, name)?;
     model.replace_data(name, bytes);

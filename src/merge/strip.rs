@@ -25,6 +25,9 @@ pub fn strip(injected: &Model, config: &Config) -> Result<Model, MergeError> {
     for name in config.tensor_names().iter().chain(emission.constants.keys()) {
         model.remove_initializer(name);
     }
+    for input in config.structure.inputs {
+        model.remove_input(input.name);
+    }
     for key in model.metadata_keys().iter().filter(|k| k.starts_with("reslora.")) {
         model.set_metadata(key, None);
     }

@@ -21,7 +21,7 @@ pub use element::{ElementType, TensorView, called, encode_floats, encode_integer
 pub use linear::{Bias, Linear, linear_nodes, nearest};
 pub use model::{Dim, Model, NodeId, Signature, sha256};
 pub use module_path::module_path;
-pub use node::{AttrValue, NewNode, Node, OwnTensor, Subgraph};
+pub use node::{AttrValue, DETACH_KEY, NewNode, Node, OwnTensor, Subgraph};
 pub use quantised::Quantised;
 pub use read::{ReadError, read};
 pub use role::{ROLES, Role, roles};

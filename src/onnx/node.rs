@@ -9,6 +9,9 @@ use onnx_protobuf::{
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// The key of a node's metadata that says no gradient flows through it.
+pub const DETACH_KEY: &str = "reslora.detach";
+
 /// A node: its bytes as the file has them, and the same parsed.
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -321,6 +324,9 @@ pub struct NewNode {
     pub outputs: Vec<String>,
     pub attrs: Vec<(String, AttrValue)>,
     pub metadata: Vec<(String, String)>,
+    pub domain: String,
+    /// Attributes of the node that it is a copy of.
+    copied: Vec<AttributeProto>,
 }
 
 impl NewNode {
@@ -334,46 +340,67 @@ impl NewNode {
         }
     }
 
+    /// A copy of a linear node of another input, without a bias.
+    pub fn copy_without_bias(node: &Node, name: &str, input: &str, output: &str) -> NewNode {
+        let at = if node.op_type() == "MatMulNBits" { 5 } else { 2 };
+        let mut inputs: Vec<String> = node.inputs().to_vec();
+        inputs[0] = input.to_string();
+        match node.op_type() {
+            "Gemm" | "Conv" => inputs.truncate(at),
+            "MatMulNBits" if inputs.len() > at => inputs[at].clear(),
+            _ => {}
+        }
+        while inputs.last().is_some_and(String::is_empty) {
+            inputs.pop();
+        }
+        NewNode {
+            name: name.into(),
+            op_type: node.op_type().into(),
+            domain: node.domain().into(),
+            inputs,
+            outputs: vec![output.into()],
+            copied: node.proto.attribute.clone(),
+            ..NewNode::default()
+        }
+    }
+
     pub fn attr(mut self, name: &str, value: AttrValue) -> NewNode {
         self.attrs.push((name.into(), value));
         self
     }
 
     pub(super) fn build(self) -> Node {
-        let attribute = self
-            .attrs
-            .into_iter()
-            .map(|(name, value)| {
-                let mut a = AttributeProto { name, ..Default::default() };
-                let kind = match value {
-                    AttrValue::Int(i) => {
-                        a.i = i;
-                        AttributeType::INT
-                    }
-                    AttrValue::Ints(ints) => {
-                        a.ints = ints;
-                        AttributeType::INTS
-                    }
-                    AttrValue::Float(f) => {
-                        a.f = f;
-                        AttributeType::FLOAT
-                    }
-                    AttrValue::Str(s) => {
-                        a.s = s.into_bytes();
-                        AttributeType::STRING
-                    }
-                };
-                a.type_ = kind.into();
-                a
-            })
-            .collect();
+        let attribute = self.attrs.into_iter().map(|(name, value)| {
+            let mut a = AttributeProto { name, ..Default::default() };
+            let kind = match value {
+                AttrValue::Int(i) => {
+                    a.i = i;
+                    AttributeType::INT
+                }
+                AttrValue::Ints(ints) => {
+                    a.ints = ints;
+                    AttributeType::INTS
+                }
+                AttrValue::Float(f) => {
+                    a.f = f;
+                    AttributeType::FLOAT
+                }
+                AttrValue::Str(s) => {
+                    a.s = s.into_bytes();
+                    AttributeType::STRING
+                }
+            };
+            a.type_ = kind.into();
+            a
+        });
         let entry = |(key, value)| StringStringEntryProto { key, value, ..Default::default() };
         let proto = NodeProto {
             name: self.name,
             op_type: self.op_type,
+            domain: self.domain,
             input: self.inputs,
             output: self.outputs,
-            attribute,
+            attribute: self.copied.into_iter().chain(attribute).collect(),
             metadata_props: self.metadata.into_iter().map(entry).collect(),
             ..Default::default()
         };

@@ -116,6 +116,10 @@ impl Part {
 fn part(model: &Model, item: &Item, layout: &Layout) -> Part {
     match item {
         Item::Other(range) => Part::Source(range.clone()),
+        Item::Input(name) => {
+            let info = model.signature.input.iter().find(|i| i.name == *name).expect("added with its signature");
+            Part::field(11, &info.write_to_bytes().expect("a new input serialises"))
+        }
         Item::InitializerInput { span: Some(range), .. } => Part::Source(range.clone()),
         Item::InitializerInput { name, span: None } => Part::field(11, &input_of(&model.initializers[name])),
         Item::Node(id) => match model.node_spans.get(id) {

@@ -17,6 +17,7 @@ mod cos;
 mod cross_entropy;
 mod cross_entropy_grad;
 mod cumsum;
+mod detach;
 mod div;
 mod dropout_mask;
 pub mod elementwise;
@@ -121,6 +122,7 @@ pub static PRIMITIVES: &[Primitive] = &[
     cross_entropy::PRIMITIVE,
     cross_entropy_grad::PRIMITIVE,
     cumsum::PRIMITIVE,
+    detach::PRIMITIVE,
     div::PRIMITIVE,
     dropout_mask::PRIMITIVE,
     equal::PRIMITIVE,

@@ -19,6 +19,8 @@ pub struct MergeRequest<'a> {
     pub strategy: Option<Strategy>,
     /// Keep the adapters in the file rather than fold them into weights.
     pub keep_branch: bool,
+    /// Graph inputs of the adapter to fold in, with their values.
+    pub chosen: Vec<(String, f64)>,
     /// Data given for statistics; without it, what the adapter recorded.
     pub calibrate: Option<Calibration<'a>>,
     /// Data to fall back on for statistics, and for comparing outputs.

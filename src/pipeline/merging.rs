@@ -28,6 +28,9 @@ pub fn merge(request: &MergeRequest, device: &mut dyn Device) -> Result<Merged, 
     if let Some(strategy) = request.strategy {
         merge::check_strategy(&config, strategy)?;
     }
+    if let Some((name, _)) = request.chosen.iter().find(|c| !folds(&config, &c.0)) {
+        return Err(Error::Usage(format!("--{name} means nothing to {}", config.structure)));
+    }
     let mut request = MergeRequest { adapter: &adapter, ..request.clone() };
     for c in [&mut request.calibrate, &mut request.fallback] {
         *c = c.take().map(|c| c.surveyed(request.injected, device)).transpose()?;
@@ -40,6 +43,11 @@ pub fn merge(request: &MergeRequest, device: &mut dyn Device) -> Result<Merged, 
     record(&mut merged, &request, &config, given);
     merged.report.notes.splice(0..0, notes);
     merged.check_finite()
+}
+
+/// Whether a value of this graph input is folded in.
+fn folds(config: &Config, name: &str) -> bool {
+    config.merge() == Merge::Chosen(name)
 }
 
 /// The merge of an adapter for which there is one way alone: its exact weights, or the branch that is kept.
@@ -58,6 +66,18 @@ fn whole(request: &MergeRequest, config: &Config) -> Result<Option<(Model, Repor
         Merge::Exact => {
             refuse_polish(format!("{} merges exactly", config.structure))?;
             Ok(Some(merge::merge(injected, adapter, Strategy::EXACT, &Statistics::default())?))
+        }
+        Merge::Chosen(input) if request.chosen.iter().any(|c| c.0 == input) => {
+            refuse_polish(format!("{} merges exactly", config.structure))?;
+            let statistics = Statistics { chosen: request.chosen.clone(), ..Statistics::default() };
+            Ok(Some(merge::merge(injected, adapter, Strategy::EXACT, &statistics)?))
+        }
+        Merge::Chosen(input) => {
+            refuse_polish("a branch that is kept loses nothing".into())?;
+            let (model, mut report) = merge::keep_branch(injected, adapter)?;
+            let why = format!("it depends on the input '{input}'; --{input} VALUE folds one value in");
+            report.notes.push(format!("{} is kept as a branch: {why}", config.structure));
+            Ok(Some((model, report)))
         }
         Merge::KeepsBranch(why) => {
             refuse_polish("a branch that is kept loses nothing".into())?;
@@ -78,9 +98,17 @@ fn judged(
     device: &mut dyn Device,
 ) -> Result<Merged, Error> {
     let model = Arc::new(model);
-    let inputs = inputs(request.injected, given)?.concat();
+    let mut inputs = inputs(request.injected, given)?.concat();
+    // The live model computes with what was folded in, whatever the data says.
+    for (name, value) in request.chosen.iter().filter(|c| folds(config, &c.0)) {
+        inputs.iter_mut().flatten().filter(|i| i.0 == *name).for_each(|i| i.1 = i.1.filled(*value));
+    }
     let differences = compare_outputs(request.injected, Some(request.adapter), &model, &inputs, device)?;
-    let metric = metric(request, given, &model, device)?;
+    let metric = match request.chosen.is_empty() {
+        true => metric(request, given, &model, device)?,
+        // The data's examples have values of their own.
+        false => None,
+    };
     let chosen = Chosen { model, report, deltas: vec![], differences, tried: vec![] };
     Ok(Merged { metric, ..done(request, config, given, chosen) })
 }

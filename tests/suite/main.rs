@@ -27,6 +27,7 @@ mod primitives;
 mod products;
 mod runs;
 mod shaders;
+mod structures;
 mod tokens;
 mod toy_adapter;
 

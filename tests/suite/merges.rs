@@ -20,6 +20,7 @@ fn request<'a>(injected: &'a Arc<Model>, adapter: &'a Adapter, data: Option<&'a 
         adapter,
         strategy: None,
         keep_branch: false,
+        chosen: vec![],
         calibrate: data.map(|d| Calibration::new(d, 2, 512)),
         fallback: None,
         ridge: None,

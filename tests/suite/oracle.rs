@@ -319,6 +319,7 @@ pub fn measure_merges(case: &Case, open: Open) -> (f64, String) {
             adapter: &adapter,
             strategy: Some(info),
             keep_branch: false,
+            chosen: vec![],
             calibrate,
             fallback: None,
             ridge: Some(1e-6),

@@ -1,4 +1,4 @@
-//! An adapter of a user's own, `y = (W x) ∘ d`, in this one file: injected, trained, merged and taken out again.
+//! An adapter of a user's own, `y = (W x + b) ∘ d`, in this one file: injected, trained, merged and taken out again.
 
 use crate::oracle;
 use ndarray::{ArrayD, Axis};
@@ -17,7 +17,7 @@ use std::sync::Arc;
 static ROWS: Entry = Entry {
     name: "toy-rows",
     aliases: &[],
-    help: "(W x) ∘ d",
+    help: "(W x + b) ∘ d",
     settings: &[],
     rank: false,
     alpha: false,
@@ -25,11 +25,12 @@ static ROWS: Entry = Entry {
     residual: None,
     residuals: &[],
     images: false,
+    reads_roles: false,
     suffixes: &["toy_d"],
     tensors,
     shared: |_| vec![],
-    inputs: |_| vec![],
-    form: Form::Whole(Whole { place: |_, _| Place::Product, emit, folding: |_| Folding::Exact(fold) }),
+    inputs: &[],
+    form: Form::Whole(Whole { place: |_, _| Place::Output, emit, folding: |_| Folding::Exact(fold) }),
 };
 
 fn tensors(_: &Config, target: &Target) -> Result<Vec<Spec>, String> {
@@ -43,8 +44,8 @@ fn emit(e: &mut Emitter, block: &Block) -> String {
 
 fn fold(call: &Fold) -> Result<Folded, String> {
     let d = call.values.vector("toy_d").insert_axis(Axis(1));
-    // The bias is added behind the product.
-    Ok(Folded { weight: call.weight * &d, bias: None })
+    let bias = call.bias.map(|b| b * &call.values.vector("toy_d"));
+    Ok(Folded { weight: call.weight * &d, bias })
 }
 
 fn injected(structure: Structure, to: &Path) -> (Arc<onnx::Model>, oracle::Case) {
@@ -107,6 +108,7 @@ fn an_adapter_of_ones_own_is_one_file() {
         injected: &model,
         adapter: &outcome.adapter,
         strategy: None,
+        chosen: vec![],
         keep_branch: false,
         calibrate: None,
         fallback: None,

@@ -1,0 +1,230 @@
+//! Adapters other than ResLoRA's, against PyTorch: cases that the `peft` package and reference implementations made.
+
+use crate::oracle::{Open, cpu, relative};
+use ndarray::ArrayD;
+use reslora_compile::adapter::{self, Adapter};
+use reslora_compile::adapters::{self, Residual};
+use reslora_compile::inject::{Options, Selector};
+use reslora_compile::onnx::{self, Model};
+use reslora_compile::optim::{self, Hyper};
+use reslora_compile::pipeline::{self, Calibration, MergeRequest, TrainRequest};
+use reslora_compile::train::data::{self, Dataset, Order};
+use reslora_compile::train::{Observer, Schedule, Settings};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+struct Case {
+    dir: PathBuf,
+    json: Value,
+    expected: Adapter,
+}
+
+/// The cases that travel with the source, and those in the folder that `RESLORA_STRUCTURE_CASES` names.
+fn cases() -> Vec<Case> {
+    let own = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/structures"));
+    let more = std::env::var("RESLORA_STRUCTURE_CASES").ok().map(PathBuf::from);
+    let mut dirs: Vec<PathBuf> = [own].into_iter().chain(more).flat_map(folders).collect();
+    dirs.sort();
+    let open = |dir: PathBuf| {
+        let json = serde_json::from_str(&std::fs::read_to_string(dir.join("case.json")).unwrap()).unwrap();
+        let expected = adapter::read(&dir.join("expected.safetensors")).unwrap();
+        Case { dir, json, expected }
+    };
+    dirs.into_iter().map(open).collect()
+}
+
+fn folders(dir: PathBuf) -> Vec<PathBuf> {
+    let all = std::fs::read_dir(&dir).expect("a folder of cases").map(|e| e.unwrap().path());
+    all.filter(|p| p.join("case.json").exists()).collect()
+}
+
+struct Quiet;
+impl Observer for Quiet {}
+
+impl Case {
+    fn name(&self) -> String {
+        self.dir.file_name().unwrap().to_string_lossy().into_owned()
+    }
+
+    fn config(&self) -> &Map<String, Value> {
+        self.json["config"].as_object().unwrap()
+    }
+
+    fn number(&self, key: &str) -> Option<f64> {
+        self.json.get(key).or_else(|| self.config().get(key)).and_then(Value::as_f64)
+    }
+
+    fn options(&self, adapter: &str) -> Options {
+        let config = self.config();
+        let structure = adapters::find(config["structure"].as_str().unwrap()).unwrap();
+        let residual = match config.get("residual").and_then(Value::as_str) {
+            None | Some("none") => Residual::None,
+            Some(name) => Residual::parse(&format!("{name}-shortcut")).unwrap(),
+        };
+        let settings: BTreeMap<String, Value> = config
+            .iter()
+            .map(|(k, v)| (k.replace('_', "-"), v.clone()))
+            .filter(|(k, _)| structure.settings.iter().any(|s| s.name == k))
+            .collect();
+        let target = regex::Regex::new(self.json["target"].as_str().unwrap()).unwrap();
+        Options {
+            targets: vec![Selector::Path(target)],
+            structure,
+            residual,
+            settings,
+            pre_num: self.number("pre_num").map_or(-1, |n| n as i64),
+            rank: self.number("rank").map_or(8, |n| n as usize),
+            alpha: self.number("alpha").unwrap_or(16.0),
+            rslora: config.get("rslora").and_then(Value::as_bool).unwrap_or(false),
+            adapter: Some(adapter::read(&self.dir.join(adapter)).unwrap()),
+            ..Options::default()
+        }
+    }
+
+    fn injected(&self, adapter: &str, to: &Path) -> Arc<Model> {
+        let base = pipeline::read(&self.dir.join("model.onnx")).unwrap();
+        let (model, _) =
+            pipeline::inject(&base, &self.options(adapter)).unwrap_or_else(|e| panic!("{}: {e}", self.name()));
+        onnx::write(&model, to).unwrap();
+        pipeline::read(to).unwrap()
+    }
+
+    fn data(&self) -> Dataset {
+        data::read(&self.dir.join("data.safetensors"), &data::Options::default()).unwrap()
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            batch_size: 2,
+            accumulate: 1,
+            epochs: 1,
+            max_steps: self.number("steps").map(|n| n as u64),
+            optimizer: optim::find("adamw").unwrap(),
+            hyper: Hyper { weight_decay: self.number("decay").unwrap(), ..Hyper::default() },
+            lr: self.number("lr").unwrap(),
+            schedule: Schedule::Constant,
+            warmup_steps: 0,
+            clip_norm: 0.0,
+            order: Order { shuffle: false, seed: 0 },
+            eval_every: None,
+            save_every: None,
+            mixed: false,
+        }
+    }
+
+    fn train(&self, adapter: &str, settings: &Settings, open: Open) -> (Vec<f64>, Adapter) {
+        let dir = tempfile::tempdir().unwrap();
+        let model = self.injected(adapter, &dir.path().join("t.onnx"));
+        let request = TrainRequest {
+            model: &model,
+            data: &self.data(),
+            eval: None,
+            settings,
+            max_length: 512,
+            loss: None,
+            loss_output: None,
+            fuse: true,
+            dir: &dir.path().join("run"),
+            resume: false,
+        };
+        let outcome = pipeline::train(&request, open().as_mut(), &mut Quiet);
+        let outcome = outcome.unwrap_or_else(|e| panic!("{}: {e}", self.name()));
+        (outcome.losses, outcome.adapter)
+    }
+
+    fn trained(&self) -> Vec<String> {
+        self.json["trained"].as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_string()).collect()
+    }
+}
+
+fn check(case: &Case, open: Open) {
+    let name = case.name();
+    let within = |what: &str, error: f64, limit: f64| {
+        assert!(error <= limit, "{name}: {what} off by {error:.1e}, not {limit:.0e}");
+    };
+    // One step of SGD at rate 1 gives the gradient.
+    let sgd = Settings {
+        optimizer: optim::find("sgd").unwrap(),
+        hyper: Hyper { weight_decay: 0.0, ..Hyper::default() },
+        lr: 1.0,
+        max_steps: Some(1),
+        ..case.settings()
+    };
+    let (losses, after) = case.train("probe.safetensors", &sgd, open);
+    let want = case.number("probe_loss").unwrap();
+    within("probe loss", (losses[0] - want).abs() / want, 1e-5);
+    let before = adapter::read(&case.dir.join("probe.safetensors")).unwrap();
+    for tensor in case.trained() {
+        let gradient = &before.tensors[&tensor] - &after.tensors[&tensor];
+        let error = relative(&gradient, &case.expected.tensors[&format!("probe.grad.{tensor}")]);
+        within(&format!("gradient of {tensor}"), error, 5e-4);
+    }
+    let (losses, _) = case.train("init.safetensors", &case.settings(), open);
+    for (step, (got, want)) in losses.iter().zip(case.json["losses"].as_array().unwrap()).enumerate() {
+        let want = want.as_f64().unwrap();
+        within(&format!("loss of step {step}"), (got - want).abs() / want, 2e-4);
+    }
+    check_merge(case, open);
+}
+
+/// Merges the adapter that PyTorch ended with, and compares logits of the first batch.
+fn check_merge(case: &Case, open: Open) {
+    let dir = tempfile::tempdir().unwrap();
+    let model = case.injected("init.safetensors", &dir.path().join("t.onnx"));
+    let start = adapter::read(&case.dir.join("init.safetensors")).unwrap();
+    let ends = start.tensors.iter().map(|(n, t)| {
+        let end = case.expected.tensors.get(&format!("final.{n}")).unwrap_or(t);
+        (n.clone(), end.clone())
+    });
+    let adapter = Adapter { tensors: ends.collect(), ..Adapter::default() };
+    let args: Vec<Value> = case.json["merged"]["args"].as_array().cloned().unwrap_or_default();
+    let chosen = args.chunks(2).map(|c| (c[0].as_str().unwrap()[2..].to_string(), c[1].as_f64().unwrap())).collect();
+    let data = case.data();
+    let mut device = open();
+    let request = MergeRequest {
+        injected: &model,
+        adapter: &adapter,
+        strategy: None,
+        keep_branch: false,
+        chosen,
+        calibrate: Some(Calibration::new(&data, 2, 512)),
+        fallback: None,
+        ridge: None,
+        sequential: false,
+        polish: None,
+        rescue: None,
+        evaluate: None,
+    };
+    let merged = pipeline::merge(&request, device.as_mut()).unwrap_or_else(|e| panic!("{}: {e}", case.name()));
+    let folded = case.json["merged"].is_object();
+    assert_eq!(folded, merged.report.strategy != "branch", "{}: {}", case.name(), merged.report.strategy);
+    let worst = merged.differences.iter().map(|d| d.relative).fold(0.0, f64::max);
+    let exact = matches!(merged.report.strategy.as_str(), "exact" | "branch");
+    assert!(!exact || worst <= 1e-4, "{}: merging changes outputs by {worst:.1e}", case.name());
+    let wanted = if folded { "merged.logits" } else { "final.logits" };
+    let to = dir.path().join("merged.onnx");
+    onnx::write(&merged.model, &to).unwrap();
+    let model = pipeline::read(&to).unwrap();
+    let trainee = pipeline::load(&model, None).unwrap();
+    let batch = data.batch(&trainee.feed, &[0, 1]).unwrap();
+    let logits = &pipeline::infer(&trainee, &[batch.inputs], device.as_mut()).unwrap()["logits"][0];
+    let logits = ArrayD::from_shape_vec(logits.shape(), logits.as_f32().unwrap().to_vec()).unwrap();
+    let error = relative(&logits, &case.expected.tensors[wanted]);
+    assert!(error <= 1e-3, "{}: {wanted} off by {error:.1e}", case.name());
+}
+
+#[test]
+fn structures_on_cpu() {
+    let results: Vec<(String, bool)> = cases()
+        .into_iter()
+        .map(|c| {
+            let name = c.name();
+            let ok = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&c, cpu))).is_ok();
+            (name, ok)
+        })
+        .collect();
+    let failed: Vec<&String> = results.iter().filter(|r| !r.1).map(|r| &r.0).collect();
+    assert!(failed.is_empty(), "{} of {} cases fail: {failed:?}", failed.len(), results.len());
+}
