@@ -6,6 +6,7 @@
 mod block_shortcut;
 pub mod chain;
 mod config;
+mod dora;
 mod emitter;
 mod entry;
 mod fit;
@@ -38,6 +39,7 @@ static ENTRIES: &[&Entry] = &[
     &input_shortcut::ENTRY,
     &block_shortcut::ENTRY,
     &middle_shortcut::ENTRY,
+    &dora::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
