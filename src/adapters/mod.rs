@@ -11,6 +11,7 @@ mod emitter;
 mod entry;
 mod fit;
 mod input_shortcut;
+mod loha;
 mod lora;
 mod middle_shortcut;
 mod names;
@@ -40,6 +41,7 @@ static ENTRIES: &[&Entry] = &[
     &block_shortcut::ENTRY,
     &middle_shortcut::ENTRY,
     &dora::ENTRY,
+    &loha::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
