@@ -12,6 +12,7 @@ mod entry;
 mod fit;
 mod input_shortcut;
 mod loha;
+mod lokr;
 mod lora;
 mod middle_shortcut;
 mod names;
@@ -42,6 +43,7 @@ static ENTRIES: &[&Entry] = &[
     &middle_shortcut::ENTRY,
     &dora::ENTRY,
     &loha::ENTRY,
+    &lokr::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
