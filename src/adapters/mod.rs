@@ -18,6 +18,7 @@ mod middle_shortcut;
 mod names;
 mod residual;
 mod values;
+mod vera;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -44,6 +45,7 @@ static ENTRIES: &[&Entry] = &[
     &dora::ENTRY,
     &loha::ENTRY,
     &lokr::ENTRY,
+    &vera::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
