@@ -10,6 +10,7 @@ mod dora;
 mod emitter;
 mod entry;
 mod fit;
+mod ia3;
 mod input_shortcut;
 mod loha;
 mod lokr;
@@ -46,6 +47,7 @@ static ENTRIES: &[&Entry] = &[
     &loha::ENTRY,
     &lokr::ENTRY,
     &vera::ENTRY,
+    &ia3::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
