@@ -16,6 +16,7 @@ mod loha;
 mod lokr;
 mod lora;
 mod middle_shortcut;
+mod miss;
 mod names;
 mod residual;
 mod values;
@@ -48,6 +49,7 @@ static ENTRIES: &[&Entry] = &[
     &lokr::ENTRY,
     &vera::ENTRY,
     &ia3::ENTRY,
+    &miss::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
