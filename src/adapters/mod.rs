@@ -18,6 +18,7 @@ mod lora;
 mod middle_shortcut;
 mod miss;
 mod names;
+mod oft;
 mod residual;
 mod values;
 mod vera;
@@ -50,6 +51,7 @@ static ENTRIES: &[&Entry] = &[
     &vera::ENTRY,
     &ia3::ENTRY,
     &miss::ENTRY,
+    &oft::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
