@@ -19,6 +19,7 @@ mod middle_shortcut;
 mod miss;
 mod names;
 mod oft;
+mod propulsion;
 mod residual;
 mod values;
 mod vera;
@@ -52,6 +53,7 @@ static ENTRIES: &[&Entry] = &[
     &ia3::ENTRY,
     &miss::ENTRY,
     &oft::ENTRY,
+    &propulsion::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
