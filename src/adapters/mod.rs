@@ -17,6 +17,7 @@ mod lokr;
 mod lora;
 mod middle_shortcut;
 mod miss;
+mod mora;
 mod names;
 mod oft;
 mod propulsion;
@@ -54,6 +55,7 @@ static ENTRIES: &[&Entry] = &[
     &miss::ENTRY,
     &oft::ENTRY,
     &propulsion::ENTRY,
+    &mora::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
