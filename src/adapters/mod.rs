@@ -18,6 +18,7 @@ mod lora;
 mod middle_shortcut;
 mod miss;
 mod mora;
+mod mtl_lora;
 mod names;
 mod oft;
 mod propulsion;
@@ -56,6 +57,7 @@ static ENTRIES: &[&Entry] = &[
     &oft::ENTRY,
     &propulsion::ENTRY,
     &mora::ENTRY,
+    &mtl_lora::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
