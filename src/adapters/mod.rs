@@ -17,6 +17,7 @@ mod lokr;
 mod lora;
 mod middle_shortcut;
 mod miss;
+mod moe_lora;
 mod mora;
 mod mtl_lora;
 mod names;
@@ -58,6 +59,7 @@ static ENTRIES: &[&Entry] = &[
     &propulsion::ENTRY,
     &mora::ENTRY,
     &mtl_lora::ENTRY,
+    &moe_lora::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
