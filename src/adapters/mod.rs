@@ -22,6 +22,7 @@ mod mora;
 mod mtl_lora;
 mod names;
 mod oft;
+mod petalface;
 mod propulsion;
 mod residual;
 mod values;
@@ -60,6 +61,7 @@ static ENTRIES: &[&Entry] = &[
     &mora::ENTRY,
     &mtl_lora::ENTRY,
     &moe_lora::ENTRY,
+    &petalface::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
