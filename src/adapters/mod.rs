@@ -25,6 +25,7 @@ mod oft;
 mod petalface;
 mod propulsion;
 mod residual;
+mod sltrain;
 mod values;
 mod vera;
 
@@ -62,6 +63,7 @@ static ENTRIES: &[&Entry] = &[
     &mtl_lora::ENTRY,
     &moe_lora::ENTRY,
     &petalface::ENTRY,
+    &sltrain::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
