@@ -15,6 +15,7 @@ mod input_shortcut;
 mod loha;
 mod lokr;
 mod lora;
+mod loreft;
 mod middle_shortcut;
 mod miss;
 mod moe_lora;
@@ -64,6 +65,7 @@ static ENTRIES: &[&Entry] = &[
     &moe_lora::ENTRY,
     &petalface::ENTRY,
     &sltrain::ENTRY,
+    &loreft::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
