@@ -14,6 +14,7 @@ mod compile;
 mod devices;
 pub mod digits;
 mod doctor;
+mod dumping;
 mod error;
 mod fitting;
 mod folding;
@@ -31,6 +32,7 @@ pub use comparing::{compare_outputs, infer, synthetic};
 pub use compile::{LossChoice, ModelCompiler, Program, index_bounds, sample_shapes};
 pub use devices::{DeviceChoice, DeviceInfo, Numbers, list_devices, open_device};
 pub use doctor::{KERNEL_TOLERANCE, KernelCheck, TRAINING_TOLERANCE, TrainingCheck, self_check, training_check};
+pub use dumping::dump_ir;
 pub use error::Error;
 pub use inspecting::{Found, Inspection, MemoryNeed, dot, inspect};
 pub use merging::{
