@@ -1,5 +1,6 @@
-//! Epilogue fusion: elementwise operations on a product become what the product ends in, while its sums are in registers or a near cache: activations,
-//! gates, their gradients, scales. Every reader that can join does; where others remain, the product itself is a result too.
+//! Epilogue fusion: elementwise operations on a product become what the product ends in, while its sums are in registers or a near
+//! cache: activations, gates, their gradients, scales. Every reader that can join does; where others remain, the product itself is a
+//! result too.
 
 use super::rewrite::Rewriter;
 use crate::ir::{Arg, BuildError, Def, Graph, Node, Program, Shape, Type, Value};

@@ -144,8 +144,8 @@ fn passes(line: &mut Line, options: &Options) -> Result<(), PassError> {
     // 11. Horizontal fusion, before the passes below take a product apart from its fellows.
     line.run(optimized && device.fast_grouped_products, "group_products", group_products::group_products)?;
 
-    // 12. Products start from what is added to them. `sink_bias` and `order_terms` come first, so that nothing is left over that a product could
-    //     start from, and `dead_code` between, since each asks whether a product has other readers.
+    // 12. Products start from what is added to them. `sink_bias` and `order_terms` come first, so that nothing is left over that a
+    //     product could start from, and `dead_code` between, since each asks whether a product has other readers.
     line.run(fuse, "sink_bias", fuse_addend::sink_bias)?;
     line.run(fuse, "dead_code", dead_code::dead_code)?;
     line.run(fuse, "order_terms", fuse_addend::order_terms)?;
