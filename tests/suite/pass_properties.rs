@@ -57,6 +57,11 @@ fn same(before: &Graph, after: &Graph, tolerance: f64, what: &str) -> Result<(),
     Ok(())
 }
 
+/// What a program computes, whatever its values are numbered.
+fn operations(graph: &Graph) -> Vec<String> {
+    graph.nodes.iter().map(|n| format!("{} of {} {:?}", n.op, n.inputs.len(), n.attrs)).collect()
+}
+
 #[test]
 fn every_pass_keeps_outputs() {
     let names = passes::names(&options());
@@ -72,7 +77,7 @@ fn every_pass_keeps_outputs() {
                 _ => 0.0,
             };
             same(&graph, &done, tolerance, name)?;
-            if done.nodes.len() != graph.nodes.len() {
+            if operations(&done) != operations(&graph) {
                 changed.borrow_mut().insert(*name);
             }
         }
@@ -81,7 +86,7 @@ fn every_pass_keeps_outputs() {
     result.unwrap_or_else(|e| panic!("{e}"));
     // The programs give passes something to do.
     let changed = changed.into_inner();
-    assert!(changed.len() >= 10, "only {changed:?} changed a program");
+    assert!(changed.len() >= 12, "only {changed:?} changed a program");
 }
 
 /// The whole line, on devices that are good at different things, and the gradients of the unoptimised line.
