@@ -113,6 +113,10 @@ pub struct DeviceArg {
     /// Where to run: auto, gpu, gpu:N or cpu
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
+    /// Write the text of every program that is compiled below this folder, after each pass
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip)]
+    pub dump_ir: Option<PathBuf>,
 }
 
 impl DeviceArg {
@@ -123,12 +127,17 @@ impl DeviceArg {
     }
 
     pub fn open(&self) -> anyhow::Result<Box<dyn crate::device::Device>> {
-        Ok(pipeline::open_device(self.choice()?, Numbers::default())?)
+        self.open_with(Numbers::default())
     }
 
     /// A device that stores weights as `types` says.
     pub fn open_for(&self, types: &TypeArgs) -> anyhow::Result<Box<dyn crate::device::Device>> {
-        Ok(pipeline::open_device(self.choice()?, types.numbers())?)
+        self.open_with(types.numbers())
+    }
+
+    fn open_with(&self, numbers: Numbers) -> anyhow::Result<Box<dyn crate::device::Device>> {
+        self.dump_ir.as_deref().map_or(Ok(()), pipeline::dump_ir)?;
+        Ok(pipeline::open_device(self.choice()?, numbers)?)
     }
 }
 

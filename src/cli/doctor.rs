@@ -37,7 +37,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     };
     let mut devices = Vec::new();
     for id in ids {
-        let opened = DeviceArg { device: id.clone() }.open();
+        let opened = DeviceArg { device: id.clone(), dump_ir: None }.open();
         devices.push(match opened {
             Err(e) if args.device.is_some() => return Err(e),
             Err(e) => DeviceCheck {

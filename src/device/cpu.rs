@@ -4,7 +4,7 @@
 use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, halves, host_memory, inputs_of};
 use crate::ir::{DType, Def, Leaf, Program, Tensor, Type, Value, ValueInfo, Weight, Words};
 use crate::ops::{self, CpuCall, Data, DataMut, elementwise, host};
-use crate::plan::{Limits, Place, Plan, Step};
+use crate::plan::{DeviceProfile, Limits, Place, Plan, Step};
 use half::f16;
 use smallvec::SmallVec;
 use std::collections::HashMap;
@@ -148,12 +148,15 @@ impl Device for Cpu {
             value_words: usize::MAX / 8,
             weight_words,
             arena_words: usize::MAX / 8,
-            by_rows: false,
-            busy_rows: 256,
-            // Measured: rectangles of a tile lose to one pass over memory in order.
-            endings: false,
-            // Its products pack right operands and read left ones from the cache.
-            groups: false,
+            profile: DeviceProfile {
+                busy_rows: 256,
+                row_major_products: false,
+                slow_attention: false,
+                // Measured: rectangles of a tile lose to one pass over memory in order.
+                fast_epilogues: false,
+                // Its products pack right operands and read left ones from the cache.
+                fast_grouped_products: false,
+            },
         }
     }
 

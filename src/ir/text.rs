@@ -10,8 +10,8 @@
 //! return "grad" = %4 -> gradient "embed.weight"
 //! ```
 //!
-//! Constants of more than [`MAX_PRINTED`] elements print as `constant ...`, and weights as their name: neither can be
-//! read back with data (a weight reads back as one that cannot be loaded).
+//! Constants of more than [`MAX_PRINTED`] elements print as `constant ...`, and weights as their name. Neither reads back with its data:
+//! such a constant is zeros then, and such a weight cannot be loaded.
 
 use super::{
     Attr, Attrs, DType, Def, Graph, Leaf, Node, Output, Program, Sink, Tensor, Type, Value, ValueInfo, Weight,
@@ -257,6 +257,9 @@ impl<'a> Cursor<'a> {
     fn constant(&mut self, ty: &Type) -> Result<Tensor, String> {
         let shape = ty.shape.clone();
         let count = |n: usize| if n == ty.elements() { Ok(()) } else { Err("wrong number of elements".to_string()) };
+        if self.eat("...") {
+            return Ok(Tensor::from_words(ty, vec![0; ty.elements()]));
+        }
         match ty.dtype {
             DType::F32 => self.list(|t| t.parse().ok()).and_then(|v| count(v.len()).map(|()| Tensor::f32(shape, v))),
             DType::I32 => self.list(|t| t.parse().ok()).and_then(|v| count(v.len()).map(|()| Tensor::i32(shape, v))),

@@ -1,10 +1,10 @@
 //! Computes equal operations on equal operands once; equal constants are one.
 
 use super::rewrite::Rewriter;
-use crate::ir::{DType, Graph, Shape, Value, text};
+use crate::ir::{BuildError, DType, Graph, Shape, Value, text};
 use std::collections::HashMap;
 
-pub fn common_subexpressions(graph: &Graph) -> Graph {
+pub fn common_subexpressions(graph: &Graph) -> Result<Graph, BuildError> {
     let mut r = Rewriter::new(graph);
     let mut held: HashMap<(DType, &Shape, &[u32]), Value> = HashMap::new();
     for v in (0..graph.values.len() as u32).map(Value) {
@@ -31,5 +31,5 @@ pub fn common_subexpressions(graph: &Graph) -> Graph {
             }
         }
     }
-    r.finish()
+    Ok(r.finish())
 }

@@ -1,9 +1,9 @@
 //! Drops nodes and leaves that no output depends on.
 
 use super::rewrite::Rewriter;
-use crate::ir::Graph;
+use crate::ir::{BuildError, Graph};
 
-pub fn dead_code(graph: &Graph) -> Graph {
+pub fn dead_code(graph: &Graph) -> Result<Graph, BuildError> {
     let mut live = vec![false; graph.values.len()];
     graph.outputs.iter().for_each(|o| live[o.value.index()] = true);
     let mut keep = vec![false; graph.nodes.len()];
@@ -17,5 +17,5 @@ pub fn dead_code(graph: &Graph) -> Graph {
     for (node, _) in graph.nodes.iter().zip(&keep).filter(|(_, keep)| **keep) {
         r.copy(node);
     }
-    r.finish()
+    Ok(r.finish())
 }

@@ -5,7 +5,7 @@
 //! member that is read outside becomes one of the group's outputs.
 
 use super::rewrite::Rewriter;
-use crate::ir::{Arg, Def, Graph, Instr, Node, Program, Type, Value};
+use crate::ir::{Arg, BuildError, Def, Graph, Instr, Node, Program, Type, Value};
 use crate::ops::elementwise::program_attr;
 use crate::ops::{self, Gpu};
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ const MAX_BUFFERS: usize = 8;
 /// Instructions of one group, which bounds registers.
 const MAX_INSTRS: usize = 48;
 
-pub fn fuse_elementwise(graph: &Graph) -> Graph {
+pub fn fuse_elementwise(graph: &Graph) -> Result<Graph, BuildError> {
     let groups = group(graph);
     let mut r = Rewriter::new(graph);
     let consumers = graph.consumers();
@@ -27,7 +27,7 @@ pub fn fuse_elementwise(graph: &Graph) -> Graph {
             _ => {}
         }
     }
-    r.finish()
+    Ok(r.finish())
 }
 
 struct Groups {

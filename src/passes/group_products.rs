@@ -1,5 +1,5 @@
-//! Products of low rank that read one input become one node, which reads it once: what adapters on queries, keys and values (or on a
-//! gate and its fellow) compute from it, and the gradients of their first factors. A scale goes along.
+//! Horizontal fusion: products of low rank that read one input become one node, which reads it once: what adapters on queries, keys and
+//! values (or on a gate and its fellow) compute from it, and the gradients of their first factors. A scale goes along.
 
 use super::rewrite::Rewriter;
 use crate::ir::{Attr, Attrs, BuildError, Def, Graph, Node, Value};

@@ -1,33 +1,40 @@
-//! Passes over the training program, in the order in which the pipeline runs them.
+//! Optimisation passes. [`optimize`] runs them; the line inside it is the list of what happens, in order.
+//!
+//! A pass is a function from one graph to the next, in a file of its own. A new one is that file and one line of the list, whose tests it
+//! takes part in by standing there.
 
-pub mod common_subexpressions;
-pub mod dead_code;
-pub mod differentiate;
-pub mod fold_layout;
-pub mod fuse_addend;
-pub mod fuse_elementwise;
-pub mod fuse_endings;
-pub mod group_products;
-pub mod guard_softmax;
-pub mod halve_operands;
-pub mod join_low_rank;
-pub mod lay_out_by_rows;
-pub mod push_slices;
-pub mod recognise_activation;
-pub mod recognise_attention;
-pub mod recognise_linear_cross_entropy;
-pub mod recognise_norm;
-pub mod recognise_rotary;
-pub mod recognise_softmax;
-pub mod recompute;
-pub mod rewrite;
-pub mod shard_weights;
+mod autocast;
+mod common_subexpressions;
+mod dead_code;
+mod differentiate;
+mod fold_layout;
+mod fuse_addend;
+mod fuse_elementwise;
+mod fuse_epilogues;
+mod group_products;
+mod guard_softmax;
+mod join_low_rank;
+mod line;
+mod push_slices;
+mod recognise_activation;
+mod recognise_attention;
+mod recognise_linear_cross_entropy;
+mod recognise_norm;
+mod recognise_rotary;
+mod recognise_softmax;
+mod recompute;
+mod rewrite;
+mod row_major_operands;
+mod shard_weights;
 
-use crate::ir::{BuildError, Graph, verify};
-use crate::ops::RULES;
+use crate::ir::{BuildError, Graph, outputs};
+use crate::plan::Limits;
+use line::Line;
+
 pub use differentiate::{DifferentiateError, differentiate, reached};
+pub use line::{check, names, run_pass};
 
-/// A pass broke a rule of the IR: a bug of ours.
+/// A pass failed, or broke a rule of the IR: a bug of ours, but for a loss that cannot be differentiated.
 #[derive(Debug, thiserror::Error)]
 pub enum PassError {
     #[error("pass {pass} broke the program (a bug of reslora-compile):\n  {}", violations.join("\n  "))]
@@ -38,139 +45,122 @@ pub enum PassError {
     Differentiate(#[from] DifferentiateError),
 }
 
-/// One pass: its name and what it does.
-pub struct Pass {
-    pub name: &'static str,
-    pub run: fn(&Graph) -> Result<Graph, BuildError>,
+/// What a program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A model's forward pass; its outputs alone are wanted.
+    Forward,
+    /// A model's forward pass, to be differentiated: the gradients of the output [`outputs::LOSS`] are wanted too.
+    Training,
+    /// No model: an optimiser's step, or an accumulation of gradients, over flat buffers.
+    Update,
 }
 
-/// For training and statistics, in front of everything else, so that what the recognisers make of a softmax keeps it. `recognise_softmax`
-/// comes first, since it finds what is to be guarded.
-pub static GUARD: &[Pass] = &[
-    Pass { name: "fold_layout", run: fold_layout::fold_layout },
-    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
-    Pass { name: "recognise_softmax", run: recognise_softmax::recognise_softmax },
-    Pass { name: "guard_softmax", run: guard_softmax::guard_softmax },
-];
-
-/// Before differentiation.
-///
-/// 1. `fold_layout` first, so that patterns see operations rather than chains of reshapes.
-/// 2. `common_subexpressions`: patterns compare values by identity.
-/// 3. The recognisers, each for operations with a gradient of their own.
-/// 4. `dead_code` drops what the recognisers replaced.
-pub static FORWARD: &[Pass] = &[
-    Pass { name: "fold_layout", run: fold_layout::fold_layout },
-    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
-    Pass { name: "recognise_softmax", run: recognise_softmax::recognise_softmax },
-    Pass { name: "recognise_activation", run: recognise_activation::recognise_activation },
-    Pass { name: "recognise_norm", run: recognise_norm::recognise_norm },
-    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
-];
-
-/// After those: attention, which as one operation keeps next to nothing for its gradient. Rotations come first, since transposes
-/// move behind them; `fold_layout` ends the transposes that moved to the result. Left out under `--no-fuse`.
-pub static ATTEND: &[Pass] = &[
-    Pass { name: "recognise_rotary", run: recognise_rotary::recognise_rotary },
-    Pass { name: "recognise_attention", run: recognise_attention::recognise_attention },
-    Pass { name: "fold_layout", run: fold_layout::fold_layout },
-    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
-    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
-];
-
-/// In their place for devices whose kernels of products are much faster than those of attention: only where its scores would be too
-/// much to keep.
-pub static ATTEND_BY_PRODUCTS: &[Pass] = &[
-    Pass { name: "recognise_rotary", run: recognise_rotary::recognise_rotary },
-    Pass { name: "recognise_large_attention", run: recognise_attention::recognise_large_attention },
-    Pass { name: "fold_layout", run: fold_layout::fold_layout },
-    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
-    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
-];
-
-/// Before differentiation too, so that the gradients of what adapters compute, and of positions that nothing reads, are cheaper as well.
-/// Left out under `--no-fuse`.
-pub static JOIN: &[Pass] = &[
-    Pass { name: "join_low_rank", run: join_low_rank::join_low_rank },
-    Pass { name: "sink_scales", run: join_low_rank::sink_scales },
-    Pass { name: "push_slices", run: push_slices::push_slices },
-    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
-    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
-];
-
-/// After differentiation: gradients bring layout changes and repetitions of their own; `fuse_elementwise` comes last,
-/// since no pass looks into a fused operation. It is left out under `--no-fuse`.
-pub static BACKWARD: &[Pass] = &[
-    Pass { name: "fold_layout", run: fold_layout::fold_layout },
-    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
-    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
-];
-
-/// For devices whose products want both operands stored by rows, after everything that folds layout.
-pub static BY_ROWS: &[Pass] = &[
-    Pass { name: "lay_out_by_rows", run: lay_out_by_rows::lay_out_by_rows },
-    Pass { name: "common_subexpressions", run: |g| Ok(common_subexpressions::common_subexpressions(g)) },
-    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
-];
-
-/// Under mixed precision, after every pass that makes products.
-pub static MIXED: &[Pass] = &[Pass { name: "halve_operands", run: halve_operands::halve_operands }];
-
-/// After that and before `FUSE`, whose passes would take a product apart from its fellows, for devices that gain by it.
-pub static GROUP: &[Pass] = &[Pass { name: "group_products", run: group_products::group_products }];
-
-/// `sink_bias` and `order_terms` before `fuse_addend`, so that nothing is left over that a product could start from, and `dead_code`
-/// between them, since each asks whether a product has other readers; elementwise chains take what remains. No pass that looks into matmuls
-/// may come after, but for `END`. `recompute` repeats operations, which `common_subexpressions` would undo, and what it repeats may fuse with
-/// its reader.
-pub static FUSE: &[Pass] = &[
-    Pass { name: "sink_bias", run: fuse_addend::sink_bias },
-    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
-    Pass { name: "order_terms", run: fuse_addend::order_terms },
-    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
-    Pass { name: "fuse_addend", run: fuse_addend::fuse_addend },
-    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
-    Pass { name: "fuse_residual", run: fuse_addend::fuse_residual },
-    Pass { name: "fuse_terms", run: fuse_addend::fuse_terms },
-    Pass { name: "recompute", run: recompute::recompute },
-    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
-    Pass { name: "fuse_elementwise", run: |g| Ok(fuse_elementwise::fuse_elementwise(g)) },
-];
-
-/// After that, for devices that gain by it.
-pub static END: &[Pass] = &[
-    Pass { name: "fuse_endings", run: fuse_endings::fuse_endings },
-    Pass { name: "dead_code", run: |g| Ok(dead_code::dead_code(g)) },
-];
-
-/// Between the two, for devices that bind less than the largest weight: it takes their limit, so it is no [`Pass`].
-pub fn shard(graph: Graph, limit: usize) -> Result<Graph, PassError> {
-    let pass = "shard_weights";
-    let graph = shard_weights::shard_weights(&graph, limit).map_err(|error| PassError::Build { pass, error })?;
-    check(&graph, pass)?;
-    Ok(graph)
+/// What decides which passes run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    pub kind: Kind,
+    /// Whether optimisations beyond the necessary run.
+    pub fuse: bool,
+    /// Mixed precision: whether products take operands rounded to halves.
+    pub mixed: bool,
+    /// Whether rows of a softmax that a mask leaves no key give 0 rather than NaN.
+    pub guard: bool,
+    /// What the device holds, and what is fast on it.
+    pub limits: Limits,
 }
 
-/// After it, and before differentiation: only training wants the loss and its gradient at once. It takes the rows that a device
-/// wants at once and the words that it binds, so it is no [`Pass`] either.
-pub fn recognise_loss(graph: Graph, rows: usize, words: usize) -> Result<Graph, PassError> {
-    let pass = "recognise_linear_cross_entropy";
-    let graph = recognise_linear_cross_entropy::recognise_linear_cross_entropy(&graph, rows, words)
-        .map_err(|error| PassError::Build { pass, error })?;
-    check(&graph, pass)?;
-    Ok(graph)
+/// Sees the graph before the first pass, under the name `input`, and after each pass, under the pass's name; also one
+/// that broke it.
+pub type Observer<'a> = &'a mut dyn FnMut(&'static str, &Graph);
+
+/// Runs every pass that `options` ask for on a graph that [`check`] admits, and checks it again after each.
+pub fn optimize(graph: Graph, options: &Options, observer: Observer) -> Result<Graph, PassError> {
+    let mut line = Line::new(graph, observer);
+    passes(&mut line, options)?;
+    Ok(line.graph)
 }
 
-/// Runs passes in order, checking the program after each.
-pub fn run(mut graph: Graph, passes: &[Pass]) -> Result<Graph, PassError> {
-    for pass in passes {
-        graph = (pass.run)(&graph).map_err(|error| PassError::Build { pass: pass.name, error })?;
-        check(&graph, pass.name)?;
-    }
-    Ok(graph)
-}
+/// The line of passes. Each states its condition, then its name, then what it does.
+fn passes(line: &mut Line, options: &Options) -> Result<(), PassError> {
+    let Options { kind, fuse, mixed, limits, .. } = *options;
+    let device = limits.profile;
+    let (model, training) = (kind != Kind::Update, kind == Kind::Training);
+    let guard = model && options.guard;
+    let optimized = model && fuse;
+    // Under mixed precision what is one operation, and so rounds nothing inside, must be the same on every device.
+    let by_products = device.slow_attention && !mixed;
 
-/// Checks the rules of the IR.
-pub fn check(graph: &Graph, pass: &'static str) -> Result<(), PassError> {
-    verify::verify(graph, &RULES).map_err(|violations| PassError::Broken { pass, violations })
+    // 1. Guards come first, so that what the recognisers make of a softmax keeps them. The patterns of a softmax must be found for that.
+    line.run(guard, "fold_layout", fold_layout::fold_layout)?;
+    line.run(guard, "common_subexpressions", common_subexpressions::common_subexpressions)?;
+    line.run(guard, "recognise_softmax", recognise_softmax::recognise_softmax)?;
+    line.run(guard, "guard_softmax", guard_softmax::guard_softmax)?;
+
+    // 2. Patterns see operations rather than chains of reshapes, and compare values by identity.
+    line.run(model, "fold_layout", fold_layout::fold_layout)?;
+    line.run(model, "common_subexpressions", common_subexpressions::common_subexpressions)?;
+
+    // 3. Operations with a gradient of their own; `dead_code` drops what they replaced.
+    line.run(model, "recognise_softmax", recognise_softmax::recognise_softmax)?;
+    line.run(model, "recognise_activation", recognise_activation::recognise_activation)?;
+    line.run(model, "recognise_norm", recognise_norm::recognise_norm)?;
+    line.run(model, "dead_code", dead_code::dead_code)?;
+
+    // 4. Attention as one operation keeps next to nothing for its gradient. Rotations are found first, since transposes move behind them;
+    //    `fold_layout` ends the transposes that moved to the result.
+    line.run(optimized, "recognise_rotary", recognise_rotary::recognise_rotary)?;
+    line.run(optimized && !by_products, "recognise_attention", recognise_attention::recognise_attention)?;
+    line.run(optimized && by_products, "recognise_large_attention", recognise_attention::recognise_large_attention)?;
+    line.run(optimized, "fold_layout", fold_layout::fold_layout)?;
+    line.clean(optimized)?;
+
+    // 5. Less forward work, in front of differentiation, so that gradients are cheaper as well.
+    line.run(optimized, "join_low_rank", join_low_rank::join_low_rank)?;
+    line.run(optimized, "sink_scales", join_low_rank::sink_scales)?;
+    line.run(optimized, "push_slices", push_slices::push_slices)?;
+    line.clean(optimized)?;
+
+    // 6. Weights that the device cannot bind whole, before their gradients are made.
+    line.run(model, "shard_weights", |g| shard_weights::shard_weights(g, limits.weight_words))?;
+
+    // 7. Only training wants a loss and its gradient at once.
+    line.run(training && fuse, "recognise_linear_cross_entropy", |g| {
+        recognise_linear_cross_entropy::recognise_linear_cross_entropy(g, device.busy_rows, limits.value_words)
+    })?;
+    line.run(training, "differentiate", |g| differentiate(g.clone(), outputs::LOSS))?;
+
+    // 8. Gradients bring layout changes and repetitions of their own.
+    line.run(true, "fold_layout", fold_layout::fold_layout)?;
+    line.clean(true)?;
+
+    // 9. After everything that folds layout, which would undo it.
+    line.run(optimized && device.row_major_products, "row_major_operands", row_major_operands::row_major_operands)?;
+    line.clean(optimized && device.row_major_products)?;
+
+    // 10. After every pass that makes products.
+    line.run(model && mixed, "autocast", autocast::autocast)?;
+
+    // 11. Horizontal fusion, before the passes below take a product apart from its fellows.
+    line.run(optimized && device.fast_grouped_products, "group_products", group_products::group_products)?;
+
+    // 12. Products start from what is added to them. `sink_bias` and `order_terms` come first, so that nothing is left over that a
+    //     product could start from, and `dead_code` between, since each asks whether a product has other readers.
+    line.run(fuse, "sink_bias", fuse_addend::sink_bias)?;
+    line.run(fuse, "dead_code", dead_code::dead_code)?;
+    line.run(fuse, "order_terms", fuse_addend::order_terms)?;
+    line.run(fuse, "dead_code", dead_code::dead_code)?;
+    line.run(fuse, "fuse_addend", fuse_addend::fuse_addend)?;
+    line.run(fuse, "dead_code", dead_code::dead_code)?;
+    line.run(fuse, "fuse_residual", fuse_addend::fuse_residual)?;
+    line.run(fuse, "fuse_terms", fuse_addend::fuse_terms)?;
+
+    // 13. It repeats operations, which `common_subexpressions` would undo; what it repeats may fuse with its reader.
+    line.run(fuse, "recompute", recompute::recompute)?;
+    line.run(fuse, "dead_code", dead_code::dead_code)?;
+
+    // 14. Elementwise chains take what remains. No pass but epilogue fusion looks into a fused operation.
+    line.run(fuse, "fuse_elementwise", fuse_elementwise::fuse_elementwise)?;
+    line.run(optimized && device.fast_epilogues, "fuse_epilogues", fuse_epilogues::fuse_epilogues)?;
+    line.run(optimized && device.fast_epilogues, "dead_code", dead_code::dead_code)
 }

@@ -1,14 +1,14 @@
 //! From a model and a shape to a plan.
 
 use super::weighing::OwnLoss;
-use super::{Error, ValueShapes, integers};
+use super::{Error, ValueShapes, dumping, integers};
 use crate::adapters::{self, Config, Merge, Residual};
 use crate::calibrate::{self, BlockValues};
 use crate::ir::{Builder, Graph, Leaf, Sink, Value, outputs};
 use crate::lower::loss::{self, Loss};
 use crate::lower::{self, Lowered, Request};
 use crate::onnx::{self, Dim, Linear, Model, Signature};
-use crate::passes;
+use crate::passes::{self, Kind, Options};
 use crate::plan::{self, Layout, Limits, Plan};
 use crate::train::data::Batch;
 use crate::train::{CompileError, Compiler, Purpose, Shapes, Weight};
@@ -97,47 +97,28 @@ impl Compiler for ModelCompiler {
 
     fn finish(&mut self, graph: Graph) -> Result<Graph, CompileError> {
         passes::check(&graph, "build")?;
-        let graph = passes::run(graph, passes::BACKWARD)?;
-        Ok(if self.program.fuse { passes::run(graph, passes::FUSE)? } else { graph })
+        let options = Options { kind: Kind::Update, ..self.program.options(Purpose::Infer, self.limits) };
+        Ok(dumping::optimize(graph, &options, dumping::update_program)?)
     }
 }
 
 impl Program {
     /// The finished graph for a shape, for a device of these limits.
     pub fn graph(&self, shapes: &Shapes, purpose: Purpose, limits: Limits) -> Result<Graph, Error> {
-        let mut graph = self.forward(shapes, purpose)?;
-        if self.guard || matches!(purpose, Purpose::Train { .. } | Purpose::Calibrate) {
-            graph = passes::run(graph, passes::GUARD)?;
+        let graph = self.forward(shapes, purpose)?;
+        dumping::optimize(graph, &self.options(purpose, limits), |_| dumping::model_program(purpose, shapes))
+    }
+
+    /// What the passes are to do.
+    fn options(&self, purpose: Purpose, limits: Limits) -> Options {
+        let training = matches!(purpose, Purpose::Train { .. });
+        Options {
+            kind: if training { Kind::Training } else { Kind::Forward },
+            fuse: self.fuse,
+            mixed: self.mixed,
+            guard: self.guard || training || purpose == Purpose::Calibrate,
+            limits,
         }
-        graph = passes::run(graph, passes::FORWARD)?;
-        if self.fuse {
-            // Under mixed precision what is one operation, and so rounds nothing inside, must be the same on every device.
-            let by_products = limits.by_rows && !self.mixed;
-            graph = passes::run(graph, if by_products { passes::ATTEND_BY_PRODUCTS } else { passes::ATTEND })?;
-            graph = passes::run(graph, passes::JOIN)?;
-        }
-        let mut graph = passes::shard(graph, limits.weight_words)?;
-        if let Purpose::Train { .. } = purpose {
-            if self.fuse {
-                graph = passes::recognise_loss(graph, limits.busy_rows, limits.value_words)?;
-            }
-            graph = passes::differentiate(graph, outputs::LOSS)?;
-            passes::check(&graph, "differentiate")?;
-        }
-        graph = passes::run(graph, passes::BACKWARD)?;
-        if self.fuse && limits.by_rows {
-            graph = passes::run(graph, passes::BY_ROWS)?;
-        }
-        if self.mixed {
-            graph = passes::run(graph, passes::MIXED)?;
-        }
-        if self.fuse && limits.groups {
-            graph = passes::run(graph, passes::GROUP)?;
-        }
-        if self.fuse {
-            graph = passes::run(graph, passes::FUSE)?;
-        }
-        Ok(if self.fuse && limits.endings { passes::run(graph, passes::END)? } else { graph })
     }
 
     /// Lowered, with the outputs that a purpose wants.

@@ -16,8 +16,6 @@ pub enum Error {
     #[error(transparent)]
     Pass(#[from] crate::passes::PassError),
     #[error(transparent)]
-    Differentiate(#[from] crate::passes::DifferentiateError),
-    #[error(transparent)]
     Plan(#[from] crate::plan::PlanError),
     #[error(transparent)]
     Device(#[from] crate::device::DeviceError),
@@ -29,6 +27,8 @@ pub enum Error {
     Adapter(#[from] crate::adapter::AdapterError),
     #[error(transparent)]
     Merge(#[from] crate::merge::MergeError),
+    #[error("cannot write {}: {error}\nhint: --dump-ir takes a folder that can be written, which is made if it is not there", path.display())]
+    Dump { path: std::path::PathBuf, error: std::io::Error },
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]

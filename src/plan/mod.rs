@@ -53,7 +53,7 @@ pub struct Plan {
     pub lower_bound: usize,
 }
 
-/// What a device can hold.
+/// What a device can hold, and what is fast on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The most words of one value.
@@ -62,14 +62,23 @@ pub struct Limits {
     pub weight_words: usize,
     /// The most words of one arena.
     pub arena_words: usize,
-    /// Products are fast only where both operands are stored row by row.
-    pub by_rows: bool,
-    /// As many rows of a product's left side as keep the device busy: what is computed in parts has parts of so many.
+    pub profile: DeviceProfile,
+}
+
+/// What is fast on a device, measured on its own kernels. It decides how a program is written, never what it computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceProfile {
+    /// Rows of a product's left operand that keep the device busy: what is computed in parts has parts of so many.
     pub busy_rows: usize,
-    /// Elementwise operations on a product cost less at its end than in passes of their own.
-    pub endings: bool,
-    /// Products of low rank that read one input are faster as one.
-    pub groups: bool,
+    /// Kernels of products are fast only where both operands are stored row by row.
+    pub row_major_products: bool,
+    /// Kernels of attention are an order of magnitude slower than those of products: attention as one operation pays only where its
+    /// scores would be too much to keep.
+    pub slow_attention: bool,
+    /// Elementwise operations cost less at a product's end than in passes of their own over memory.
+    pub fast_epilogues: bool,
+    /// Products of low rank that read one input are faster as one kernel, which reads it once.
+    pub fast_grouped_products: bool,
 }
 
 /// Why a program has no plan.
@@ -90,6 +99,11 @@ pub fn plan(graph: Graph, layout: &Layout, limits: Limits) -> Result<Plan, PlanE
     let plan = memory::assign(graph, &uses, layout, limits)?;
     memory::check(&plan, &uses)?;
     Ok(plan)
+}
+
+/// Checks that no two values that are alive at once share words, but for operations in place, and that all stand inside their arenas.
+pub fn check(plan: &Plan) -> Result<(), PlanError> {
+    memory::check(plan, &schedule::uses(&plan.graph))
 }
 
 impl Plan {

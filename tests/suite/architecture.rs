@@ -16,7 +16,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("inject", &["onnx", "adapters", "adapter"]),
     ("merge", &["onnx", "adapters", "adapter"]),
     ("lower", &["onnx", "ir", "ops"]),
-    ("passes", &["ir", "ops", "optim"]),
+    ("passes", &["ir", "ops", "plan"]),
     ("device", &["ir", "ops", "plan"]),
     ("train", &["ir", "plan", "device", "adapter", "optim", "file_kind"]),
     ("calibrate", &["ir", "plan", "device", "adapter", "optim"]),

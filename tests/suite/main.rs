@@ -9,6 +9,7 @@ mod cli;
 mod cli_trained;
 mod computed;
 mod data;
+mod dumps;
 mod files;
 mod functions;
 mod fused_products;
@@ -22,14 +23,17 @@ mod operators;
 mod oracle;
 mod other_files;
 mod pass_cases;
+mod pass_properties;
 mod passes;
 mod primitives;
 mod products;
+mod random_graphs;
 mod runs;
 mod shaders;
 mod structures;
 mod tokens;
 mod toy_adapter;
+mod violations;
 
 /// Says what was not tested, past the test harness, which keeps what a passing test prints to itself.
 fn loudly(what: &str) {

@@ -9,7 +9,7 @@ use reslora_compile::merge::Strategy;
 use reslora_compile::onnx;
 use reslora_compile::optim::{self, Hyper};
 use reslora_compile::pipeline::{self, Calibration, MergeRequest, TrainRequest};
-use reslora_compile::plan::Limits;
+use reslora_compile::plan::{DeviceProfile, Limits};
 use reslora_compile::train::data::{self, Order};
 use reslora_compile::train::{Observer, Purpose, Schedule, Settings};
 use serde_json::Value;
@@ -280,7 +280,8 @@ fn logits_never_stand_in_memory() {
         let purpose = Purpose::Train { statistics: false };
         let count = |fuse: bool| {
             trainee.program.fuse = fuse;
-            let limits = Limits { busy_rows: 8, ..cpu().limits() };
+            let limits = cpu().limits();
+            let limits = Limits { profile: DeviceProfile { busy_rows: 8, ..limits.profile }, ..limits };
             let graph = trainee.program.graph(&shapes, purpose, limits).unwrap();
             graph.nodes.iter().filter(|n| n.op == "linear_cross_entropy").count()
         };

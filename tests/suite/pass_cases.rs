@@ -22,7 +22,7 @@ pub const CASES: &[(&str, &str, &str)] = &[
            return "y" = %13"#,
     ),
     (
-        "lay_out_by_rows",
+        "row_major_operands",
         "queries times keys, and values gathered the other way round",
         r#"%0: f32[2,12,4] = input "q"
            %1: f32[2,16,4] = input "k"
@@ -397,7 +397,7 @@ pub const CASES: &[(&str, &str, &str)] = &[
            return "y" = %9"#,
     ),
     (
-        "halve_operands",
+        "autocast",
         "products, and nothing else",
         r#"%0: f32[2,3] = input "x"
            %1: f32[4,3] = input "w"
@@ -515,7 +515,7 @@ pub const CASES: &[(&str, &str, &str)] = &[
            return "u" = %8"#,
     ),
     (
-        "fuse_endings",
+        "fuse_epilogues",
         "an activation whose argument is kept, and a gate of two products, the later of which it goes with",
         r#"%0: f32[6,16] = input "x"
            %1: f32[16,8] = input "w1"
@@ -530,7 +530,7 @@ pub const CASES: &[(&str, &str, &str)] = &[
            return "up" = %6"#,
     ),
     (
-        "fuse_endings",
+        "fuse_epilogues",
         "two readers at once, a row, a scalar and a mask; a sum over rows stays where it is",
         r#"%0: f32[6,16] = input "x"
            %1: f32[16,8] = input "w"
@@ -546,7 +546,7 @@ pub const CASES: &[(&str, &str, &str)] = &[
            return "z" = %9"#,
     ),
     (
-        "fuse_endings",
+        "fuse_epilogues",
         "what is not there yet where the product is first read, or has another row for each result, stays apart",
         r#"%0: f32[6,16] = input "x"
            %1: f32[16,8] = input "w"

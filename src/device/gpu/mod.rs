@@ -15,7 +15,7 @@ use super::shader::Access;
 use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, halves};
 use crate::ir::{Def, Leaf, Type, Value};
 use crate::ops::{self, Binding, Dispatch, GpuCall, GpuTraits};
-use crate::plan::{Limits, Place, Plan, Step};
+use crate::plan::{DeviceProfile, Limits, Place, Plan, Step};
 use pipeline::PipelineKey;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
@@ -170,10 +170,13 @@ impl Device for Gpu {
             value_words: self.value_words,
             weight_words: self.weight_words,
             arena_words: arena as usize,
-            by_rows: self.traits.software,
-            busy_rows: if self.traits.software { 256 } else { 1024 },
-            endings: true,
-            groups: !self.traits.software,
+            profile: DeviceProfile {
+                busy_rows: if self.traits.software { 256 } else { 1024 },
+                row_major_products: self.traits.software,
+                slow_attention: self.traits.software,
+                fast_epilogues: true,
+                fast_grouped_products: !self.traits.software,
+            },
         }
     }
 

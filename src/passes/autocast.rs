@@ -1,11 +1,11 @@
-//! Mixed precision: products read their operands rounded to halves, and add up in f32. Nothing else changes: values between
+//! Autocast, for mixed precision: products read their operands rounded to halves, and add up in f32. Nothing else changes: values between
 //! operations, parameters, gradients and moments stay f32.
 
 use super::rewrite::each_node;
 use crate::ir::{Attr, BuildError, Graph, Value};
 
 /// Marks every product.
-pub fn halve_operands(graph: &Graph) -> Result<Graph, BuildError> {
+pub fn autocast(graph: &Graph) -> Result<Graph, BuildError> {
     each_node(graph, |r, node| {
         if !matches!(node.op.as_str(), "matmul" | "linear_cross_entropy") {
             return Ok(false);

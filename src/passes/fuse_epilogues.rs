@@ -1,5 +1,6 @@
-//! Elementwise operations on a product become what the product ends in, while its sums are in registers or a near cache: activations,
-//! gates, their gradients, scales. Every reader that can join does; where others remain, the product itself is a result too.
+//! Epilogue fusion: elementwise operations on a product become what the product ends in, while its sums are in registers or a near
+//! cache: activations, gates, their gradients, scales. Every reader that can join does; where others remain, the product itself is a
+//! result too.
 
 use super::rewrite::Rewriter;
 use crate::ir::{Arg, BuildError, Def, Graph, Node, Program, Shape, Type, Value};
@@ -24,7 +25,7 @@ struct Group {
 }
 
 /// Gives products their endings. `places` below says where each node is computed: where it stands, or where its group is.
-pub fn fuse_endings(graph: &Graph) -> Result<Graph, BuildError> {
+pub fn fuse_epilogues(graph: &Graph) -> Result<Graph, BuildError> {
     let groups = groups(graph);
     let at: BTreeMap<usize, &Group> = groups.iter().map(|g| (g.readers[0], g)).collect();
     let joined: BTreeSet<usize> = groups.iter().flat_map(|g| g.readers.iter().copied()).collect();

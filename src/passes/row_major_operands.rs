@@ -7,7 +7,7 @@ use crate::ir::{Attr, Attrs, BuildError, Graph, Leaf, Node, Type, Value, Weight}
 use crate::ops;
 
 /// Gives every product of divisible extents operands stored by rows. No pass that folds layout may come after it.
-pub fn lay_out_by_rows(graph: &Graph) -> Result<Graph, BuildError> {
+pub fn row_major_operands(graph: &Graph) -> Result<Graph, BuildError> {
     each_node(graph, |r, node| {
         if node.op == "linear_cross_entropy" {
             return head(r, node);
