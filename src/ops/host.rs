@@ -1,8 +1,8 @@
 //! Running primitives on the host one by one: constants while compiling, and whole graphs in f32 or f64 for tests.
 
 use super::elementwise;
-use super::primitive::{Cpu, CpuCall, Data, DataMut, Element, VjpCall};
 use crate::ir::{Attrs, BuildError, DType, Def, Graph, Leaf, Rules, Tensor, Type, Value};
+use crate::ops::engine::primitive::{Cpu, CpuCall, Data, DataMut, Element, VjpCall};
 
 /// What `ir` needs to know of the primitives.
 pub const RULES: Rules = Rules { infer, eval };

@@ -1,8 +1,9 @@
 //! How much arithmetic and traffic a primitive is, for reports of speed.
 
-use super::heads::Heads;
-use super::{linear_cross_entropy, matmul};
+use super::loss::linear_cross_entropy;
+use super::matmul::plain;
 use crate::ir::{Attrs, Type};
+use crate::ops::attention::heads::Heads;
 
 /// Floating-point operations, and bytes read and written once each.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -19,7 +20,7 @@ pub fn work(op: &str, attrs: &Attrs, types_in: &[Type], types_out: &[Type]) -> W
     let bytes = 4.0 * types_in.iter().chain(types_out).map(elements).sum::<f64>();
     let flops = match op {
         "matmul" | "matmul_fused" | "matmul_group" => {
-            let terms = [Some(matmul::dims(types_in, attrs)), matmul::more(types_in, attrs)];
+            let terms = [Some(plain::dims(types_in, attrs)), plain::more(types_in, attrs)];
             terms.iter().flatten().map(|d| 2.0 * (d.batch * d.m * d.n * d.k) as f64).sum()
         }
         "linear_cross_entropy" => linear_cross_entropy::flops(types_in, attrs),

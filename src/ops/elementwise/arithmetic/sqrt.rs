@@ -1,0 +1,22 @@
+//! The square root.
+
+use crate::ops::engine::prelude::*;
+
+pub const PRIMITIVE: Primitive = Primitive {
+    name: "sqrt",
+    infer: infer_float1,
+    cpu: Cpu::Elementwise { f32: block, f64: block },
+    vjp: Vjp::Emit(vjp),
+    gpu: Gpu::Elementwise(|_, _| "sqrt_($0)".into()),
+    samples: || vec![Sample::positive(&[&[3, 5]]), Sample::of(EDGES)],
+};
+
+fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {
+    map1(a, out, |x| x.sqrt());
+}
+
+fn vjp(c: &mut VjpCall) -> Result<Vec<Option<Value>>, BuildError> {
+    let (y, g) = (c.y(0), c.g());
+    let half = c.b.scale(g, 0.5)?;
+    Ok(vec![Some(c.b.div(half, y)?)])
+}
