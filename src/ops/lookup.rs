@@ -1,30 +1,30 @@
 //! Primitives by name, and what a device asks of them.
 
-use super::engine::primitive::{Dispatch, Gpu, GpuCall, Primitive};
-use super::{TABLES, elementwise, layout, loss, matmul};
-use crate::ir::Attrs;
+use super::engine::primitive::{self, Dispatch, Gpu, GpuCall, Primitive, Results, Work};
+use super::{TABLES, elementwise};
+use crate::ir::{Attrs, Type};
 use std::sync::LazyLock;
 
 /// Every primitive, in order of names.
-pub static PRIMITIVES: LazyLock<Vec<&'static Primitive>> = LazyLock::new(|| {
-    let mut all: Vec<&Primitive> = TABLES.iter().copied().flatten().collect();
-    all.sort_by_key(|p| p.name);
-    all
-});
+pub static PRIMITIVES: LazyLock<Vec<&'static Primitive>> = LazyLock::new(|| primitive::sorted(TABLES));
 
 /// The primitive of this name.
 pub fn find(name: &str) -> Option<&'static Primitive> {
-    PRIMITIVES.binary_search_by(|p| p.name.cmp(name)).ok().map(|i| PRIMITIVES[i])
+    primitive::find(&PRIMITIVES, name)
 }
 
 /// How many of a node's outputs hold results; the others are memory that its kernels work in.
 pub fn results(op: &str, outputs: usize) -> usize {
-    if op == loss::linear_cross_entropy::PRIMITIVE.name { loss::linear_cross_entropy::RESULTS } else { outputs }
+    match find(op).map(|p| p.results) {
+        Some(Results::First(n)) => n,
+        _ => outputs,
+    }
 }
 
-/// Places of a window along each axis of images `(B, C, H, W)`, or why the window does not fit.
-pub fn windows(shape: &[usize], attrs: &Attrs) -> Result<[usize; 2], String> {
-    Ok(layout::unfold::Windows::new(shape, attrs)?.out)
+/// Places of a primitive's window along each axis of images `(B, C, H, W)`, or why the window does not fit.
+pub fn windows(op: &str, shape: &[usize], attrs: &Attrs) -> Result<[usize; 2], String> {
+    let windows = find(op).and_then(|p| p.windows);
+    windows.unwrap_or_else(|| panic!("'{op}' has no windows"))(shape, attrs)
 }
 
 /// The dispatches that compute one node on a device, in order; none for an alias.
@@ -49,35 +49,24 @@ pub fn candidates(op: &str, call: &GpuCall) -> Vec<&'static str> {
     }
 }
 
-/// The input that a primitive reads only where it writes its first result, if it has such a one.
+/// The input that a node reads only where it writes its first result, if it has such a one.
 pub fn added_in_place(op: &str, inputs: usize, attrs: &Attrs) -> Option<usize> {
-    match op {
-        "matmul" | "matmul_fused" => matmul::plain::Operands::of(inputs, attrs).added,
-        "rms_norm_grad" => (inputs > 4).then_some(4),
-        "layer_norm_grad" => (inputs > 5).then_some(5),
-        _ => None,
-    }
+    find(op).and_then(|p| (p.accumulates)(inputs, attrs))
 }
 
-/// Whether a host kernel can read this input, of so many axes, as halves (see [`Data::Half`]). Products do it where they pack right
-/// operands: elsewhere each would make a whole copy first.
+/// Whether a host kernel can read this input, of so many axes, as halves.
 pub fn unpacks_on_host(op: &str, input: usize, axes: usize) -> bool {
-    match op {
-        "matmul" | "matmul_fused" => input == 1 && matmul::multiply::packs_rights::<f32>(),
-        "linear_cross_entropy" => unpacks(op, input, axes) && matmul::multiply::packs_rights::<f32>(),
-        _ => unpacks(op, input, axes),
-    }
+    find(op).is_some_and(|p| (p.halves.host)(input, axes))
 }
 
-/// Whether a device kernel can read this input, of so many axes, as packed halves (see [`GpuCall::packed`]).
+/// Whether a device kernel can read this input, of so many axes, as packed halves.
 pub fn unpacks(op: &str, input: usize, axes: usize) -> bool {
-    match op {
-        "matmul" | "matmul_fused" => input < 2,
-        "gather" => input == 0,
-        // Its weights; a bias has one axis.
-        "linear_cross_entropy" => input >= 2 && axes == 2,
-        _ => false,
-    }
+    find(op).is_some_and(|p| (p.halves.device)(input, axes))
+}
+
+/// How much arithmetic and traffic a node is, for reports of speed.
+pub fn work(op: &str, attrs: &Attrs, types_in: &[Type], types_out: &[Type]) -> Work {
+    find(op).map_or(Work::default(), |p| (p.work)(types_in, types_out, attrs))
 }
 
 #[cfg(test)]

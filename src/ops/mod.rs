@@ -14,22 +14,20 @@ mod loss;
 mod matmul;
 mod norm;
 mod reduce;
-mod work;
 
 pub use engine::link::link;
 pub use engine::primitive::{
-    Binding, Cooperative, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Elements, Fill, Gpu, GpuCall, GpuTraits,
-    Primitive, Sample, Shader, Vjp, VjpCall,
+    AttrKind, AttrSpec, Binding, Cooperative, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Elements, Gpu, GpuCall,
+    GpuTraits, Primitive, Results, Shader, Vjp, VjpCall, Work,
 };
-pub use engine::samples::draw;
+pub use engine::samples::{Fill, Sample, draw};
 pub use host::{RULES, eval, interpret};
 pub use lookup::{
-    PRIMITIVES, added_in_place, candidates, dispatches, find, results, unpacks, unpacks_on_host, windows,
+    PRIMITIVES, added_in_place, candidates, dispatches, find, results, unpacks, unpacks_on_host, windows, work,
 };
 pub use matmul::ending;
 pub use matmul::group::MOST as GROUP;
 pub use matmul::multiply::packs_rights;
-pub use work::{Work, work};
 
 /// The tables of primitives, by kind.
 pub const TABLES: &[&[Primitive]] = &[

@@ -7,12 +7,13 @@
 //! log-sum-exp as one number would lose the sum beside the exponents of a row that is masked throughout.) With `safe`, such a row
 //! of -∞ gives zeros, not NaN.
 
-use super::heads::{FLAGS, Heads, KEYS, ROWS, Rule, exponents, fold, gathered, right};
+use super::heads::{ATTRS, FLAGS, Heads, KEYS, ROWS, Rule, exponents, fold, gathered, right};
 use crate::ops::engine::prelude::*;
 use crate::ops::matmul::multiply::{Matrix, Target, gemm};
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "attention",
+    attrs: ATTRS,
     infer: |ins, attrs| match ins {
         [q, k, v, bias @ ..] if bias.len() <= 1 && attrs.get_float("scale").is_some() => {
             let h = Heads::new(q, k, v, attrs)?;
@@ -27,6 +28,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Kernel(gpu),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: work,
     samples,
 };
 
@@ -233,6 +239,12 @@ impl<'b, T: Real, B: Fn(usize) -> Option<(&'b [T], bool)>> pulp::NullaryFnOnce f
             self.top[r] = top;
         }
     }
+}
+
+/// The products, masked or not: scores and results.
+fn work(types_in: &[Type], types_out: &[Type], attrs: &Attrs) -> Work {
+    let h = Heads::of(types_in, attrs);
+    Work::new(h.flops(h.width + h.value), types_in, types_out)
 }
 
 fn vjp(c: &mut VjpCall) -> Result<Vec<Option<Value>>, BuildError> {

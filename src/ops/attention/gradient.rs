@@ -5,12 +5,13 @@
 //! Also gives `(B, H, S, 3)`: what came with each row, and δ.
 
 use super::forward::{params, problems, tile};
-use super::heads::{Heads, KEYS, ROWS, Rule, gathered, right};
+use super::heads::{ATTRS, Heads, KEYS, ROWS, Rule, gathered, right};
 use crate::ops::engine::prelude::*;
 use crate::ops::matmul::multiply::{Matrix, Target, gemm};
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "attention_grad",
+    attrs: ATTRS,
     infer: |ins, attrs| match ins {
         [q, k, v, y, stats, g, bias @ ..] if bias.len() <= 1 && attrs.get_float("scale").is_some() => {
             let h = Heads::new(q, k, v, attrs)?;
@@ -25,6 +26,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Never,
     gpu: Gpu::Kernel(gpu),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: work,
     samples: || {
         let of = |p: super::forward::Problem| {
             let [q, k, v, y] = p.types();
@@ -235,6 +241,12 @@ impl<'b, T: Real, B: Fn(usize) -> Option<(&'b [T], bool)>> pulp::NullaryFnOnce f
             }
         }
     }
+}
+
+/// The products, masked or not: scores, their gradient, and the gradients of q, k and v.
+fn work(types_in: &[Type], types_out: &[Type], attrs: &Attrs) -> Work {
+    let h = Heads::of(types_in, attrs);
+    Work::new(h.flops(3 * h.width + 2 * h.value), types_in, types_out)
 }
 
 fn gpu(c: &GpuCall) -> Vec<Dispatch> {

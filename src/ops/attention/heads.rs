@@ -13,6 +13,17 @@ pub const KEYS: usize = 256;
 /// Names of the flags that say an operand is stored `(B, S, H, D)`, in the order of [`Layout`].
 pub const FLAGS: [&str; 4] = ["seq_q", "seq_k", "seq_v", "seq_y"];
 
+/// The attributes of attention and its gradient.
+pub const ATTRS: &[AttrSpec] = &[
+    needs("scale", AttrKind::Float),
+    may("cap", AttrKind::Float),
+    flag("safe"),
+    flag(FLAGS[0]),
+    flag(FLAGS[1]),
+    flag(FLAGS[2]),
+    flag(FLAGS[3]),
+];
+
 /// Where the rows of an operand's heads lie: the first element of row s of head h of example b stands at
 /// `b * batch + h * head + s * row`, and the row's other elements follow it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,6 +104,11 @@ impl Heads {
     /// The same, of a node that [`Heads::new`] has admitted.
     pub fn of(types: &[Type], attrs: &Attrs) -> Heads {
         Heads::new(&types[0], &types[1], &types[2], attrs).expect("infer has admitted these operands")
+    }
+
+    /// Multiplications and additions of products of each query with each key, over so many elements.
+    pub fn flops(&self, width: usize) -> f64 {
+        2.0 * (self.batch * self.heads * self.queries * self.keys) as f64 * width as f64
     }
 
     /// How y is stored.

@@ -7,6 +7,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "rotary",
+    attrs: &[flag("seq"), flag("interleaved"), flag("adjoint")],
     infer: |ins, attrs| match ins {
         [x, cos, sin] if x.is_float() && x.rank() == 4 && cos == sin && cos.is_float() && cos.rank() == 4 => {
             let [b, h, s, d] = extents(x, attrs);
@@ -31,6 +32,11 @@ pub const PRIMITIVE: Primitive = Primitive {
         Ok(vec![Some(c.b.emit("rotary", &inputs, attrs)?), None, None])
     }),
     gpu: Gpu::Kernel(gpu),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let flags = |on: &[&str]| on.iter().fold(Attrs::new(), |a, name| a.with(name, Attr::Bool(true)));
         let of = |x: [usize; 4], angles: [usize; 4], on: &[&str]| {

@@ -5,6 +5,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "dropout_mask",
+    attrs: &[needs("shape", AttrKind::Ints), needs("p", AttrKind::Float), needs("key", AttrKind::Int)],
     infer: |ins, attrs| match (ins, attrs.get_ints("shape"), attrs.get_float("p"), attrs.get_int("key")) {
         ([seed], Some(shape), Some(p), Some(_)) if **seed == Type::i32([]) && (0.0..1.0).contains(&p) => {
             Ok(vec![Type::f32(shape.iter().map(|&d| d as usize).collect::<Vec<_>>())])
@@ -14,6 +15,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Zero,
     gpu: Gpu::Kernel(gpu),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let attrs =
             Attrs::new().with("shape", Attr::Ints(vec![5, 70])).with("p", Attr::Float(0.3)).with("key", Attr::Int(7));

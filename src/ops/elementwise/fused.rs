@@ -6,6 +6,7 @@ use super::{kernel, program as engine};
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "fused",
+    attrs: &[needs("program", AttrKind::Program)],
     infer: |ins, attrs| {
         let program = attrs.get_program().ok_or("needs a program")?;
         let shape = broadcast(ins)?;
@@ -21,6 +22,11 @@ pub const PRIMITIVE: Primitive = Primitive {
         let program = c.attrs.get_program().expect("checked by infer");
         vec![kernel::dispatch(program, c.types_in, c.types_out, c.traits)]
     }),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let text = "t0:f32=mul(i0,i1); t1:f32=add(t0,i2); t2:f32=tanh(t1); t3:bool=less(t1,i1); \
                     t4:f32=select(t3,t2,t0); return t4,t1";

@@ -1,5 +1,6 @@
 //! The WGSL kernel of an elementwise program, and its instructions as they stand in any kernel.
 
+use super::instructions::find;
 use super::program::{Access, accesses};
 use crate::ir::{Arg, DType, Instr, Program, Type};
 use crate::ops::engine::primitive::{Binding, Dispatch, Gpu, GpuTraits, Shader};
@@ -84,7 +85,7 @@ pub fn lines(program: &Program, dtypes: &[DType]) -> String {
 }
 
 fn expression(program: &Program, inputs: &[DType], instr: &Instr) -> String {
-    let Some(Gpu::Elementwise(write)) = crate::ops::find(&instr.op).map(|p| &p.gpu) else {
+    let Some(Gpu::Elementwise(write)) = find(&instr.op).map(|p| &p.gpu) else {
         panic!("programs hold elementwise primitives only, not '{}'", instr.op)
     };
     let dtypes: Vec<DType> = instr

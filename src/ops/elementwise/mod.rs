@@ -4,6 +4,7 @@ pub mod activation;
 pub mod arithmetic;
 mod dropout_mask;
 mod fused;
+mod instructions;
 pub mod kernel;
 pub mod logic;
 pub mod program;

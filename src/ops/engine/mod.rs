@@ -1,5 +1,6 @@
 //! What every primitive is built of: its description, loops over rows and cores, copies between layouts, and the making of kernels.
 
+pub mod blocks;
 pub mod link;
 pub mod math;
 pub mod parallel;

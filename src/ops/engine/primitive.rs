@@ -1,27 +1,168 @@
 //! What a primitive is: four answers (types, host kernel, gradient, device kernel) and problems to try them on.
 
 use super::math::Real;
-use crate::ir::{Attrs, BuildError, Builder, Node, Type, Value};
-use crate::ops::elementwise::program::BlockFn;
+use super::samples::Sample;
+use crate::ir::{Attr, Attrs, BuildError, Builder, Node, Type, Value};
 use half::f16;
 use std::borrow::Cow;
 use std::ops::Range;
 
 /// One primitive operation. No field has a default: a new primitive answers all of them in its own file.
+#[derive(Clone, Copy)]
 pub struct Primitive {
     pub name: &'static str,
+    /// The attributes that a node of it may have.
+    pub attrs: &'static [AttrSpec],
     /// Output types, or why these inputs and attributes do not fit.
     pub infer: fn(&[&Type], &Attrs) -> Result<Vec<Type>, String>,
     pub cpu: Cpu,
     pub vjp: Vjp,
     pub gpu: Gpu,
+    pub results: Results,
+    pub accumulates: Accumulates,
+    pub halves: Halves,
+    pub windows: Option<Windows>,
+    pub work: fn(&[Type], &[Type], &Attrs) -> Work,
     /// Small problems on which tests and `doctor` compare the kernels.
     pub samples: fn() -> Vec<Sample>,
 }
 
+/// An attribute: its name, its type, and whether every node has it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttrSpec {
+    pub name: &'static str,
+    pub kind: AttrKind,
+    pub required: bool,
+}
+
+/// The type of an attribute.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AttrKind {
+    Int,
+    Ints,
+    Float,
+    Bool,
+    Str,
+    Program,
+}
+
+impl AttrKind {
+    fn of(attr: &Attr) -> AttrKind {
+        match attr {
+            Attr::Int(_) => AttrKind::Int,
+            Attr::Ints(_) => AttrKind::Ints,
+            Attr::Float(_) => AttrKind::Float,
+            Attr::Bool(_) => AttrKind::Bool,
+            Attr::Str(_) => AttrKind::Str,
+            Attr::Program(_) => AttrKind::Program,
+        }
+    }
+}
+
+/// An attribute that every node has.
+pub const fn needs(name: &'static str, kind: AttrKind) -> AttrSpec {
+    AttrSpec { name, kind, required: true }
+}
+
+/// An attribute that a node may have.
+pub const fn may(name: &'static str, kind: AttrKind) -> AttrSpec {
+    AttrSpec { name, kind, required: false }
+}
+
+/// A boolean that is false where a node does not have it.
+pub const fn flag(name: &'static str) -> AttrSpec {
+    may(name, AttrKind::Bool)
+}
+
+/// No attributes.
+pub const NO_ATTRS: &[AttrSpec] = &[];
+
+/// In what a node's attributes differ from those that its primitive has: unknown ones, wrong types, missing ones.
+pub fn violations(specs: &[AttrSpec], attrs: &Attrs) -> Vec<String> {
+    let given = attrs.0.iter().filter_map(|(name, attr)| match specs.iter().find(|s| s.name == name) {
+        None => Some(format!("has no attribute '{name}'")),
+        Some(spec) if spec.kind != AttrKind::of(attr) => {
+            Some(format!("attribute '{name}' is of type {:?}, not {:?}", AttrKind::of(attr), spec.kind))
+        }
+        Some(_) => None,
+    });
+    let missing = specs.iter().filter(|s| s.required && !attrs.0.contains_key(s.name));
+    given.chain(missing.map(|s| format!("needs attribute '{}'", s.name))).collect()
+}
+
+/// Which outputs hold results. The others are memory that the kernels work in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Results {
+    All,
+    First(usize),
+}
+
+/// The input, if there is one, that is added to the first output and read only where that is written, so that both may share
+/// memory. Given the number of inputs.
+pub type Accumulates = fn(usize, &Attrs) -> Option<usize>;
+
+/// No input does that.
+pub const NOTHING: Accumulates = |_, _| None;
+
+/// Whether kernels can read an input, given its number and that of its axes, as packed halves.
+#[derive(Clone, Copy)]
+pub struct Halves {
+    /// See [`Data::Half`].
+    pub host: fn(usize, usize) -> bool,
+    /// See [`GpuCall::packed`].
+    pub device: fn(usize, usize) -> bool,
+}
+
+/// Floats of 32 bits alone.
+pub const NO_HALVES: Halves = Halves { host: |_, _| false, device: |_, _| false };
+
+/// Places of a window along each axis of images `(B, C, H, W)`, or why the window does not fit.
+pub type Windows = fn(&[usize], &Attrs) -> Result<[usize; 2], String>;
+
+/// No windows.
+pub const NO_WINDOWS: Option<Windows> = None;
+
+/// Floating-point operations, and bytes read and written once each.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    pub flops: f64,
+    pub bytes: f64,
+}
+
+impl Work {
+    /// So many operations, and every operand and result once.
+    pub fn new(flops: f64, types_in: &[Type], types_out: &[Type]) -> Work {
+        let elements = types_in.iter().chain(types_out).map(|t| t.elements() as f64);
+        Work { flops, bytes: 4.0 * elements.sum::<f64>() }
+    }
+}
+
+/// One operation for each element of the largest operand or result, times the instructions of a program.
+pub fn pointwise_work(types_in: &[Type], types_out: &[Type], attrs: &Attrs) -> Work {
+    let instructions = attrs.get_program().map_or(1, |p| p.instrs.len().max(1));
+    let elements = types_in.iter().chain(types_out).map(|t| t.elements() as f64);
+    Work::new(instructions as f64 * elements.fold(0.0, f64::max), types_in, types_out)
+}
+
+/// Computes one block of an elementwise primitive: operands and result have equally many elements.
+pub type BlockFn<T> = fn(&[Data<T>], &mut DataMut<T>, &Attrs);
+
+/// The primitives of some tables, in order of names.
+pub fn sorted(tables: &[&'static [Primitive]]) -> Vec<&'static Primitive> {
+    let mut all: Vec<&Primitive> = tables.iter().copied().flatten().collect();
+    all.sort_by_key(|p| p.name);
+    all
+}
+
+/// The one of this name among primitives in order of names.
+pub fn find(sorted: &[&'static Primitive], name: &str) -> Option<&'static Primitive> {
+    sorted.binary_search_by(|p| p.name.cmp(name)).ok().map(|i| sorted[i])
+}
+
 /// How the host computes a primitive.
+#[derive(Clone, Copy)]
 pub enum Cpu {
-    /// Element by element; the engine in [`crate::ops::elementwise::program`] loops, broadcasts and fuses.
+    /// Element by element; the engine in `elementwise::program` loops, broadcasts and fuses.
     Elementwise { f32: BlockFn<f32>, f64: BlockFn<f64> },
     /// A kernel of its own.
     Kernel { f32: fn(&mut CpuCall<f32>), f64: fn(&mut CpuCall<f64>) },
@@ -68,8 +209,9 @@ impl Element for f64 {
 }
 
 /// How a device computes a primitive.
+#[derive(Clone, Copy)]
 pub enum Gpu {
-    /// A WGSL expression over `$0`, `$1`, ...; the engine in [`crate::ops::elementwise::program`] puts it into a kernel.
+    /// A WGSL expression over `$0`, `$1`, ...; the engine in `elementwise::program` puts it into a kernel.
     Elementwise(fn(&Attrs, &[crate::ir::DType]) -> Cow<'static, str>),
     /// Kernels of its own, run in order.
     Kernel(fn(&GpuCall) -> Vec<Dispatch>),
@@ -81,6 +223,7 @@ pub enum Gpu {
 }
 
 /// How a gradient passes through a primitive.
+#[derive(Clone, Copy)]
 pub enum Vjp {
     /// Emits the gradient of each input that wants one.
     Emit(fn(&mut VjpCall) -> Result<Vec<Option<Value>>, BuildError>),
@@ -109,6 +252,15 @@ impl VjpCall<'_> {
         self.node.outputs[i]
     }
 
+    /// The gradient of input `i` from one of the broadcast shape; `None` where none is wanted.
+    pub fn sum_to(&mut self, i: usize, g: Value) -> Result<Option<Value>, BuildError> {
+        if !self.wants[i] {
+            return Ok(None);
+        }
+        let shape = self.b.shape(self.x(i)).clone();
+        Ok(Some(self.b.sum_to(g, &shape)?))
+    }
+
     /// The gradient of the first output, which exists whenever a primitive of one output is differentiated.
     pub fn g(&self) -> Value {
         self.grads[0].expect("a node is differentiated only when an output has a gradient")
@@ -121,7 +273,7 @@ pub enum Data<'a, T> {
     Float(&'a [T]),
     /// Integers, and booleans as 0 and 1.
     Int(&'a [i32]),
-    /// Frozen floats as halves, for kernels that [`crate::ops::unpacks_on_host`] names.
+    /// Frozen floats as halves, for kernels that [`Primitive::halves`] names.
     Half(&'a [f16]),
 }
 
@@ -308,108 +460,4 @@ pub struct Dispatch {
     pub bindings: Vec<Binding>,
     pub params: Vec<u32>,
     pub workgroups: [u32; 3],
-}
-
-/// How the elements of a sample's input are drawn.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Fill {
-    /// Standard normal.
-    Normal,
-    /// Uniform in (0.5, 2).
-    Positive,
-    /// Integers in `0..n`.
-    Index(usize),
-    /// Integers in `-1..n`, where -1 stands for a label that does not count (-100).
-    Label(usize),
-    /// 0 or 1.
-    Flag,
-    /// Standard normal, and frozen.
-    Frozen,
-    /// A frozen bias of scores: standard normal, and for one in three, but for the first of a row, so low that nothing is left.
-    Mask,
-    /// The same, low where a key (the last axis) comes after a query (the axis before) or more than this many before it.
-    Window(usize),
-    /// The same with -∞ where a key is masked, and throughout in every third row: what left padding leaves of a causal mask.
-    Padded,
-    /// These numbers, over and over.
-    Values(&'static [f32]),
-}
-
-impl Fill {
-    /// Whether a gradient is asked of such an input, floats being.
-    pub fn frozen(self) -> bool {
-        matches!(self, Fill::Frozen | Fill::Mask | Fill::Window(_) | Fill::Padded | Fill::Values(_))
-    }
-}
-
-#[rustfmt::skip]
-const ARGUMENTS: [f32; 42] = [
-    f32::NAN, 0.0, -0.0, 1e-20, 0.3, -0.3, 0.5, 1.5, -1.5, 2.5, 1.0, -1.0, std::f32::consts::PI, 7.5, -9.3, 20.0, -20.0, 87.0, -87.0,
-    100.0, -104.0, 999.0, 1e4, -1e4, 1e6, -1e6, 3e18,
-    // And those at which adapters differ.
-    1e-40, -3e-39, 1.175_494_4e-38, 88.8, 4095.7, -4096.3, 131_071.0, -131_071.0, 16_777_217.0, 2.2e9, -2.2e9, 3e38, -3e38,
-    f32::INFINITY, f32::NEG_INFINITY,
-];
-
-/// Large and odd arguments: what positions of long texts, timesteps, scores and their differences come to, and the edges of f32.
-pub const EDGES: &[f32] = &ARGUMENTS;
-
-/// Those of them that every adapter tells from each other and can add up.
-pub const FINITE: &[f32] = ARGUMENTS.split_at(27).0;
-
-/// Scores and logits far apart.
-#[rustfmt::skip]
-pub const SCORES: &[f32] = &[
-    1e4, -1e4, 9_999.5, 0.0, 12.0, -80.0, 1e4, 3.5, -1e30, 88.0, f32::NEG_INFINITY, 9_999.0, 40.0, 41.0, -1e-20, 100.5,
-];
-
-/// A small problem.
-#[derive(Clone, Debug)]
-pub struct Sample {
-    pub inputs: Vec<(Type, Fill)>,
-    pub attrs: Attrs,
-}
-
-impl Sample {
-    pub fn new(inputs: Vec<(Type, Fill)>, attrs: Attrs) -> Sample {
-        Sample { inputs, attrs }
-    }
-
-    /// A problem on standard normal floats of these shapes.
-    pub fn normal(shapes: &[&[usize]]) -> Sample {
-        Sample::new(shapes.iter().map(|s| (Type::f32(*s), Fill::Normal)).collect(), Attrs::new())
-    }
-
-    /// A problem on floats in (0.5, 2) of these shapes.
-    pub fn positive(shapes: &[&[usize]]) -> Sample {
-        Sample::new(shapes.iter().map(|s| (Type::f32(*s), Fill::Positive)).collect(), Attrs::new())
-    }
-
-    /// One operand of these numbers.
-    pub fn of(values: &'static [f32]) -> Sample {
-        Sample::new(vec![(Type::f32([values.len()]), Fill::Values(values))], Attrs::new())
-    }
-
-    /// These numbers, and as many standard normal ones.
-    pub fn beside_normal(values: &'static [f32]) -> Sample {
-        let ty = Type::f32([values.len()]);
-        Sample::new(vec![(ty.clone(), Fill::Values(values)), (ty, Fill::Normal)], Attrs::new())
-    }
-
-    /// Every pair of these numbers.
-    pub fn pairs(values: &'static [f32]) -> Sample {
-        let n = values.len();
-        let sides = [Type::f32([n, 1]), Type::f32([n])];
-        Sample::new(sides.map(|ty| (ty, Fill::Values(values))).to_vec(), Attrs::new())
-    }
-
-    /// Whether its numbers differ so much in size that each result is compared by itself.
-    pub fn edges(&self) -> bool {
-        self.inputs.iter().any(|(_, fill)| matches!(fill, Fill::Values(_)))
-    }
-
-    pub fn with(mut self, attrs: Attrs) -> Sample {
-        self.attrs = attrs;
-        self
-    }
 }

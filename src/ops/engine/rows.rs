@@ -2,7 +2,6 @@
 
 use super::prelude::*;
 use super::template;
-use crate::ops::reduce::kernels::row_workgroup;
 use std::borrow::Cow;
 
 /// Calls `f` with each row's number and elements, on all cores.
@@ -176,4 +175,9 @@ fn in_subgroups(source: &'static str, size: usize, traits: GpuTraits) -> Cow<'st
         }
         None => source.into(),
     }
+}
+
+/// Invocations that share a row of `n` elements: one subgroup on software adapters, where barriers are dear.
+pub fn row_workgroup(n: usize, traits: GpuTraits) -> usize {
+    if traits.software { 8 } else { n.next_power_of_two().clamp(32, 256) }
 }

@@ -6,6 +6,7 @@ use crate::ops::engine::template;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "gather",
+    attrs: &[needs("axis", AttrKind::Int)],
     infer: |ins, attrs| {
         let ([x, index], Some(axis)) = (ins, attrs.get_int("axis")) else {
             return Err("takes a tensor, indices and an axis".into());
@@ -20,6 +21,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Kernel(gpu),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: Halves { host: |input, _| input == 0, device: |input, _| input == 0 },
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let of = |x: &[usize], k: &[usize], n, axis| {
             let inputs = vec![(Type::f32(x), Fill::Normal), (Type::i32(k), Fill::Label(n))];

@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "scatter_add",
+    attrs: &[needs("axis", AttrKind::Int), needs("size", AttrKind::Int), needs("index_rank", AttrKind::Int)],
     infer: |ins, attrs| {
         let get = |name| attrs.get_int(name).map(|x| x as usize);
         let ([g, index], Some(axis), Some(size), Some(rank)) = (ins, get("axis"), get("size"), get("index_rank"))
@@ -23,6 +24,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Never,
     gpu: Gpu::Kernel(gpu),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let of = |g: &[usize], k: &[usize], size: i64, axis: i64| {
             let inputs = vec![(Type::f32(g), Fill::Normal), (Type::i32(k), Fill::Index(size as usize))];

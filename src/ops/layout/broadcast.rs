@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "broadcast",
+    attrs: &[needs("shape", AttrKind::Ints)],
     infer: |ins, attrs| match (ins, attrs.get_ints("shape")) {
         ([x], Some(shape)) => {
             let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
@@ -20,6 +21,11 @@ pub const PRIMITIVE: Primitive = Primitive {
         Ok(vec![Some(c.b.sum_to(g, &shape)?)])
     }),
     gpu: Gpu::Kernel(|c| vec![copy(&c.types_in[0], &c.types_out[0]).dispatch(0, c.traits)]),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let to = |s: &[i64]| Attrs::new().with("shape", Attr::Ints(s.to_vec()));
         vec![Sample::normal(&[&[3, 1]]).with(to(&[2, 3, 4])), Sample::normal(&[&[2, 1, 3]]).with(to(&[2, 5, 3]))]

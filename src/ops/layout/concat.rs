@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "concat",
+    attrs: &[needs("axis", AttrKind::Int)],
     infer: |ins, attrs| {
         let (Some(first), Some(axis)) = (ins.first(), attrs.get_int("axis")) else {
             return Err("takes operands and an axis".into());
@@ -32,6 +33,11 @@ pub const PRIMITIVE: Primitive = Primitive {
         let copies = copies(c.types_in, &c.types_out[0], c.attrs);
         copies.enumerate().map(|(i, copy)| copy.dispatch(i, c.traits)).collect()
     }),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let axis = |a| Attrs::new().with("axis", Attr::Int(a));
         vec![

@@ -6,6 +6,13 @@ use super::unfold::Windows;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "fold",
+    attrs: &[
+        needs("kernel", AttrKind::Ints),
+        needs("stride", AttrKind::Ints),
+        needs("dilation", AttrKind::Ints),
+        needs("pads", AttrKind::Ints),
+        needs("size", AttrKind::Ints),
+    ],
     infer: |ins, attrs| {
         let ([g], Some(&[h, w])) = (ins, attrs.get_ints("size")) else {
             return Err("takes one operand of windows and the images' extents".into());
@@ -33,6 +40,11 @@ pub const PRIMITIVE: Primitive = Primitive {
         let w = Windows::new(&c.types_out[0].shape, c.attrs).expect("checked by infer");
         w.dispatch("fold", include_str!("../../../shaders/layout/fold.wgsl"), c.types_out[0].elements(), c.traits)
     }),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let of = |(shape, attrs): (Vec<usize>, Attrs)| {
             let w = Windows::new(&shape, &attrs).expect("a sound sample");

@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "reshape",
+    attrs: &[needs("shape", AttrKind::Ints)],
     infer: |ins, attrs| match (ins, attrs.get_ints("shape")) {
         ([x], Some(shape)) => {
             let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
@@ -21,5 +22,10 @@ pub const PRIMITIVE: Primitive = Primitive {
         Ok(vec![Some(c.b.reshape(g, shape)?)])
     }),
     gpu: Gpu::Alias,
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || vec![Sample::normal(&[&[2, 6]]).with(Attrs::new().with("shape", Attr::Ints(vec![3, 4])))],
 };

@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "slice",
+    attrs: ATTRS,
     infer: |ins, attrs| {
         let [x] = ins else { return Err("takes one operand".into()) };
         let (axis, len) = check(attrs, x.rank(), |axis| x.shape[axis])?;
@@ -14,6 +15,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Kernel(|c| vec![copy(&c.types_in[0], &c.types_out[0], c.attrs).dispatch(0, c.traits)]),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         vec![
             Sample::normal(&[&[3, 7]]).with(attrs(1, 2, 4, 1)),
@@ -24,6 +30,14 @@ pub const PRIMITIVE: Primitive = Primitive {
 };
 
 /// The attributes of `slice` and `unslice`.
+pub const ATTRS: &[AttrSpec] = &[
+    needs("axis", AttrKind::Int),
+    needs("start", AttrKind::Int),
+    needs("len", AttrKind::Int),
+    needs("step", AttrKind::Int),
+];
+
+/// Their values.
 pub fn attrs(axis: i64, start: i64, len: i64, step: i64) -> Attrs {
     [("axis", axis), ("start", start), ("len", len), ("step", step)]
         .into_iter()

@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "transpose",
+    attrs: &[needs("perm", AttrKind::Ints)],
     infer: |ins, attrs| match (ins, attrs.get_ints("perm")) {
         ([x], Some(perm)) => {
             let mut seen = vec![false; x.rank()];
@@ -24,6 +25,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Kernel(|c| vec![copy(&c.types_in[0], &c.types_out[0], c.attrs).dispatch(0, c.traits)]),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let perm = |p: &[i64]| Attrs::new().with("perm", Attr::Ints(p.to_vec()));
         vec![

@@ -5,6 +5,12 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "unfold",
+    attrs: &[
+        needs("kernel", AttrKind::Ints),
+        needs("stride", AttrKind::Ints),
+        needs("dilation", AttrKind::Ints),
+        needs("pads", AttrKind::Ints),
+    ],
     infer: |ins, attrs| match ins {
         [x] if x.is_float() && x.rank() == 4 => {
             let w = Windows::new(&x.shape, attrs)?;
@@ -23,8 +29,18 @@ pub const PRIMITIVE: Primitive = Primitive {
         let w = Windows::new(&c.types_in[0].shape, c.attrs).expect("checked by infer");
         w.dispatch("unfold", include_str!("../../../shaders/layout/unfold.wgsl"), c.types_out[0].elements(), c.traits)
     }),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: Some(places),
+    work: pointwise_work,
     samples: || samples().into_iter().map(|(shape, attrs)| Sample::normal(&[&shape]).with(attrs)).collect(),
 };
+
+/// Places of a window along each axis of images.
+fn places(shape: &[usize], attrs: &Attrs) -> Result<[usize; 2], String> {
+    Ok(Windows::new(shape, attrs)?.out)
+}
 
 /// Image shapes and window attributes for samples.
 pub fn samples() -> Vec<(Vec<usize>, Attrs)> {

@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "unslice",
+    attrs: super::slice::ATTRS,
     infer: |ins, attrs| {
         let ([x], Some(len), Some(axis)) = (ins, attrs.get_int("len"), attrs.get_int("axis")) else {
             return Err("takes one operand, an axis and a length".into());
@@ -18,6 +19,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Kernel(gpu),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let of = super::slice::attrs;
         vec![

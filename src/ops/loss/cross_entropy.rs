@@ -5,6 +5,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "cross_entropy",
+    attrs: NO_ATTRS,
     infer: |ins, _| match ins {
         [x, labels] if x.is_float() && x.rank() == 2 && **labels == Type::i32([x.shape[0]]) => {
             let row = Type::f32([x.shape[0]]);
@@ -26,6 +27,11 @@ pub const PRIMITIVE: Primitive = Primitive {
             &[],
         )
     }),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let of = |n, fill| Sample::new(vec![(Type::f32([6, n]), fill), (Type::i32([6]), Fill::Label(n))], Attrs::new());
         vec![of(37, Fill::Normal), of(300, Fill::Normal), of(37, Fill::Values(SCORES))]

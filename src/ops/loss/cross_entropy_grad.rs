@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "cross_entropy_grad",
+    attrs: NO_ATTRS,
     infer: |ins, _| match ins {
         [x, labels, lse, g]
             if x.is_float()
@@ -26,6 +27,11 @@ pub const PRIMITIVE: Primitive = Primitive {
             &[],
         )
     }),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let rows = |dtype, fill| (Type::new(dtype, [6]), fill);
         let of = |n| {

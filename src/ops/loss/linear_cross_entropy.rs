@@ -8,23 +8,29 @@
 
 use crate::ops::engine::prelude::*;
 use crate::ops::engine::rows;
-use crate::ops::matmul::multiply::{Matrix, Target, gemm};
+use crate::ops::engine::rows::row_workgroup;
+use crate::ops::matmul::multiply::{Matrix, Target, gemm, packs_rights};
 use crate::ops::matmul::plain::{Dims, Operand, operand};
 use crate::ops::matmul::product;
-use crate::ops::reduce::kernels::row_workgroup;
 use smallvec::SmallVec;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "linear_cross_entropy",
+    attrs: &[needs("rows", AttrKind::Int), flag("trans"), flag("both"), flag("bias"), flag("halves")],
     infer,
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Tuned { kernel: gpu, candidates },
+    results: Results::First(RESULTS),
+    accumulates: NOTHING,
+    halves: Halves { host: |input, axes| is_weight(input, axes) && packs_rights::<f32>(), device: is_weight },
+    windows: NO_WINDOWS,
+    work: work,
     samples,
 };
 
 /// Outputs that hold results; those after them are memory to work in.
-pub const RESULTS: usize = 2;
+const RESULTS: usize = 2;
 
 // Outputs by number.
 const LOSS: usize = 0;
@@ -149,10 +155,15 @@ struct Part {
     back: (usize, bool),
 }
 
-/// Multiplications and additions that count as operations: two products.
-pub fn flops(types_in: &[Type], attrs: &Attrs) -> f64 {
+/// Two products.
+fn work(types_in: &[Type], types_out: &[Type], attrs: &Attrs) -> Work {
     let f = Form::of(types_in, attrs);
-    4.0 * (f.r * f.d * f.columns()) as f64
+    Work::new(4.0 * (f.r * f.d * f.columns()) as f64, types_in, types_out)
+}
+
+/// Whether an input of so many axes is a weight; a bias has one axis.
+fn is_weight(input: usize, axes: usize) -> bool {
+    input >= 2 && axes == 2
 }
 
 fn infer(ins: &[&Type], attrs: &Attrs) -> Result<Vec<Type>, String> {

@@ -4,17 +4,31 @@
 //! instructions that each sum ends in (see `ending`). There is a result for each of the program's, behind the sum itself if the node
 //! `keeps` that.
 
-use super::plain::{cpu, flags, infer_any};
+use super::plain::{HALVES, Operands, cpu, flags, infer_any, work};
 use super::{ending, product};
 use crate::ir::Program;
 use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "matmul_fused",
+    attrs: &[
+        flag("trans_a"),
+        flag("trans_b"),
+        flag("trans_b2"),
+        flag("halves"),
+        may("program", AttrKind::Program),
+        may("extras", AttrKind::Int),
+        flag("keeps"),
+    ],
     infer: infer_any,
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Never,
     gpu: Gpu::Tuned { kernel: product::dispatches, candidates: product::candidates },
+    results: Results::All,
+    accumulates: |inputs, attrs| Operands::of(inputs, attrs).added,
+    halves: HALVES,
+    windows: NO_WINDOWS,
+    work: work,
     samples: || {
         vec![
             of_four([&[5, 7], &[7, 3], &[5, 2], &[2, 3]], [false; 3]),

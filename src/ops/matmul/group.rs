@@ -3,7 +3,7 @@
 //! many they are. A device kernel reads x once for all of them: it multiplies by the others side by side.
 
 use super::multiply::{Matrix, Target, gemm};
-use super::plain::operand;
+use super::plain::{operand, work};
 use super::product;
 use crate::ops::engine::prelude::*;
 
@@ -12,10 +12,23 @@ pub const MOST: usize = 3;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "matmul_group",
+    attrs: &[
+        needs("group", AttrKind::Int),
+        flag("trans_a"),
+        flag("trans_b"),
+        flag("trans_y"),
+        flag("halves"),
+        may("scale", AttrKind::Float),
+    ],
     infer,
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Never,
     gpu: Gpu::Tuned { kernel: product::dispatches, candidates: product::candidates },
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: work,
     samples: || {
         let of = |x: [usize; 2], w: [usize; 2], count: usize, flags: &[&str]| {
             let shapes: Vec<&[usize]> = std::iter::once(&x[..]).chain((0..count).map(|_| &w[..])).collect();

@@ -5,7 +5,7 @@
 
 use super::ending::{self, Ending};
 use super::group;
-use super::multiply::{Matrix, Start, Target, Term, Then, gemm_terms};
+use super::multiply::{Matrix, Start, Target, Term, Then, gemm_terms, packs_rights};
 use super::product;
 use crate::ops::elementwise::program::SharedOut;
 use crate::ops::engine::prelude::*;
@@ -14,10 +14,16 @@ use std::ops::Range;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "matmul",
+    attrs: &[flag("trans_a"), flag("trans_b"), flag("halves")],
     infer,
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Tuned { kernel: product::dispatches, candidates: product::candidates },
+    results: Results::All,
+    accumulates: |inputs, attrs| Operands::of(inputs, attrs).added,
+    halves: HALVES,
+    windows: NO_WINDOWS,
+    work: work,
     samples: || {
         let of = |a: &[usize], b: &[usize], ta, tb| Sample::normal(&[a, b]).with(flags(ta, tb));
         vec![
@@ -44,6 +50,18 @@ pub const PRIMITIVE: Primitive = Primitive {
 
 pub fn flags(trans_a: bool, trans_b: bool) -> Attrs {
     Attrs::new().with("trans_a", Attr::Bool(trans_a)).with("trans_b", Attr::Bool(trans_b))
+}
+
+/// The operands that products read as halves: on a device both, on the host the right one where products pack it; elsewhere
+/// each would make a whole copy first.
+pub const HALVES: Halves =
+    Halves { host: |input, _| input == 1 && packs_rights::<f32>(), device: |input, _| input < 2 };
+
+/// Two operations for each pair that is multiplied, of every form.
+pub fn work(types_in: &[Type], types_out: &[Type], attrs: &Attrs) -> Work {
+    let terms = [Some(dims(types_in, attrs)), more(types_in, attrs)];
+    let flops = terms.iter().flatten().map(|d| 2.0 * (d.batch * d.m * d.n * d.k) as f64).sum();
+    Work::new(flops, types_in, types_out)
 }
 
 /// What each input of a call is; the first is the left operand.

@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "layer_norm",
+    attrs: &[needs("eps", AttrKind::Float)],
     infer: |ins, attrs| match ins {
         [x, gain, bias] if x.is_float() && x.rank() == 2 && attrs.get_float("eps").is_some() => {
             let row = Type::f32([x.shape[1]]);
@@ -26,6 +27,11 @@ pub const PRIMITIVE: Primitive = Primitive {
             &[eps],
         )
     }),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let of = |n| Sample::normal(&[&[4, n], &[n], &[n]]).with(Attrs::new().with("eps", Attr::Float(1e-5)));
         vec![of(37), of(300)]

@@ -4,8 +4,12 @@
 
 use crate::ops::engine::prelude::*;
 
+/// The operand that is added.
+const ADDED: usize = 5;
+
 pub const PRIMITIVE: Primitive = Primitive {
     name: "layer_norm_grad",
+    attrs: NO_ATTRS,
     infer: |ins, _| match ins {
         [x, gain, mean, rstd, g, added @ ..]
             if x.is_float()
@@ -30,6 +34,11 @@ pub const PRIMITIVE: Primitive = Primitive {
             include_str!("../../../shaders/norm/layer_norm_grad.wgsl"),
         )
     }),
+    results: Results::All,
+    accumulates: |inputs, _| (inputs > ADDED).then_some(ADDED),
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let plain: [&[usize]; 5] = [&[4, 37], &[37], &[4], &[4], &[4, 37]];
         let wide: [&[usize]; 5] = [&[4, 300], &[300], &[4], &[4], &[4, 300]];
@@ -41,7 +50,7 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let n = c.shape_in(0)[1];
     let (x, gain) = (c.ins[0].float(), c.ins[1].float());
     let (mean, rstd, g) = (c.ins[2].float(), c.ins[3].float(), c.ins[4].float());
-    let added = crate::ops::engine::rows::Added::of(c, 5);
+    let added = crate::ops::engine::rows::Added::of(c, ADDED);
     crate::ops::engine::rows::each(c.outs[0].float(), n, |r, out| {
         let (x, g) = (&x[r * n..(r + 1) * n], &g[r * n..(r + 1) * n]);
         let (mean, rstd) = (mean[r], rstd[r]);

@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "rms_norm",
+    attrs: &[needs("eps", AttrKind::Float)],
     infer: |ins, attrs| match ins {
         [x, gain] if x.is_float() && x.rank() == 2 && attrs.get_float("eps").is_some() => {
             if **gain != Type::f32([x.shape[1]]) {
@@ -19,6 +20,11 @@ pub const PRIMITIVE: Primitive = Primitive {
         let eps = (c.attrs.float("eps") as f32).to_bits();
         crate::ops::engine::rows::dispatch(c, "rms_norm", include_str!("../../../shaders/norm/rms_norm.wgsl"), &[eps])
     }),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let of = |n| Sample::normal(&[&[4, n], &[n]]).with(Attrs::new().with("eps", Attr::Float(1e-6)));
         vec![of(37), of(300)]

@@ -3,8 +3,12 @@
 
 use crate::ops::engine::prelude::*;
 
+/// The operand that is added.
+const ADDED: usize = 4;
+
 pub const PRIMITIVE: Primitive = Primitive {
     name: "rms_norm_grad",
+    attrs: NO_ATTRS,
     infer: |ins, _| match ins {
         [x, gain, rstd, g, added @ ..]
             if x.is_float()
@@ -28,6 +32,11 @@ pub const PRIMITIVE: Primitive = Primitive {
             include_str!("../../../shaders/norm/rms_norm_grad.wgsl"),
         )
     }),
+    results: Results::All,
+    accumulates: |inputs, _| (inputs > ADDED).then_some(ADDED),
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let plain: [&[usize]; 4] = [&[4, 37], &[37], &[4], &[4, 37]];
         let wide: [&[usize]; 4] = [&[4, 300], &[300], &[4], &[4, 300]];
@@ -38,7 +47,7 @@ pub const PRIMITIVE: Primitive = Primitive {
 fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let n = c.shape_in(0)[1];
     let (x, gain, rstd, g) = (c.ins[0].float(), c.ins[1].float(), c.ins[2].float(), c.ins[3].float());
-    let added = crate::ops::engine::rows::Added::of(c, 4);
+    let added = crate::ops::engine::rows::Added::of(c, ADDED);
     crate::ops::engine::rows::each(c.outs[0].float(), n, |r, out| {
         let (x, g, rstd) = (&x[r * n..(r + 1) * n], &g[r * n..(r + 1) * n], rstd[r]);
         parallel::simd(|| {

@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "softmax",
+    attrs: &[flag("safe")],
     infer: |ins, _| match ins {
         [x] if x.is_float() && x.rank() == 2 => Ok(vec![(*x).clone()]),
         _ => Err("takes one float operand of two axes".into()),
@@ -17,6 +18,11 @@ pub const PRIMITIVE: Primitive = Primitive {
         let safe = c.attrs.flag("safe") as u32;
         crate::ops::engine::rows::dispatch(c, "softmax", include_str!("../../../shaders/norm/softmax.wgsl"), &[safe])
     }),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let safe = || Attrs::new().with("safe", Attr::Bool(true));
         vec![

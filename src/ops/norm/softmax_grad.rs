@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "softmax_grad",
+    attrs: NO_ATTRS,
     infer: |ins, _| match ins {
         [y, g] if y.is_float() && y.rank() == 2 && y == g => Ok(vec![(*y).clone()]),
         _ => Err("takes two float operands of two axes, alike".into()),
@@ -18,6 +19,11 @@ pub const PRIMITIVE: Primitive = Primitive {
             &[],
         )
     }),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || vec![Sample::normal(&[&[4, 37], &[4, 37]]), Sample::normal(&[&[4, 300], &[4, 300]])],
 };
 

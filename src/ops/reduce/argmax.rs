@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "argmax",
+    attrs: NO_ATTRS,
     infer: |ins, _| match ins {
         [x] if x.rank() == 3 && x.dtype != DType::Bool && x.shape[1] > 0 => {
             Ok(vec![Type::i32([x.shape[0], x.shape[2]])])
@@ -13,6 +14,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Zero,
     gpu: Gpu::Kernel(gpu),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: super::kernels::samples,
 };
 

@@ -5,6 +5,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "cumsum",
+    attrs: &[flag("exclusive"), flag("reverse")],
     infer: |ins, _| match ins {
         [x] if x.rank() == 3 && x.dtype != DType::Bool => Ok(vec![(*x).clone()]),
         _ => Err("takes one number operand of three axes".into()),
@@ -17,6 +18,11 @@ pub const PRIMITIVE: Primitive = Primitive {
         Ok(vec![Some(c.b.emit("cumsum", &[g], attrs)?)])
     }),
     gpu: Gpu::Kernel(gpu),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let of = |e, r| Attrs::new().with("exclusive", Attr::Bool(e)).with("reverse", Attr::Bool(r));
         vec![

@@ -1,6 +1,7 @@
 //! What `reduce_sum` and `reduce_max` share: the host loop and the two device kernels.
 
 use crate::ops::engine::prelude::*;
+use crate::ops::engine::rows::row_workgroup;
 
 pub enum Kind {
     Sum,
@@ -94,9 +95,4 @@ pub fn dispatch(c: &GpuCall, kind: Kind) -> Vec<Dispatch> {
         params: vec![(outer * inner) as u32, width, n as u32, inner as u32, mode, float, 0, 0],
         workgroups,
     }]
-}
-
-/// Invocations that share a row of `n` elements: one subgroup on software adapters, where barriers are dear.
-pub fn row_workgroup(n: usize, traits: GpuTraits) -> usize {
-    if traits.software { 8 } else { n.next_power_of_two().clamp(32, 256) }
 }

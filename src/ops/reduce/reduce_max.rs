@@ -5,6 +5,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "reduce_max",
+    attrs: NO_ATTRS,
     infer: |ins, _| match ins {
         [x] if x.rank() == 3 && x.dtype != DType::Bool && x.shape[1] > 0 => {
             Ok(vec![Type::new(x.dtype, [x.shape[0], x.shape[2]])])
@@ -14,6 +15,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Kernel(|c| super::kernels::dispatch(c, super::kernels::Kind::Max)),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: super::kernels::samples,
 };
 

@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "reduce_sum",
+    attrs: NO_ATTRS,
     infer: |ins, _| match ins {
         [x] if x.rank() == 3 && x.dtype != DType::Bool => Ok(vec![Type::new(x.dtype, [x.shape[0], x.shape[2]])]),
         _ => Err("takes one number operand of three axes".into()),
@@ -15,6 +16,11 @@ pub const PRIMITIVE: Primitive = Primitive {
         Ok(vec![Some(c.b.broadcast(wide, shape)?)])
     }),
     gpu: Gpu::Kernel(|c| super::kernels::dispatch(c, super::kernels::Kind::Sum)),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: super::kernels::samples,
 };
 

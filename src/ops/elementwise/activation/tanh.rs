@@ -4,10 +4,16 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "tanh",
+    attrs: NO_ATTRS,
     infer: infer_float1,
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Elementwise(|_, _| "tanh_($0)".into()),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || vec![Sample::normal(&[&[3, 5]]), Sample::of(EDGES)],
 };
 

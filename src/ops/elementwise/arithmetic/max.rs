@@ -4,10 +4,16 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "max",
+    attrs: NO_ATTRS,
     infer: infer_number2,
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Elementwise(|_, t| if t[0] == DType::F32 { "max_($0, $1)" } else { "max($0, $1)" }.into()),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let ints = vec![(Type::i32([3, 5]), Fill::Index(4)), (Type::i32([5]), Fill::Index(4))];
         vec![

@@ -4,10 +4,16 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "pow",
+    attrs: NO_ATTRS,
     infer: infer_float2,
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Elementwise(|_, _| "pow_($0, $1)".into()),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         vec![Sample::positive(&[&[3, 5], &[3, 5]]), Sample::positive(&[&[2, 1, 5], &[3, 1]]), Sample::pairs(EDGES)]
     },

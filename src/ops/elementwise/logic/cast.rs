@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "cast",
+    attrs: &[needs("to", AttrKind::Str)],
     infer: |ins, attrs| match (ins, attrs.get_str("to").and_then(DType::parse)) {
         ([x], Some(to)) => Ok(vec![Type::new(to, x.shape.clone())]),
         _ => Err("takes one operand and a type".into()),
@@ -21,6 +22,11 @@ pub const PRIMITIVE: Primitive = Primitive {
         };
         text.into()
     }),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let one = |x: Type, fill, to: DType| {
             Sample::new(vec![(x, fill)], Attrs::new().with("to", Attr::Str(to.name().into())))

@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "is_nan",
+    attrs: NO_ATTRS,
     infer: |ins, _| match ins {
         [x] if x.is_float() => Ok(vec![Type::bool(x.shape.clone())]),
         _ => Err("takes one float operand".into()),
@@ -11,6 +12,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Zero,
     gpu: Gpu::Elementwise(|_, _| "u32((bitcast<u32>($0) & 0x7fffffffu) > 0x7f800000u)".into()),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || vec![Sample::normal(&[&[7]]), Sample::of(EDGES)],
 };
 

@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "not",
+    attrs: NO_ATTRS,
     infer: |ins, _| match ins {
         [x] if x.dtype == DType::Bool => Ok(vec![(*x).clone()]),
         _ => Err("takes one boolean operand".into()),
@@ -11,6 +12,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Zero,
     gpu: Gpu::Elementwise(|_, _| "($0 ^ 1u)".into()),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || vec![Sample::new(vec![(Type::bool([7]), Fill::Flag)], Attrs::new())],
 };
 

@@ -4,6 +4,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "select",
+    attrs: NO_ATTRS,
     infer: |ins, _| match ins {
         [c, x, y] if c.dtype == DType::Bool && x.dtype == y.dtype => {
             Ok(vec![Type::new(x.dtype, broadcast(&[c, x, y])?)])
@@ -13,6 +14,11 @@ pub const PRIMITIVE: Primitive = Primitive {
     cpu: Cpu::Elementwise { f32: block, f64: block },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Elementwise(|_, _| "select($2, $1, $0 != 0u)".into()),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
     samples: || {
         let of = |x: Type, fill| (x, fill);
         let floats = vec![
