@@ -1,4 +1,4 @@
-// y[b] = a[b] x[b] as shaders/matmul.wgsl has it, operands rounded to f16 while they are staged, in cooperative matrices that
+// y[b] = a[b] x[b] as matmul.wgsl has it, operands rounded to f16 while they are staged, in cooperative matrices that
 // add up in f32. GM x GN subgroups share a workgroup; each computes SM x SN matrices of T x T. Workgroup memory holds operands
 // as they are stored, so that which way round is the loads' matter.
 // The marked parts are replaced for each tile and each way of storing.

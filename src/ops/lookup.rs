@@ -13,6 +13,11 @@ pub fn find(name: &str) -> Option<&'static Primitive> {
     primitive::find(&PRIMITIVES, name)
 }
 
+/// Whether nodes of a primitive may have an attribute of this name.
+pub fn takes(op: &str, attr: &str) -> bool {
+    find(op).is_some_and(|p| p.attrs.iter().any(|a| a.name == attr))
+}
+
 /// How many of a node's outputs hold results; the others are memory that its kernels work in.
 pub fn results(op: &str, outputs: usize) -> usize {
     match find(op).map(|p| p.results) {

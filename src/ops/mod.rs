@@ -23,7 +23,7 @@ pub use engine::primitive::{
 pub use engine::samples::{Fill, Sample, draw};
 pub use host::{RULES, eval, interpret};
 pub use lookup::{
-    PRIMITIVES, added_in_place, candidates, dispatches, find, results, unpacks, unpacks_on_host, windows, work,
+    PRIMITIVES, added_in_place, candidates, dispatches, find, results, takes, unpacks, unpacks_on_host, windows, work,
 };
 pub use matmul::ending;
 pub use matmul::group::MOST as GROUP;

@@ -9,7 +9,8 @@
 
 use super::heads::{ATTRS, FLAGS, Heads, KEYS, ROWS, Rule, exponents, fold, gathered, right};
 use crate::ops::engine::prelude::*;
-use crate::ops::matmul::multiply::{Matrix, Target, gemm};
+use crate::ops::matmul::matrix::{Matrix, Target};
+use crate::ops::matmul::multiply::gemm;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "attention",
@@ -35,6 +36,9 @@ pub const PRIMITIVE: Primitive = Primitive {
     work: work,
     samples,
 };
+
+/// The operand behind queries, keys and values, if there is one.
+const BIAS: usize = 3;
 
 /// The widest head that device kernels take.
 pub const MAX_WIDTH: usize = 256;
@@ -118,7 +122,7 @@ fn samples() -> Vec<Sample> {
 fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let h = Heads::of(c.types_in, c.attrs);
     let (q, k, v) = (c.ins[0].float(), c.ins[1].float(), c.ins[2].float());
-    let rule = Rule::new(&h, c.attrs, c.ins.get(3).map(|b| (b.float(), &c.types_in[3])));
+    let rule = Rule::new(&h, c.attrs, c.ins.get(BIAS).map(|b| (b.float(), &c.types_in[BIAS])));
     let safe = c.attrs.flag("safe");
     let [y, stats] = &mut *c.outs else { panic!("infer gives two outputs") };
     let (y, stats) = (Shared::new(y.float()), Shared::new(stats.float()));
@@ -250,13 +254,13 @@ fn work(types_in: &[Type], types_out: &[Type], attrs: &Attrs) -> Work {
 fn vjp(c: &mut VjpCall) -> Result<Vec<Option<Value>>, BuildError> {
     let mut grads = vec![None; c.node.inputs.len()];
     let Some(g) = c.grads[0] else { return Ok(grads) };
-    if c.wants.get(3) == Some(&true) {
+    if c.wants.get(BIAS) == Some(&true) {
         let types = c.node.inputs.iter().map(|&v| c.b.ty(v).to_string()).collect::<Vec<_>>().join(", ");
         let why = "a bias that depends on a parameter has no gradient in one operation".into();
         return Err(BuildError { op: "attention".into(), types, at: format!(" at node '{}'", c.node.origin), why });
     }
     let mut inputs = vec![c.x(0), c.x(1), c.x(2), c.y(0), c.y(1), g];
-    inputs.extend(c.node.inputs.get(3));
+    inputs.extend(c.node.inputs.get(BIAS));
     let outs = c.b.emit_all("attention_grad", &inputs, c.node.attrs.clone())?;
     for i in 0..3 {
         grads[i] = Some(outs[i]);
@@ -286,13 +290,13 @@ pub fn tile(h: &Heads, c: &GpuCall) -> (bool, usize) {
 
 fn gpu(c: &GpuCall) -> Vec<Dispatch> {
     let h = Heads::of(c.types_in, c.attrs);
-    let mut params = params(&h, c.attrs, c.types_in.get(3));
+    let mut params = params(&h, c.attrs, c.types_in.get(BIAS));
     let (lanes, rows) = tile(&h, c);
     let tiles = h.queries.div_ceil(rows);
     let (workgroups, width) = grid(h.batch * h.heads * tiles, 1, c.traits);
     params.extend([tiles as u32, width]);
     // Without a bias, something that is not read takes its place.
-    let bias = if c.types_in.len() > 3 { 3 } else { 0 };
+    let bias = if c.types_in.len() > BIAS { BIAS } else { 0 };
     let (name, source, constants) = if lanes {
         ("attention_lanes", include_str!("../../../shaders/attention/attention_lanes.wgsl"), vec![])
     } else {

@@ -7,7 +7,8 @@
 use super::forward::{params, problems, tile};
 use super::heads::{ATTRS, Heads, KEYS, ROWS, Rule, gathered, right};
 use crate::ops::engine::prelude::*;
-use crate::ops::matmul::multiply::{Matrix, Target, gemm};
+use crate::ops::matmul::matrix::{Matrix, Target};
+use crate::ops::matmul::multiply::gemm;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "attention_grad",
@@ -46,9 +47,12 @@ pub const PRIMITIVE: Primitive = Primitive {
     },
 };
 
+/// The operand behind queries, keys, values, result, its rows and its gradient, if there is one.
+const BIAS: usize = 6;
+
 fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let h = Heads::of(c.types_in, c.attrs);
-    let rule = Rule::new(&h, c.attrs, c.ins.get(6).map(|b| (b.float(), &c.types_in[6])));
+    let rule = Rule::new(&h, c.attrs, c.ins.get(BIAS).map(|b| (b.float(), &c.types_in[BIAS])));
     let [dq, dk, dv, rows] = &mut *c.outs else { panic!("infer gives four outputs") };
     let call = Call {
         h,
@@ -251,8 +255,8 @@ fn work(types_in: &[Type], types_out: &[Type], attrs: &Attrs) -> Work {
 
 fn gpu(c: &GpuCall) -> Vec<Dispatch> {
     let h = Heads::of(c.types_in, c.attrs);
-    let common = params(&h, c.attrs, c.types_in.get(6));
-    let bias = Binding::Input(if c.types_in.len() > 6 { 6 } else { 0 });
+    let common = params(&h, c.attrs, c.types_in.get(BIAS));
+    let bias = Binding::Input(if c.types_in.len() > BIAS { BIAS } else { 0 });
     let [q, k, v, y, stats, g] = std::array::from_fn(Binding::Input);
     let [dq, dk, dv, rows] = std::array::from_fn(Binding::Output);
     let (lanes, tile) = tile(&h, c);

@@ -9,8 +9,10 @@
 use crate::ops::engine::prelude::*;
 use crate::ops::engine::rows;
 use crate::ops::engine::rows::row_workgroup;
-use crate::ops::matmul::multiply::{Matrix, Target, gemm, packs_rights};
-use crate::ops::matmul::plain::{Dims, Operand, operand};
+use crate::ops::matmul::gemm::Dims;
+use crate::ops::matmul::host::{Operand, operand};
+use crate::ops::matmul::matrix::{Matrix, Target};
+use crate::ops::matmul::multiply::{gemm, packs_rights};
 use crate::ops::matmul::product;
 use smallvec::SmallVec;
 

@@ -2,9 +2,8 @@
 //! have such matrices.
 
 use super::ending::KernelEnding;
-use super::group;
-use super::plain::Dims;
-use super::product::{FIRST_PART, SECOND, Stored};
+use super::gemm::Gemm;
+use super::storage::{FIRST_PART, SECOND, Stored};
 use crate::ops::engine::prelude::*;
 use crate::ops::engine::primitive::Cooperative;
 use crate::ops::engine::template;
@@ -57,27 +56,28 @@ impl Tile {
     }
 }
 
-fn turned(c: &GpuCall) -> [bool; 3] {
-    ["trans_a", "trans_b", "trans_b2"].map(|name| c.attrs.flag(name))
+fn turned(g: &Gemm) -> [bool; 3] {
+    [g.base.trans_a, g.base.trans_b, g.low_rank.is_some_and(|p| p.trans_b)]
 }
 
 /// The tiles worth trying; none where the call is not for cooperative matrices.
-pub fn suitable(c: &GpuCall, d: &Dims) -> Vec<&'static Tile> {
+pub fn suitable(g: &Gemm, c: &GpuCall) -> Vec<&'static Tile> {
     // Groups are of few columns: time goes into reading.
-    let fits = c.attrs.flag("halves") && group::count(c.attrs).is_none();
+    let fits = g.halves && g.group.is_none();
     let Some(matrices) = c.traits.cooperative.filter(|_| fits) else { return vec![] };
     let least = 2 * matrices.size as usize;
+    let d = &g.base.dims;
     let (m, n) = (d.m.max(least).next_power_of_two(), d.n.max(least).next_power_of_two());
     let worth = |t: &&Tile| {
         let [bm, bn] = t.extents(matrices);
-        t.fits(matrices, turned(c), c.traits) && (bm <= m && bn <= n || t.each == [2, 2] && t.groups == [1, 1])
+        t.fits(matrices, turned(g), c.traits) && (bm <= m && bn <= n || t.each == [2, 2] && t.groups == [1, 1])
     };
     TILES.iter().filter(worth).collect()
 }
 
-pub fn source(t: &Tile, c: &GpuCall, matrices: Cooperative, ending: &KernelEnding) -> String {
-    let turned = turned(c);
-    let stored = Stored::of(c);
+pub fn source(t: &Tile, g: &Gemm, c: &GpuCall, matrices: Cooperative, ending: &KernelEnding) -> String {
+    let turned = turned(g);
+    let stored = Stored::of(g, c);
     let [a_staged, x_staged, y_staged] = t.staged(matrices, turned);
     let ([gm, gn], [sm, sn], size) = (t.groups, t.each, matrices.size);
     let tile = format!(
@@ -94,7 +94,7 @@ pub fn source(t: &Tile, c: &GpuCall, matrices: Cooperative, ending: &KernelEndin
         stored.y.vectors && ending.is_none()
     );
     // Results are stored one by one, or as whole matrices.
-    let bindings = Stored { y: stored.scalar().y, ..stored }.bindings(ending, "params.n");
+    let bindings = ending.declare(&Stored { y: stored.scalar().y, ..stored }, "params.n");
     let access = stored.loads(|s, name| s.load(name));
     let matrix = |ty: &str, role: &str| format!("coop_mat{size}x{size}<{ty}, {role}>");
     // Operands stored as they are multiplied are read row by row, others column by column.

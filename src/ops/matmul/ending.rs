@@ -3,9 +3,8 @@
 //! The program of a call reads the sum as its first input and the call's extra operands as the others. Its results come after the sum
 //! itself where the call keeps that.
 
-use super::group::Group;
-use super::plain::Operands;
-use super::product::Storage;
+use super::gemm::{Epilogue, Gemm, Group};
+use super::storage::{Storage, Stored};
 use crate::ir::Program;
 use crate::ops::elementwise::kernel::lines;
 use crate::ops::elementwise::program::{self, BLOCK, Banks, SharedOut, kernels};
@@ -75,21 +74,20 @@ pub struct Ending<'a, T> {
 impl<'a, T: Element> Ending<'a, T> {
     /// The ending of a call, if it has a program. Sums stand in the first of its results.
     pub fn of(
-        attrs: &'a Attrs,
+        epilogue: &Epilogue<'a>,
         types_in: &'a [Type],
         ins: &'a [Data<'a, T>],
         y: &Type,
         outs: &'a [SharedOut<'a, T>],
     ) -> Option<Ending<'a, T>> {
-        let program = attrs.get_program()?;
-        let extras = Operands::of(ins.len(), attrs).extras;
+        let program = epilogue.program?;
         let extra = |i: usize| (ins[i], types_in[i].dtype, Read::of(&types_in[i], y).expect("checked by infer"));
         Some(Ending {
             program,
             kernels: kernels(program),
-            extras: extras.map(extra).collect(),
+            extras: epilogue.operands.clone().map(extra).collect(),
             outs,
-            keeps: attrs.flag("keeps"),
+            keeps: epilogue.keeps,
             n: *y.shape.last().expect("a product has columns"),
         })
     }
@@ -168,27 +166,27 @@ pub struct KernelEnding<'a> {
     reads: Vec<Read>,
     results: usize,
     keeps: bool,
-    operands: Operands,
+    /// What is added and what the program reads, by input.
+    operands: Vec<usize>,
     group: Option<Group>,
 }
 
 impl<'a> KernelEnding<'a> {
-    pub fn of(c: &GpuCall<'a>) -> KernelEnding<'a> {
-        let operands = Operands::of(c.types_in.len(), c.attrs);
-        let extras = &c.types_in[operands.extras.clone()];
+    pub fn of(g: &Gemm<'a>, c: &GpuCall) -> KernelEnding<'a> {
+        let extras = &c.types_in[g.epilogue.operands.clone()];
         KernelEnding {
-            added: match operands.added.map(|i| c.types_in[i].rank()) {
+            added: match g.init.map(|init| init.row) {
                 None => Added::Nothing,
-                Some(1) => Added::Row,
-                Some(_) => Added::Rows,
+                Some(true) => Added::Row,
+                Some(false) => Added::Rows,
             },
-            program: c.attrs.get_program().map(|p| p.as_ref()),
+            program: g.epilogue.program.map(|p| p.as_ref()),
             dtypes: std::iter::once(DType::F32).chain(extras.iter().map(|t| t.dtype)).collect(),
             reads: extras.iter().map(|t| Read::of(t, &c.types_out[0]).expect("checked by infer")).collect(),
             results: c.types_out.len(),
-            keeps: c.attrs.flag("keeps"),
-            operands,
-            group: Group::of(c.attrs),
+            keeps: g.epilogue.keeps,
+            operands: g.init.map(|init| init.input).into_iter().chain(g.epilogue.operands.clone()).collect(),
+            group: g.group,
         }
     }
 
@@ -201,7 +199,7 @@ impl<'a> KernelEnding<'a> {
             reads: vec![],
             results: 1,
             keeps: false,
-            operands: Operands::of(2, &Attrs::new()),
+            operands: vec![],
             group: None,
         }
     }
@@ -275,6 +273,11 @@ impl<'a> KernelEnding<'a> {
         format!("{text}\nfn keep(i: u32, sum: {ty}) {{\n{keep}}}\n")
     }
 
+    /// Declarations of a product's operands, and of what its ending has, whose rows have so many elements or vec4s.
+    pub fn declare(&self, stored: &Stored, row: &str) -> String {
+        stored.bindings() + &self.source(stored.y, stored.count() + 1, [row, "params.m"])
+    }
+
     /// The program as a function of one element.
     fn finish(&self) -> String {
         let program = self.program.expect("asked only where there is one");
@@ -293,8 +296,7 @@ impl<'a> KernelEnding<'a> {
     pub fn bindings(&self, mut own: Vec<Binding>, y: Binding) -> Vec<Binding> {
         own.push(y);
         own.extend((1..self.results).map(Binding::Output));
-        own.extend(self.operands.added.map(Binding::Input));
-        own.extend(self.operands.extras.clone().map(Binding::Input));
+        own.extend(self.operands.iter().copied().map(Binding::Input));
         own
     }
 }

@@ -4,7 +4,8 @@
 //! instructions that each sum ends in (see `ending`). There is a result for each of the program's, behind the sum itself if the node
 //! `keeps` that.
 
-use super::plain::{HALVES, Operands, cpu, flags, infer_any, work};
+use super::host::{HALVES, accumulates, cpu, work};
+use super::plain::{flags, infer_any};
 use super::{ending, product};
 use crate::ir::Program;
 use crate::ops::engine::prelude::*;
@@ -25,7 +26,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     vjp: Vjp::Never,
     gpu: Gpu::Tuned { kernel: product::dispatches, candidates: product::candidates },
     results: Results::All,
-    accumulates: |inputs, attrs| Operands::of(inputs, attrs).added,
+    accumulates,
     halves: HALVES,
     windows: NO_WINDOWS,
     work: work,

@@ -3,13 +3,20 @@
 mod cooperative;
 pub mod ending;
 mod fused;
+pub mod gemm;
 pub mod group;
+mod group_kernel;
+pub mod host;
+pub mod matrix;
 pub mod multiply;
 #[cfg(target_arch = "x86_64")]
-pub mod multiply_avx512;
-pub mod plain;
+mod multiply_avx512;
+mod plain;
 pub mod product;
 mod product_software;
+#[cfg(target_arch = "x86_64")]
+mod single;
+mod storage;
 
 use crate::ops::engine::primitive::Primitive;
 

@@ -1,62 +1,11 @@
 //! Products of matrices on the host: the one place where the host multiplies.
 
+use super::matrix::{Matrix, Start, Target, Term, Then, left};
+#[cfg(target_arch = "x86_64")]
+use super::single;
 use crate::ops::engine::math::Real;
-use crate::ops::engine::parallel::{self, Shared};
+use crate::ops::engine::parallel;
 use crate::ops::engine::primitive::Elements;
-use std::ops::Range;
-
-/// A read-only matrix in memory: the element at `(i, j)` stands at `i * row + j * col`.
-#[derive(Clone, Copy)]
-pub struct Matrix<'a, T> {
-    pub data: Elements<'a, T>,
-    pub row: usize,
-    pub col: usize,
-}
-
-impl<'a, T> Matrix<'a, T> {
-    pub fn new(data: &'a [T], row: usize, col: usize) -> Matrix<'a, T> {
-        Matrix { data: Elements::Full(data), row, col }
-    }
-
-    /// Whether every element of an `(m, n)` matrix is within the data.
-    fn holds(&self, m: usize, n: usize) -> bool {
-        m * n == 0 || (m - 1) * self.row + (n - 1) * self.col < self.data.count()
-    }
-}
-
-/// Where a product goes: element `(i, j)` stands at `at + i * row + j` of a result that several tasks may share.
-#[derive(Clone, Copy)]
-pub struct Target<'s, 'a, T> {
-    pub data: &'s Shared<'a, T>,
-    pub at: usize,
-    pub row: usize,
-}
-
-/// What a product is added to.
-#[derive(Clone, Copy)]
-pub enum Start<'a, T> {
-    Zero,
-    /// What the target holds.
-    Target,
-    /// One row, the same for all.
-    Row(&'a [T]),
-    /// Rows of `row` elements of another matrix, which the target does not overlap.
-    Rows {
-        data: &'a [T],
-        row: usize,
-    },
-}
-
-/// One product of a sum of them: `(m, k)` by `(k, n)`, of which the second may be of halves.
-#[derive(Clone, Copy)]
-pub struct Term<'a, T> {
-    pub k: usize,
-    pub a: Matrix<'a, T>,
-    pub b: Matrix<'a, T>,
-}
-
-/// What is done with results: it is given rectangles, their rows and columns, each when its elements are final, and none twice.
-pub type Then<'f> = &'f (dyn Fn(Range<usize>, Range<usize>) + Sync);
 
 /// Whether products copy their right operand side by side as they go, wherever its rows are.
 pub fn packs_rights<T: Real>() -> bool {
@@ -160,64 +109,11 @@ pub unsafe fn gemm_terms<T: Real>(
     }
 }
 
-/// The elements of a left operand.
-pub fn left<'a, T>(a: &Matrix<'a, T>) -> &'a [T] {
-    match a.data {
-        Elements::Full(data) => data,
-        Elements::Halves(_) => panic!("halves stand on the right of a product"),
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod single {
-    //! Operands known to be f32, when their generic type is that.
-
-    use super::{Elements, Matrix, Real, Shared, Start, Target, Term};
-    use std::any::TypeId;
-
-    pub fn is_f32<T: Real>() -> bool {
-        TypeId::of::<T>() == TypeId::of::<f32>()
-    }
-
-    fn slice<T: Real>(data: &[T]) -> Option<&[f32]> {
-        // SAFETY: the types are the same.
-        is_f32::<T>().then(|| unsafe { &*(std::ptr::from_ref(data) as *const [f32]) })
-    }
-
-    pub fn terms<T: Real>(terms: [Option<Term<T>>; 2]) -> Option<[Option<Term<f32>>; 2]> {
-        fn one<T: Real>(m: Matrix<'_, T>) -> Option<Matrix<'_, f32>> {
-            let data = match m.data {
-                Elements::Full(data) => Elements::Full(slice(data)?),
-                Elements::Halves(data) => Elements::Halves(data),
-            };
-            Some(Matrix { data, row: m.row, col: m.col })
-        }
-        is_f32::<T>().then(|| terms.map(|t| t.and_then(|t| Some(Term { k: t.k, a: one(t.a)?, b: one(t.b)? }))))
-    }
-
-    impl<'a, T: Real> Start<'a, T> {
-        pub(super) fn as_f32(self) -> Option<Start<'a, f32>> {
-            Some(match self {
-                Start::Zero => Start::Zero,
-                Start::Target => Start::Target,
-                Start::Row(data) => Start::Row(slice(data)?),
-                Start::Rows { data, row } => Start::Rows { data: slice(data)?, row },
-            })
-        }
-    }
-
-    impl<'s, 'a, T: Real> Target<'s, 'a, T> {
-        pub(super) fn as_f32(self) -> Option<Target<'s, 'a, f32>> {
-            // SAFETY: the types are the same.
-            let data = is_f32::<T>().then(|| unsafe { &*std::ptr::from_ref(self.data).cast::<Shared<'a, f32>>() })?;
-            Some(Target { data, at: self.at, row: self.row })
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::engine::parallel::Shared;
+    use std::ops::Range;
 
     fn at(x: &Matrix<f32>, i: usize, j: usize) -> f64 {
         let at = i * x.row + j * x.col;

@@ -3,7 +3,7 @@
 //!
 //! The order in which terms are summed depends on the extents alone, so results do not depend on how tasks are shared out.
 
-use super::multiply::{Start, Target, Term, Then, left};
+use super::matrix::{Start, Target, Term, Then, left};
 use crate::ops::engine::parallel::Shared;
 use crate::ops::engine::primitive::Elements;
 use half::f16;

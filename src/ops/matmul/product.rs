@@ -4,9 +4,9 @@
 
 use super::cooperative;
 use super::ending::KernelEnding;
-use super::group::Group;
-use super::plain::{Dims, Operands, dims, more};
+use super::gemm::{Dims, Gemm, Pair};
 use super::product_software;
+use super::storage::{FIRST_PART, SECOND, Storage, Stored};
 use crate::ops::engine::prelude::*;
 use crate::ops::engine::template;
 
@@ -102,8 +102,9 @@ pub fn candidates(c: &GpuCall) -> Vec<&'static str> {
     if c.traits.software {
         return vec![];
     }
-    let d = dims(c.types_in, c.attrs);
-    match cooperative::suitable(c, &d) {
+    let g = Gemm::decode(c.types_in, c.attrs);
+    let d = g.base.dims;
+    match cooperative::suitable(&g, c) {
         tiles if tiles.is_empty() => suitable(&d, c.traits).map(|t| t.name).collect(),
         tiles => tiles.into_iter().map(|t| t.name).collect(),
     }
@@ -111,38 +112,39 @@ pub fn candidates(c: &GpuCall) -> Vec<&'static str> {
 
 /// The dispatches of a product.
 pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
-    let d = dims(c.types_in, c.attrs);
-    if c.traits.software && Group::of(c.attrs).is_none() {
-        return vec![product_software::dispatch(c, &d)];
+    let g = Gemm::decode(c.types_in, c.attrs);
+    let d = g.base.dims;
+    if c.traits.software && g.group.is_none() {
+        return vec![product_software::dispatch(&g, c)];
     }
     let (parts, depth) = split(&d);
-    let last = KernelEnding::of(c);
+    let last = KernelEnding::of(&g, c);
     // Parts of a product end when they are summed.
     let none = KernelEnding::none();
     let ending = if parts > 1 { &none } else { &last };
-    let in_matrices = cooperative::suitable(c, &d);
+    let in_matrices = cooperative::suitable(&g, c);
     let (name, source, [bm, bn]) = match (c.traits.cooperative, in_matrices.last()) {
         // All of them, since this kernel has no loop over what lies beyond the grid.
         (Some(matrices), Some(least)) if d.batch * parts <= c.traits.max_workgroups as usize => {
             let named = in_matrices.iter().find(|t| c.variant == Some(t.name));
             let busy = || in_matrices.iter().find(|t| groups(&d, t.extents(matrices)) >= BUSY);
             let tile = named.or_else(busy).unwrap_or(least);
-            (tile.name, cooperative::source(tile, c, matrices, ending), tile.extents(matrices))
+            (tile.name, cooperative::source(tile, &g, c, matrices, ending), tile.extents(matrices))
         }
         _ => {
             let named = c.variant.and_then(|name| suitable(&d, c.traits).find(|t| t.name == name));
             let tile = named.unwrap_or_else(|| usual(&d, c.traits));
-            (tile.name, tiled(tile, c, ending), [tile.bm, tile.bn])
+            (tile.name, tiled(tile, &g, c, ending), [tile.bm, tile.bn])
         }
     };
     let results = d.batch * d.m * d.n;
     let scratch = Binding::Scratch(parts * results);
     let words = |x: usize| x as u32;
-    let k2 = more(c.types_in, c.attrs).map_or(0, |d| d.k);
+    let k2 = g.low_rank.map_or(0, |p| p.dims.k);
     let product = Dispatch {
         shader: Shader { name, source: source.into() },
         constants: vec![],
-        bindings: ending.bindings(operands(c), if parts > 1 { scratch } else { Binding::Output(0) }),
+        bindings: ending.bindings(g.multiplied(), if parts > 1 { scratch } else { Binding::Output(0) }),
         params: [d.m, d.n, d.k, d.batch, parts, depth, k2, 0].map(words).to_vec(),
         workgroups: [d.n.div_ceil(bn), d.m.div_ceil(bm), (d.batch * parts).min(c.traits.max_workgroups as usize)]
             .map(words),
@@ -160,168 +162,6 @@ pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
     };
     vec![product, sum]
 }
-
-/// The operands of a call's terms.
-pub fn operands(c: &GpuCall) -> Vec<Binding> {
-    let operands = Operands::of(c.types_in.len(), c.attrs);
-    let second = operands.second.into_iter().flatten();
-    std::iter::once(0).chain(operands.rights).chain(second).map(Binding::Input).collect()
-}
-
-/// How an operand is stored: in vec4s (its innermost extent is divisible by four) or elements, of f32 or packed halves.
-#[derive(Clone, Copy)]
-pub struct Storage {
-    pub vectors: bool,
-    pub halves: bool,
-    /// Whether elements of f32 are rounded to halves when they are read.
-    pub rounds: bool,
-}
-
-impl Storage {
-    fn wgsl(self) -> &'static str {
-        match (self.vectors, self.halves) {
-            (true, false) => "vec4<f32>",
-            (false, false) => "f32",
-            (true, true) => "vec2<u32>",
-            (false, true) => "u32",
-        }
-    }
-
-    pub fn binding(self, at: usize, name: &str, access: &str) -> String {
-        format!("@group(0) @binding({at}) var<storage, {access}> {name}: array<{}>;\n", self.wgsl())
-    }
-
-    /// A function that reads the vec4 or element of this number.
-    pub fn load_one(self, name: &str) -> String {
-        let ty = if self.vectors { "vec4<f32>" } else { "f32" };
-        let read = match (self.vectors, self.halves) {
-            (_, false) => format!("{name}[i]"),
-            (true, true) => format!("vec4<f32>(unpack2x16float({name}[i].x), unpack2x16float({name}[i].y))"),
-            (false, true) => format!("unpack2x16float({name}[i / 2u])[i % 2u]"),
-        };
-        let read = match (self.rounds, self.vectors) {
-            (false, _) => read,
-            (true, true) => format!("nearest_halves({read})"),
-            (true, false) => format!("nearest_halves(vec4<f32>({read})).x"),
-        };
-        format!("fn load_{name}(i: u32) -> {ty} {{\n    return {read};\n}}\n\n")
-    }
-
-    /// A function that reads four neighbouring elements of `name`, of which `count` are there.
-    pub fn load(self, name: &str) -> String {
-        let read = match (self.vectors, self.halves) {
-            (true, false) => format!("    let four = {name}[i / 4u];\n"),
-            (true, true) => format!(
-                "    let pair = {name}[i / 4u];\n    let four = vec4<f32>(unpack2x16float(pair.x), unpack2x16float(pair.y));\n"
-            ),
-            (false, halves) => {
-                let element = |o: usize| match halves {
-                    false => format!("{name}[i + {o}u]"),
-                    true => format!("unpack2x16float({name}[(i + {o}u) / 2u])[(i + {o}u) % 2u]"),
-                };
-                let guarded = |o: usize| {
-                    let field = ["x", "y", "z", "w"][o];
-                    format!("    if (count > {o}u) {{\n        four.{field} = {};\n    }}\n", element(o))
-                };
-                let fields: String = (0..4).map(guarded).collect();
-                format!("    var four = vec4<f32>(0.0);\n{fields}")
-            }
-        };
-        let four = if self.rounds { "nearest_halves(four)" } else { "four" };
-        format!(
-            "fn load_{name}(i: u32, count: u32) -> vec4<f32> {{\n    if (count == 0u) {{\n        return vec4<f32>(0.0);\n    \
-             }}\n{read}    return {four};\n}}\n\n"
-        )
-    }
-}
-
-/// How a call's operands are stored, and its result; the operands of a second term come last.
-#[derive(Clone, Copy)]
-pub struct Stored {
-    pub a: Storage,
-    pub x: Storage,
-    pub y: Storage,
-    pub more: Option<[Storage; 2]>,
-    pub group: Option<Group>,
-}
-
-impl Stored {
-    pub fn of(c: &GpuCall) -> Stored {
-        let by_four = |x: usize| x.is_multiple_of(4);
-        let storage = |d: &Dims, i: usize| {
-            let inner = match i % 2 {
-                0 => {
-                    if d.a.1 == 1 {
-                        d.k
-                    } else {
-                        d.m
-                    }
-                }
-                _ => {
-                    if d.b.1 == 1 {
-                        d.n
-                    } else {
-                        d.k
-                    }
-                }
-            };
-            let halves = c.packs(i);
-            Storage { vectors: by_four(inner), halves, rounds: c.attrs.flag("halves") && !halves }
-        };
-        let d = dims(c.types_in, c.attrs);
-        Stored {
-            a: storage(&d, 0),
-            x: storage(&d, 1),
-            y: Storage { vectors: by_four(d.n), halves: false, rounds: false },
-            more: more(c.types_in, c.attrs).map(|d| [storage(&d, 2), storage(&d, 3)]),
-            group: Group::of(c.attrs),
-        }
-    }
-
-    /// The same, read element by element.
-    pub fn scalar(self) -> Stored {
-        let scalar = |s: Storage| Storage { vectors: false, ..s };
-        let more = self.more.map(|m| m.map(scalar));
-        Stored { a: scalar(self.a), x: scalar(self.x), y: scalar(self.y), more, ..self }
-    }
-
-    /// Whether every operand is read in vec4s.
-    pub fn reads_vectors(&self) -> bool {
-        self.operands().all(|(s, _)| s.vectors)
-    }
-
-    /// The operands and what they are called in kernels.
-    fn operands(&self) -> impl Iterator<Item = (Storage, &'static str)> {
-        let [a2, x2] = [0, 1].map(|i| self.more.map(|m| m[i]));
-        let rights = (0..self.group.map_or(1, |g| g.count)).map(move |i| match self.group {
-            None => (self.x, "x"),
-            Some(_) => (self.x, Group::right(i)),
-        });
-        let second = [(a2, "a2"), (x2, "x2")].into_iter().filter_map(|(s, n)| Some((s?, n)));
-        std::iter::once((self.a, "a")).chain(rights).chain(second)
-    }
-
-    /// Declarations of the operands, and of what the ending has.
-    pub fn bindings(&self, ending: &KernelEnding, row: &str) -> String {
-        let own: String = self.operands().enumerate().map(|(i, (s, name))| s.binding(i + 1, name, "read")).collect();
-        own + &ending.source(self.y, self.operands().count() + 1, [row, "params.m"])
-    }
-
-    /// Functions that read the operands.
-    pub fn loads(&self, load: impl Fn(Storage, &str) -> String) -> String {
-        let own: String = self.operands().map(|(s, name)| load(s, name)).collect();
-        own + &self.group.map_or(String::new(), |g| g.load())
-    }
-}
-
-/// Words that are others where a kernel's lines stand for a second term.
-pub const SECOND: [(&str, &str); 5] = [
-    ("load_a", "load_a2"),
-    ("load_x", "load_x2"),
-    ("X_TRANSPOSED", "X2_TRANSPOSED"),
-    ("params.k", "params.more"),
-    ("multiply", "multiply_more"),
-];
 
 /// The dispatches of a product inside another node, in whose choice of kernel it shares: `bindings` are its two operands and its result.
 /// The second operand is stored as halves if `packed` says so.
@@ -359,22 +199,18 @@ fn sum_source(ending: &KernelEnding) -> String {
     template::fill(include_str!("../../../shaders/matmul/sum_parts.wgsl"), &[("bindings", &bindings)])
 }
 
-/// What stands before the lines of a second term: it goes with the first part.
-pub const FIRST_PART: &str = "        let begin = 0u;\n        let end = select(0u, params.more, part == 0u);\n        \
-                              let a_base = batch * m * params.more;\n        let x_base = batch * params.more * n;\n";
-
-fn tiled(t: &Tile, c: &GpuCall, ending: &KernelEnding) -> String {
-    let stored = Stored::of(c);
+fn tiled(t: &Tile, g: &Gemm, c: &GpuCall, ending: &KernelEnding) -> String {
+    let stored = Stored::of(g, c);
     let [a_staged, x_staged] = t.staged();
-    let [turned_a, turned_x, turned_x2] = ["trans_a", "trans_b", "trans_b2"].map(|name| c.attrs.flag(name));
+    let (Pair { trans_a, trans_b, .. }, trans_b2) = (g.base, g.low_rank.is_some_and(|p| p.trans_b));
     let tile = format!(
         "const BM: u32 = {}u;\nconst BN: u32 = {}u;\nconst BK: u32 = {}u;\nconst TM: u32 = {}u;\nconst TN: u32 = {}u;\n\
-         const A_TRANSPOSED: bool = {turned_a};\nconst X_TRANSPOSED: bool = {turned_x};\n\
-         const X2_TRANSPOSED: bool = {turned_x2};\n\
+         const A_TRANSPOSED: bool = {trans_a};\nconst X_TRANSPOSED: bool = {trans_b};\n\
+         const X2_TRANSPOSED: bool = {trans_b2};\n\
          var<workgroup> a_tile: array<vec4<f32>, {a_staged}>;\nvar<workgroup> x_tile: array<vec4<f32>, {x_staged}>;\n",
         t.bm, t.bn, t.bk, t.tm, t.tn
     );
-    let bindings = stored.bindings(ending, if stored.y.vectors { "(params.n / 4u)" } else { "params.n" });
+    let bindings = ending.declare(&stored, if stored.y.vectors { "(params.n / 4u)" } else { "params.n" });
     let store = match stored.y.vectors {
         true => "    if (count > 0u) {\n        keep(i / 4u, value);\n    }\n".to_string(),
         false => {

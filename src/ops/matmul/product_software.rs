@@ -1,8 +1,8 @@
 //! Kernels of matmul for software adapters, without workgroup memory or barriers.
 
 use super::ending::KernelEnding;
-use super::plain::{Dims, more};
-use super::product::{SECOND, Stored, operands};
+use super::gemm::{Dims, Gemm};
+use super::storage::{SECOND, Stored};
 use crate::ops::engine::prelude::*;
 use crate::ops::engine::template;
 
@@ -44,15 +44,15 @@ impl Rows {
 }
 
 /// The kernel of a product.
-pub fn dispatch(c: &GpuCall, d: &Dims) -> Dispatch {
+pub fn dispatch(g: &Gemm, c: &GpuCall) -> Dispatch {
     let words = |x: usize| x as u32;
-    let second = more(c.types_in, c.attrs);
+    let (d, second) = (&g.base.dims, g.low_rank.map(|p| p.dims));
     let mut params = vec![words(d.m), words(d.n), words(d.k), words(d.batch)];
     params.extend([d.a.0, d.a.1, d.b.0, d.b.1].map(words));
     params.extend(second.map_or([0; 5], |d| [d.k, d.a.0, d.a.1, d.b.0, d.b.1]).map(words));
     params.extend([0; 3]);
     let depth = d.batch.min(c.traits.max_workgroups as usize);
-    let (stored, ending) = (Stored::of(c), KernelEnding::of(c));
+    let (stored, ending) = (Stored::of(g, c), KernelEnding::of(g, c));
     let rows_alone = |d: &Dims| d.a.1 == 1 && d.b.1 == 1;
     let by_rows = rows_alone(d) && second.as_ref().is_none_or(rows_alone) && stored.reads_vectors();
     let (name, source, tile_m, tile_n) = if by_rows {
@@ -61,7 +61,7 @@ pub fn dispatch(c: &GpuCall, d: &Dims) -> Dispatch {
     } else {
         let stored = stored.scalar();
         let parts =
-            [("bindings", stored.bindings(&ending, "params.n")), ("access", stored.loads(|s, name| s.load_one(name)))];
+            [("bindings", ending.declare(&stored, "params.n")), ("access", stored.loads(|s, name| s.load_one(name)))];
         let parts = parts.each_ref().map(|(name, text)| (*name, text.as_str()));
         let text = include_str!("../../../shaders/matmul/matmul_direct.wgsl");
         let text = match second {
@@ -73,7 +73,7 @@ pub fn dispatch(c: &GpuCall, d: &Dims) -> Dispatch {
     Dispatch {
         shader: Shader { name, source: source.into() },
         constants: vec![],
-        bindings: ending.bindings(operands(c), Binding::Output(0)),
+        bindings: ending.bindings(g.multiplied(), Binding::Output(0)),
         params,
         workgroups: [words(d.n.div_ceil(tile_n)), words(d.m.div_ceil(tile_m)), words(depth)],
     }
@@ -95,7 +95,7 @@ fn by_rows_source(t: Rows, left: Left, stored: Stored, ending: &KernelEnding) ->
         "const LX: u32 = {lx}u;\nconst LY: u32 = {ly}u;\nconst ROWS: u32 = {}u;\nconst COLUMNS: u32 = {}u;\n",
         t.rows, t.columns
     );
-    let bindings = stored.bindings(ending, "(params.n / 4u)");
+    let bindings = ending.declare(&stored, "(params.n / 4u)");
     let access = stored.loads(|s, name| s.load_one(name));
     // Where rows of the left operand begin.
     let mut begins = String::new();
