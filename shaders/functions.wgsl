@@ -1,6 +1,6 @@
 // Functions that kernels call in place of WGSL's own where that leaves the result to the driver: its sin and cos are good within
 // a few turns, its tanh may be infinite, its exp, pow and division lose digits or range, and what becomes of NaN, infinity and
-// subnormal numbers is open. A kernel's source gets those that it calls, and what they call (src/ops/link.rs).
+// subnormal numbers is open. A kernel's source gets those that it calls, and what they call (src/ops/engine/link.rs).
 //
 // They rely on: f32 products and sums rounded to nearest, none of them reordered; a bitcast that keeps bits. They hold whether or not
 // a product and a sum become one instruction, and whether or not subnormal numbers are flushed to zero. Errors are in units in the

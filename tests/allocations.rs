@@ -90,7 +90,7 @@ impl Device for Counted {
 
 #[test]
 fn steps_on_the_cpu_allocate_what_they_give_back_alone() {
-    if !reslora_compile::ops::gemm::packs_rights::<f32>() {
+    if !reslora_compile::ops::packs_rights::<f32>() {
         eprintln!(
             "NO AVX-512: host products are the gemm crate's, which allocates in each: allocations were NOT counted"
         );

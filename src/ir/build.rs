@@ -10,6 +10,8 @@ pub type Infer = fn(&str, &[&Type], &Attrs) -> Result<Vec<Type>, String>;
 /// What this module needs to know of the primitives; `ops` provides it.
 #[derive(Clone, Copy)]
 pub struct Rules {
+    /// In what attributes differ from those that an operation has.
+    pub attrs: fn(&str, &Attrs) -> Vec<String>,
     pub infer: Infer,
     /// Evaluates an operation on the host.
     pub eval: fn(&str, &[&Tensor], &Attrs) -> Vec<Tensor>,

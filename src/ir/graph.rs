@@ -1,7 +1,6 @@
 //! The graph: values, nodes, leaves and outputs.
 
-use super::{Program, Shape, Tensor, Type};
-use std::collections::BTreeMap;
+use super::{Attrs, Shape, Tensor, Type};
 use std::fmt;
 use std::sync::Arc;
 
@@ -18,89 +17,6 @@ impl Value {
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "%{}", self.0)
-    }
-}
-
-/// An attribute of a node.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Attr {
-    Int(i64),
-    Ints(Vec<i64>),
-    Float(f64),
-    Bool(bool),
-    Str(String),
-    Program(Arc<Program>),
-}
-
-/// A node's attributes by name. Readers return what `infer` has checked to be there, so a miss is a bug of ours.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Attrs(pub BTreeMap<String, Attr>);
-
-impl Attrs {
-    pub fn new() -> Attrs {
-        Attrs::default()
-    }
-
-    pub fn with(mut self, name: &str, value: Attr) -> Attrs {
-        self.0.insert(name.to_string(), value);
-        self
-    }
-
-    pub fn get_int(&self, name: &str) -> Option<i64> {
-        match self.0.get(name) {
-            Some(Attr::Int(x)) => Some(*x),
-            _ => None,
-        }
-    }
-
-    pub fn get_ints(&self, name: &str) -> Option<&[i64]> {
-        match self.0.get(name) {
-            Some(Attr::Ints(x)) => Some(x),
-            _ => None,
-        }
-    }
-
-    pub fn get_float(&self, name: &str) -> Option<f64> {
-        match self.0.get(name) {
-            Some(Attr::Float(x)) => Some(*x),
-            _ => None,
-        }
-    }
-
-    pub fn get_str(&self, name: &str) -> Option<&str> {
-        match self.0.get(name) {
-            Some(Attr::Str(x)) => Some(x),
-            _ => None,
-        }
-    }
-
-    pub fn get_program(&self) -> Option<&Arc<Program>> {
-        match self.0.get("program") {
-            Some(Attr::Program(p)) => Some(p),
-            _ => None,
-        }
-    }
-
-    /// A flag; false when it is not there.
-    pub fn flag(&self, name: &str) -> bool {
-        matches!(self.0.get(name), Some(Attr::Bool(true)))
-    }
-
-    pub fn int(&self, name: &str) -> i64 {
-        self.get_int(name).unwrap_or_else(|| panic!("attribute '{name}' was checked by infer"))
-    }
-
-    pub fn float(&self, name: &str) -> f64 {
-        self.get_float(name).unwrap_or_else(|| panic!("attribute '{name}' was checked by infer"))
-    }
-
-    pub fn ints(&self, name: &str) -> &[i64] {
-        self.get_ints(name).unwrap_or_else(|| panic!("attribute '{name}' was checked by infer"))
-    }
-
-    /// A list of non-negative integers, as sizes or axes.
-    pub fn sizes(&self, name: &str) -> Vec<usize> {
-        self.ints(name).iter().map(|&x| x as usize).collect()
     }
 }
 

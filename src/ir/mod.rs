@@ -12,8 +12,8 @@ pub mod text;
 pub mod verify;
 
 pub use build::{BuildError, Builder, Rules};
-pub use graph::{Attr, Attrs, Def, Graph, Leaf, Node, Output, Sink, Value, ValueInfo, Weight, Words};
-pub use program::{Arg, Instr, Program};
+pub use graph::{Def, Graph, Leaf, Node, Output, Sink, Value, ValueInfo, Weight, Words};
+pub use program::{Arg, Attr, Attrs, Instr, Program};
 pub use shape::{Axes, DType, Shape, Type, strides};
 pub use tensor::Tensor;
 

@@ -3,9 +3,10 @@
 //! 1. every value is a leaf or the output of the node that says so, and every node's outputs point back at it;
 //! 2. a node reads only leaves and outputs of earlier nodes (static single assignment order);
 //! 3. each node's operation exists and its output types are the ones its rule infers from its inputs;
-//! 4. constants have the type of their value;
-//! 5. every output names a value of the graph; no two outputs share a name or a sink;
-//! 6. a gradient has the type of its parameter, and a state output the type of that state.
+//! 4. a node has the attributes that its operation needs and no unknown ones, each of its type;
+//! 5. constants have the type of their value;
+//! 6. every output names a value of the graph; no two outputs share a name or a sink;
+//! 7. a gradient has the type of its parameter, and a state output the type of that state.
 
 use super::{Def, Graph, Leaf, Rules, Sink, Type, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,6 +51,9 @@ pub fn verify(graph: &Graph, rules: &Rules) -> Result<(), Vec<String>> {
                 sound = false;
             }
         }
+        let attrs = (rules.attrs)(&node.op, &node.attrs);
+        sound &= attrs.is_empty();
+        errors.extend(attrs.into_iter().map(|why| format!("{at}: {why}")));
         if !sound {
             continue;
         }

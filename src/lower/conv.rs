@@ -73,7 +73,7 @@ pub fn conv(c: &mut Context) -> Lowered {
     }
     let y = c.b.transpose(y, &[0, 2, 1])?;
     // The places along each axis, from the windows of one group.
-    let windows = crate::ops::windows(&image(per), &attrs).map_err(Reason::Why)?;
+    let windows = crate::ops::windows("unfold", &image(per), &attrs).map_err(Reason::Why)?;
     let shape = if axes == 1 { vec![xs[0], outs, windows[1]] } else { vec![xs[0], outs, windows[0], windows[1]] };
     Ok(vec![c.b.reshape(y, shape)?])
 }

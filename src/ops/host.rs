@@ -1,11 +1,15 @@
 //! Running primitives on the host one by one: constants while compiling, and whole graphs in f32 or f64 for tests.
 
 use super::elementwise;
-use super::primitive::{Cpu, CpuCall, Data, DataMut, Element, VjpCall};
-use crate::ir::{Attrs, BuildError, DType, Def, Graph, Leaf, Rules, Tensor, Type, Value};
+use crate::ir::{Attrs, DType, Def, Graph, Leaf, Rules, Tensor, Type, Value};
+use crate::ops::engine::primitive::{Cpu, CpuCall, Data, DataMut, Element, violations};
 
 /// What `ir` needs to know of the primitives.
-pub const RULES: Rules = Rules { infer, eval };
+pub const RULES: Rules = Rules { attrs, infer, eval };
+
+fn attrs(op: &str, attrs: &Attrs) -> Vec<String> {
+    super::find(op).map_or(vec![], |p| violations(p.attrs, attrs))
+}
 
 fn infer(op: &str, ins: &[&Type], attrs: &Attrs) -> Result<Vec<Type>, String> {
     let primitive = super::find(op).ok_or_else(|| format!("no primitive is called '{op}'"))?;
@@ -129,15 +133,4 @@ pub fn interpret<T: Element>(graph: &Graph, feed: &dyn Fn(&Leaf, &Type) -> Buffe
         }
     }
     values.into_iter().map(|v| v.expect("every value is a leaf or an output")).collect()
-}
-
-impl VjpCall<'_> {
-    /// The gradient of input `i` from one of the broadcast shape; `None` where none is wanted.
-    pub fn sum_to(&mut self, i: usize, g: Value) -> Result<Option<Value>, BuildError> {
-        if !self.wants[i] {
-            return Ok(None);
-        }
-        let shape = self.b.shape(self.x(i)).clone();
-        Ok(Some(self.b.sum_to(g, &shape)?))
-    }
 }

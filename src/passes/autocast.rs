@@ -3,11 +3,12 @@
 
 use super::rewrite::each_node;
 use crate::ir::{Attr, BuildError, Graph, Value};
+use crate::ops;
 
 /// Marks every product.
 pub fn autocast(graph: &Graph) -> Result<Graph, BuildError> {
     each_node(graph, |r, node| {
-        if !matches!(node.op.as_str(), "matmul" | "linear_cross_entropy") {
+        if !ops::takes(&node.op, "halves") {
             return Ok(false);
         }
         let inputs: Vec<Value> = node.inputs.iter().map(|&v| r.get(v)).collect();

@@ -46,7 +46,7 @@ pub fn self_check(device: &mut dyn Device) -> Vec<KernelCheck> {
         }
         KernelCheck { primitive: p.name, samples: samples.len(), worst, failure }
     };
-    PRIMITIVES.iter().filter(|p| !matches!(p.gpu, ops::Gpu::Alias)).map(check).collect()
+    PRIMITIVES.iter().copied().filter(|p| !matches!(p.gpu, ops::Gpu::Alias)).map(check).collect()
 }
 
 /// The largest difference of a sample, and where it is.

@@ -1,7 +1,7 @@
 //! Every primitive, from the table: gradients against finite differences in f64.
 
-use reslora_compile::ir::Builder;
-use reslora_compile::ir::{DType, Graph, Leaf, Sink, Tensor, Value};
+use reslora_compile::ir::verify::verify;
+use reslora_compile::ir::{Attr, Attrs, Builder, DType, Graph, Leaf, Sink, Tensor, Type, Value};
 use reslora_compile::ops::host::Buffer;
 use reslora_compile::ops::{self, Fill, PRIMITIVES, RULES, Sample, Vjp, draw};
 use reslora_compile::passes::differentiate;
@@ -97,4 +97,36 @@ fn gradients_match_finite_differences() {
         }
     }
     assert!(checked > 500, "only {checked} slopes were compared");
+}
+
+/// A graph of one `gather`, whose attributes are these.
+fn with_attrs(attrs: Attrs) -> Result<(), Vec<String>> {
+    let mut b = Builder::new(RULES);
+    let (x, index) = (b.input("x", Type::f32([4, 3])), b.input("index", Type::i32([2])));
+    let y = b.gather(x, index, 0).expect("rows of a table");
+    b.output("y", y, Sink::Fetch);
+    b.graph.nodes[0].attrs = attrs;
+    verify(&b.graph, &RULES)
+}
+
+#[test]
+fn attributes_are_those_that_the_primitive_has() {
+    let axis = || Attrs::new().with("axis", Attr::Int(0));
+    assert_eq!(with_attrs(axis()), Ok(()));
+    for (attrs, why) in [
+        (Attrs::new(), "needs attribute 'axis'"),
+        (axis().with("axes", Attr::Int(0)), "has no attribute 'axes'"),
+        (axis().with("axis", Attr::Bool(true)), "attribute 'axis' is of type Bool, not Int"),
+    ] {
+        assert_eq!(with_attrs(attrs), Err(vec![format!("node 0 gather: {why}")]));
+    }
+}
+
+#[test]
+fn samples_have_the_attributes_that_their_primitives_do() {
+    for p in PRIMITIVES.iter() {
+        for sample in (p.samples)() {
+            assert_eq!((RULES.attrs)(p.name, &sample.attrs), Vec::<String>::new(), "{}", p.name);
+        }
+    }
 }

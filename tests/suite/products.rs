@@ -137,7 +137,7 @@ fn weights_as_halves_multiply_like_weights_rounded_to_halves() {
     let bytes: usize = problems().iter().map(|p| 4 * p.operands()[1].elements()).sum();
     let saved = problems_on(Cpu::new(None)) - problems_on(Cpu::new(None).with_half_weights());
     // Where products pack their right operands.
-    let want = if ops::gemm::packs_rights::<f32>() { bytes / 2 } else { 0 };
+    let want = if ops::packs_rights::<f32>() { bytes / 2 } else { 0 };
     assert!(saved.abs_diff(want) < bytes / 100, "{saved} of {bytes} bytes are saved on the cpu");
     if !available() {
         return;

@@ -4,6 +4,7 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use reslora_compile::ir::Type;
 use reslora_compile::ops::{self, Dispatch, Gpu, GpuCall, GpuTraits, PRIMITIVES};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 /// What adapters offer: the least, with subgroups of each width there is, and the most.
 fn settings() -> Vec<GpuTraits> {
@@ -146,7 +147,7 @@ fn alignment(module: &naga::Module) -> u32 {
 
 #[test]
 fn kernels_say_what_they_rely_on_and_rely_on_no_more() {
-    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
+    let shaders: Vec<PathBuf> = files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders")).collect();
     let mut measured: BTreeMap<String, Relies> = BTreeMap::new();
     kernels(|d, traits| {
         let name = d.shader.name;
@@ -196,9 +197,10 @@ fn kernels_say_what_they_rely_on_and_rely_on_no_more() {
         if found.f16.is_empty() {
             found.f16 = "no".into();
         }
-        let text = std::fs::read_to_string(format!("{dir}/{name}.wgsl")).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let file = shaders.iter().find(|f| f.ends_with(format!("{name}.wgsl"))).unwrap_or_else(|| panic!("{name}"));
+        let text = std::fs::read_to_string(file).unwrap();
         if !text.lines().any(|line| line == found.to_string()) {
-            wrong.push(format!("shaders/{name}.wgsl should say\n{found}"));
+            wrong.push(format!("{name}.wgsl should say\n{found}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -206,11 +208,22 @@ fn kernels_say_what_they_rely_on_and_rely_on_no_more() {
 
 #[test]
 fn files_of_shaders_are_all_used() {
-    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
-    let used = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/ops")).expect("sources");
-    let text: String = used.map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap()).collect();
-    for file in std::fs::read_dir(dir).expect("shaders") {
-        let name = file.unwrap().file_name().into_string().unwrap();
-        assert!(text.contains(&format!("shaders/{name}")), "no primitive uses shaders/{name}");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text: String = files(&root.join("src/ops")).map(|f| std::fs::read_to_string(f).unwrap()).collect();
+    for file in files(&root.join("shaders")) {
+        let name = file.strip_prefix(root).unwrap().display().to_string();
+        assert!(text.contains(&name), "no primitive uses {name}");
     }
+}
+
+/// The files of a folder and of those in it.
+fn files(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let mut open = vec![dir.to_path_buf()];
+    let mut all = Vec::new();
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).expect("a folder").map(|e| e.unwrap().path()) {
+            if entry.is_dir() { open.push(entry) } else { all.push(entry) }
+        }
+    }
+    all.into_iter()
 }

@@ -1,0 +1,27 @@
+//! `x Φ(x)`, Φ the standard normal distribution function.
+
+use crate::ops::engine::prelude::*;
+
+pub const PRIMITIVE: Primitive = Primitive {
+    name: "gelu",
+    attrs: NO_ATTRS,
+    infer: infer_float1,
+    cpu: Cpu::Elementwise { f32: block, f64: block },
+    vjp: Vjp::Emit(vjp),
+    gpu: Gpu::Elementwise(|_, _| "($0 * 0.5 * (1.0 + erf_($0 * 0.70710678)))".into()),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
+    samples: || vec![Sample::normal(&[&[3, 5]]), Sample::of(FINITE)],
+};
+
+fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {
+    map1(a, out, |x| x * normal_cdf(x));
+}
+
+fn vjp(c: &mut VjpCall) -> Result<Vec<Option<Value>>, BuildError> {
+    let (x, g) = (c.x(0), c.g());
+    Ok(vec![Some(c.b.binary("gelu_grad", x, g)?)])
+}

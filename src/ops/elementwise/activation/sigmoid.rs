@@ -1,0 +1,30 @@
+//! `1 / (1 + e⁻ˣ)`
+
+use crate::ops::engine::prelude::*;
+
+pub const PRIMITIVE: Primitive = Primitive {
+    name: "sigmoid",
+    attrs: NO_ATTRS,
+    infer: infer_float1,
+    cpu: Cpu::Elementwise { f32: block, f64: block },
+    vjp: Vjp::Emit(vjp),
+    gpu: Gpu::Elementwise(|_, _| "sigmoid_($0)".into()),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
+    samples: || vec![Sample::normal(&[&[3, 5]]), Sample::of(EDGES)],
+};
+
+fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {
+    map1(a, out, |x| x.sigmoid_());
+}
+
+fn vjp(c: &mut VjpCall) -> Result<Vec<Option<Value>>, BuildError> {
+    let (y, g) = (c.y(0), c.g());
+    let one = c.b.scalar(1.0);
+    let rest = c.b.sub(one, y)?;
+    let slope = c.b.mul(y, rest)?;
+    Ok(vec![Some(c.b.mul(g, slope)?)])
+}

@@ -1,0 +1,28 @@
+//! The square root.
+
+use crate::ops::engine::prelude::*;
+
+pub const PRIMITIVE: Primitive = Primitive {
+    name: "sqrt",
+    attrs: NO_ATTRS,
+    infer: infer_float1,
+    cpu: Cpu::Elementwise { f32: block, f64: block },
+    vjp: Vjp::Emit(vjp),
+    gpu: Gpu::Elementwise(|_, _| "sqrt_($0)".into()),
+    results: Results::All,
+    accumulates: NOTHING,
+    halves: NO_HALVES,
+    windows: NO_WINDOWS,
+    work: pointwise_work,
+    samples: || vec![Sample::positive(&[&[3, 5]]), Sample::of(EDGES)],
+};
+
+fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {
+    map1(a, out, |x| x.sqrt());
+}
+
+fn vjp(c: &mut VjpCall) -> Result<Vec<Option<Value>>, BuildError> {
+    let (y, g) = (c.y(0), c.g());
+    let half = c.b.scale(g, 0.5)?;
+    Ok(vec![Some(c.b.div(half, y)?)])
+}

@@ -1,0 +1,12 @@
+//! What every primitive is built of: its description, loops over rows and cores, copies between layouts, and the making of kernels.
+
+pub mod blocks;
+pub mod link;
+pub mod math;
+pub mod parallel;
+pub mod prelude;
+pub mod primitive;
+pub mod rows;
+pub mod samples;
+pub mod strided;
+pub mod template;

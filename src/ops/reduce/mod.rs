@@ -1,0 +1,13 @@
+//! Along the middle axis of three: sums, maxima, running sums.
+
+mod argmax;
+mod cumsum;
+pub mod kernels;
+mod reduce_max;
+mod reduce_sum;
+
+use crate::ops::engine::primitive::Primitive;
+
+/// The primitives, by name.
+pub const PRIMITIVES: &[Primitive] =
+    &[argmax::PRIMITIVE, cumsum::PRIMITIVE, reduce_max::PRIMITIVE, reduce_sum::PRIMITIVE];
