@@ -13,6 +13,7 @@ mod files;
 mod functions;
 mod fused_products;
 mod gpu;
+mod help;
 mod inputs;
 mod inspection;
 mod masked;
