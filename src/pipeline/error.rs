@@ -29,6 +29,8 @@ pub enum Error {
     Adapter(#[from] crate::adapter::AdapterError),
     #[error(transparent)]
     Merge(#[from] crate::merge::MergeError),
+    #[error(transparent)]
+    Config(#[from] crate::settings::ConfigError),
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]

@@ -20,6 +20,7 @@ mod masked;
 mod merges;
 mod models;
 mod operators;
+mod optimizers;
 mod oracle;
 mod other_files;
 mod pass_cases;
