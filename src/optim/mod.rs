@@ -3,6 +3,7 @@
 //! A new optimiser is one file with its update rule and one line in [`OPTIMIZERS`].
 
 mod adamw;
+mod lion;
 mod sgd;
 
 use crate::ir::{BuildError, Builder, Graph, Rules, Sink, Type, Value};
@@ -69,7 +70,7 @@ impl Operands<'_> {
 }
 
 /// Every optimiser.
-pub static OPTIMIZERS: &[Optimizer] = &[adamw::OPTIMIZER, sgd::OPTIMIZER];
+pub static OPTIMIZERS: &[Optimizer] = &[adamw::OPTIMIZER, sgd::OPTIMIZER, lion::OPTIMIZER];
 
 pub fn find(name: &str) -> Option<&'static Optimizer> {
     OPTIMIZERS.iter().find(|o| o.name == name)

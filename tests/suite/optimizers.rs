@@ -34,6 +34,12 @@ fn rule(name: &str) -> Rule {
             *u = h.momentum * *u + g + h.weight_decay * p;
             p - lr * *u
         },
+        "lion" => |h, [m, _], p, g, lr, _| {
+            let direction = h.beta1 * *m + (1.0 - h.beta1) * g;
+            *m = h.beta2 * *m + (1.0 - h.beta2) * g;
+            let sign = if direction == 0.0 { 0.0 } else { direction.signum() };
+            p - lr * h.weight_decay * p - lr * sign
+        },
         other => panic!("'{other}' has no rule here: write it out"),
     }
 }
