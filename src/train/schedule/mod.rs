@@ -4,6 +4,7 @@
 
 mod constant;
 mod cosine;
+mod inverse_sqrt;
 mod linear;
 
 /// How the learning rate goes on after warm-up.
@@ -28,7 +29,7 @@ pub struct Point {
 }
 
 /// Every schedule.
-pub const SCHEDULES: &[Schedule] = &[constant::SCHEDULE, linear::SCHEDULE, cosine::SCHEDULE];
+pub const SCHEDULES: &[Schedule] = &[constant::SCHEDULE, linear::SCHEDULE, cosine::SCHEDULE, inverse_sqrt::SCHEDULE];
 
 pub fn find(name: &str) -> Option<Schedule> {
     SCHEDULES.iter().find(|s| s.name == name).copied()
