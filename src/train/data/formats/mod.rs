@@ -2,6 +2,7 @@
 //!
 //! A new format is one file that reads rows of text, or tensors, and one line in [`FORMATS`].
 
+mod csv;
 mod json;
 mod npz;
 mod safetensors;
@@ -42,7 +43,7 @@ pub type ReadTensors = fn(&Path, &[u8]) -> Result<BTreeMap<String, Tensor>, Data
 pub type Placed = (usize, Option<usize>, Value);
 
 /// Every format.
-pub const FORMATS: &[Format] = &[json::FORMAT, safetensors::FORMAT, npz::FORMAT];
+pub const FORMATS: &[Format] = &[json::FORMAT, csv::FORMAT, safetensors::FORMAT, npz::FORMAT];
 
 /// The format that a file's name says.
 pub fn named(path: &Path) -> Option<Format> {
