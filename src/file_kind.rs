@@ -246,7 +246,7 @@ const EXPORT: &str = "load it in PyTorch and export it with torch.onnx.export, o
 const SAVED_MODEL: &str = "convert its folder: python -m tf2onnx.convert --saved-model FOLDER --output model.onnx";
 
 impl Kind {
-    /// What to do to get what was wanted.
+    /// What to do to get what was wanted; empty for what is no data at all, where the formats that are read are the answer.
     pub fn hint(&self, wanted: Wanted) -> &'static str {
         use Wanted::{Adapter, Data, Model, Tokenizer};
         match (self, wanted) {
@@ -291,7 +291,7 @@ impl Kind {
             (Kind::Json | Kind::Text, Data) => "give text a name that ends in .jsonl",
             (Kind::Safetensors, Data) => "give it a name that ends in .safetensors",
             (Kind::Npz, Data) => "give it a name that ends in .npz",
-            (_, Data) => "give .jsonl, .safetensors or .npz",
+            (_, Data) => "",
             (_, Tokenizer) => "give a Hugging Face tokenizer.json",
         }
     }

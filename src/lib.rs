@@ -20,5 +20,6 @@ pub mod optim;
 pub mod passes;
 pub mod pipeline;
 pub mod plan;
+pub mod settings;
 pub mod train;
 pub mod verify;

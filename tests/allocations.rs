@@ -107,16 +107,7 @@ fn steps_on_the_cpu_allocate_what_they_give_back_alone() {
         let model = pipeline::read(&file).unwrap();
         let cpu = if half_weights { Cpu::new(None).with_half_weights() } else { Cpu::new(None) };
         let mut device = Counted { cpu, counts: vec![] };
-        let request = BenchRequest {
-            model: &model,
-            batch: 2,
-            seq: 48,
-            steps: 4,
-            loss: None,
-            fuse: true,
-            mixed: false,
-            profile: false,
-        };
+        let request = BenchRequest { batch: 2, seq: 48, steps: 4, ..BenchRequest::new(&model) };
         pipeline::bench(&request, &mut device).unwrap();
         // Threads take the memory that they keep when they first need it, which may be late.
         let best = device.counts.iter().min_by_key(|(count, most)| count.saturating_sub(*most));

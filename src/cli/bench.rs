@@ -1,8 +1,8 @@
 //! `bench`
 
-use super::common::{DeviceArg, Outcome, Printer, TypeArgs, Usage, grouped, stem, table};
-use crate::lower::loss::Loss;
+use super::common::{DeviceArg, LossArg, Outcome, Printer, TypeArgs, Usage, grouped, stem, table};
 use crate::pipeline::{self, Bench, BenchRequest, Span};
+use crate::settings::defaults;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -11,19 +11,18 @@ use std::path::{Path, PathBuf};
 pub struct Args {
     model: PathBuf,
     /// Examples to a step
-    #[arg(long, default_value_t = 8, value_name = "N")]
+    #[arg(long, default_value_t = defaults::BENCH_BATCH, value_name = "N")]
     batch: usize,
     /// Positions of each example
-    #[arg(long, default_value_t = 128, value_name = "N")]
+    #[arg(long, default_value_t = defaults::BENCH_POSITIONS, value_name = "N")]
     seq: usize,
     /// Steps that are timed, after two that are not
-    #[arg(long, default_value_t = 10, value_name = "N")]
+    #[arg(long, default_value_t = defaults::BENCH_STEPS, value_name = "N")]
     steps: usize,
     #[command(flatten)]
     device: DeviceArg,
-    /// What to train on
-    #[arg(long, default_value = "auto", value_name = "LOSS", value_parser = ["auto", "cross-entropy", "mse"])]
-    loss: String,
+    #[command(flatten)]
+    loss: LossArg,
     #[command(flatten)]
     types: TypeArgs,
     /// Leave out the optimisations that are not necessary
@@ -60,18 +59,14 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let model = pipeline::read(&args.model)?;
     let mut device = args.device.open_for(&args.types)?;
     let request = BenchRequest {
-        model: &model,
         batch: args.batch,
         seq: args.seq,
         steps: args.steps,
-        loss: match args.loss.as_str() {
-            "cross-entropy" => Some(Loss::CrossEntropy),
-            "mse" => Some(Loss::MeanSquare),
-            _ => None,
-        },
+        loss: pipeline::named_loss(&args.loss.name)?,
         fuse: !args.no_fuse,
         mixed: args.types.mixed(),
         profile: args.profile,
+        ..BenchRequest::new(&model)
     };
     let bench = pipeline::bench(&request, device.as_mut())?;
     let mut trace = None;

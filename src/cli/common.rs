@@ -2,11 +2,13 @@
 
 use crate::device::DeviceError;
 use crate::inject::InjectError;
-use crate::lower::loss::Loss;
+use crate::lower::loss::LOSSES;
 use crate::onnx::Model;
-use crate::pipeline::{self, Calibration, DeviceChoice, Error, Numbers};
-use crate::train::data::{self, Dataset};
-use serde::{Deserialize, Serialize};
+use crate::pipeline::{self, DeviceChoice, Error, Numbers};
+use crate::settings::{ConfigError, DataConfig, defaults};
+use crate::train::data::Dataset;
+use clap::builder::PossibleValuesParser;
+use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -52,8 +54,13 @@ fn is_usage(error: &anyhow::Error) -> bool {
     if error.downcast_ref::<Usage>().is_some() {
         return true;
     }
+    let usage = |e: &ConfigError| !matches!(e, ConfigError::Open { .. });
+    if let Some(error) = error.downcast_ref::<ConfigError>() {
+        return usage(error);
+    }
     match error.downcast_ref::<Error>() {
         Some(Error::Usage(_)) => true,
+        Some(Error::Config(e)) => usage(e),
         Some(Error::Inject(e)) => !matches!(e, InjectError::NoLinear | InjectError::Opset { .. }),
         Some(Error::Device(DeviceError::NoDevice { .. })) => true,
         _ => false,
@@ -66,24 +73,21 @@ fn is_usage(error: &anyhow::Error) -> bool {
 pub struct Usage(pub String);
 
 /// Flags that say how data is read and where things run.
-#[derive(clap::Args, Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(clap::Args, Clone, Debug)]
 pub struct DataArgs {
     /// A Hugging Face tokenizer.json, or a folder that holds one, for text [default: beside the model]
     #[arg(long, value_name = "FILE|DIR")]
     pub tokenizer: Option<PathBuf>,
     /// Tokens kept of each text
-    #[arg(long, default_value_t = 512, value_name = "N")]
+    #[arg(long, default_value_t = defaults::MAX_LENGTH, value_name = "N")]
     pub max_length: usize,
     /// Examples to a micro-batch
-    #[arg(long, default_value_t = 8, value_name = "N")]
+    #[arg(long, default_value_t = defaults::BATCH_SIZE, value_name = "N")]
     pub batch_size: usize,
     #[command(flatten)]
-    #[serde(flatten)]
     pub device: DeviceArg,
-    /// What to train on, or measure
-    #[arg(long, default_value = "auto", value_name = "LOSS", value_parser = ["auto", "cross-entropy", "mse", "binary-cross-entropy"])]
-    pub loss: String,
+    #[command(flatten)]
+    pub loss: LossArg,
     /// A scalar output of the model that is its loss
     #[arg(long, value_name = "NAME")]
     pub loss_output: Option<String>,
@@ -92,30 +96,38 @@ pub struct DataArgs {
     pub chat_template: Option<String>,
     /// What the classes are called, in order [default: id2label of the config.json beside the model]
     #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub label_names: Vec<String>,
     /// Move the labels of .safetensors and .npz one position to the left, so that each is the next token
     #[arg(long)]
-    #[serde(default)]
     pub shift_labels: bool,
     /// Columns of text files under other names: text=review,label=stars
     #[arg(long, value_name = "NAME=COLUMN,...", value_delimiter = ',')]
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub columns: Vec<String>,
     /// Add no special tokens (beginning and end of sequence) to texts
     #[arg(long)]
-    #[serde(default)]
     pub no_special_tokens: bool,
 }
 
-#[derive(clap::Args, Clone, Debug, Serialize, Deserialize)]
+#[derive(clap::Args, Clone, Debug)]
+pub struct LossArg {
+    /// What to train on, or measure
+    #[arg(id = "loss", long = "loss", default_value = defaults::LOSS, value_name = "LOSS",
+          value_parser = names(std::iter::once(defaults::LOSS).chain(LOSSES.iter().map(|l| l.name))))]
+    pub name: String,
+}
+
+/// The names of a table, as what a flag may say.
+pub fn names(names: impl Iterator<Item = &'static str>) -> PossibleValuesParser {
+    PossibleValuesParser::new(names.collect::<Vec<_>>())
+}
+
+#[derive(clap::Args, Clone, Debug)]
 pub struct DeviceArg {
     /// Where to run: auto, gpu, gpu:N or cpu
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    #[arg(long, default_value = defaults::DEVICE, value_name = "DEVICE")]
     pub device: String,
     /// Write the text of every program that is compiled below this folder, after each pass
     #[arg(long, value_name = "DIR")]
-    #[serde(skip)]
     pub dump_ir: Option<PathBuf>,
 }
 
@@ -142,13 +154,13 @@ impl DeviceArg {
 }
 
 /// Flags that say in which types a device computes, and keeps weights.
-#[derive(clap::Args, Clone, Debug, Serialize, Deserialize)]
+#[derive(clap::Args, Clone, Debug)]
 pub struct TypeArgs {
     /// Arithmetic: f32, or mixed, where products take operands rounded to f16 and add up in f32
-    #[arg(long, default_value = "f32", value_name = "TYPE", value_parser = ["f32", "mixed"])]
+    #[arg(long, default_value = defaults::PRECISION, value_name = "TYPE", value_parser = ["f32", "mixed"])]
     pub precision: String,
     /// Storage of frozen weights on the device; f16 where products and lookups alone read them
-    #[arg(long, default_value = "f32", value_name = "TYPE", value_parser = ["f32", "f16"])]
+    #[arg(long, default_value = defaults::WEIGHTS, value_name = "TYPE", value_parser = ["f32", "f16"])]
     pub weights: String,
 }
 
@@ -163,51 +175,28 @@ impl TypeArgs {
 }
 
 impl DataArgs {
-    pub fn check(&self) -> anyhow::Result<()> {
-        match (self.batch_size, self.max_length) {
-            (0, _) => Err(Usage("--batch-size must be at least 1\nhint: 8 is the default".into()).into()),
-            (_, 0) => Err(Usage("--max-length must be at least 1".into()).into()),
-            _ => Ok(()),
-        }
-    }
-
-    /// A data set, as these flags say it is run.
-    pub fn calibration<'a>(&'a self, data: &'a Dataset) -> Calibration<'a> {
-        let (loss, loss_output) = (self.loss(), self.loss_output.as_deref());
-        Calibration { loss, loss_output, ..Calibration::new(data, self.batch_size, self.max_length) }
-    }
-
-    /// Reads a data file for a model, whose folder may hold a tokenizer and the names of classes.
-    pub fn read(&self, path: &Path, model: &Arc<Model>, printer: &Printer) -> anyhow::Result<Dataset> {
-        let columns = self.columns.iter().map(|c| match c.split_once('=') {
-            Some((name, column)) if !name.is_empty() && !column.is_empty() => Ok((name.into(), column.into())),
-            _ => Err(Usage(format!("--columns '{c}' is not NAME=COLUMN\nhint: --columns text=review,label=stars"))),
-        });
-        let folder = model.path().parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
-        let options = data::Options {
+    pub fn config(&self) -> DataConfig {
+        DataConfig {
             tokenizer: self.tokenizer.clone(),
-            beside: folder.map(Path::to_path_buf),
             max_length: self.max_length,
+            batch_size: self.batch_size,
+            device: self.device.device.clone(),
+            loss: self.loss.name.clone(),
+            loss_output: self.loss_output.clone(),
             chat_template: self.chat_template.clone(),
             label_names: self.label_names.clone(),
-            special_tokens: !self.no_special_tokens,
-            columns: columns.collect::<Result<_, _>>()?,
             shift_labels: self.shift_labels,
-        };
-        let data = data::read(path, &options).map_err(Error::from)?;
-        let data = pipeline::within_positions(model, data)?;
-        data.notes.iter().for_each(|n| printer.note(n));
-        Ok(data)
-    }
-
-    pub fn loss(&self) -> Option<Loss> {
-        match self.loss.as_str() {
-            "cross-entropy" => Some(Loss::CrossEntropy),
-            "mse" => Some(Loss::MeanSquare),
-            "binary-cross-entropy" => Some(Loss::BinaryCrossEntropy),
-            _ => None,
+            columns: self.columns.clone(),
+            no_special_tokens: self.no_special_tokens,
         }
     }
+}
+
+/// Reads a data file for a model, and says what there is to know of it.
+pub fn read_data(how: &DataConfig, path: &Path, model: &Arc<Model>, printer: &Printer) -> anyhow::Result<Dataset> {
+    let data = pipeline::read_data(how, path, model)?;
+    data.notes.iter().for_each(|n| printer.note(n));
+    Ok(data)
 }
 
 /// A file name without `.onnx`, and without `.reslora`.

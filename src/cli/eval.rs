@@ -1,7 +1,8 @@
 //! `eval`
 
-use super::common::{DataArgs, Outcome, Printer, TypeArgs};
+use super::common::{DataArgs, Outcome, Printer, TypeArgs, read_data};
 use crate::pipeline::{self, EvalRequest};
+use crate::train::data;
 use anyhow::Result;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -9,8 +10,7 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub struct Args {
     model: PathBuf,
-    /// What to measure on: .jsonl, .safetensors or .npz
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help = format!("What to measure on: {}", data::formats_listed()))]
     data: PathBuf,
     /// An adapter for an injected model: a file, a run directory, or a folder that PEFT saved
     #[arg(long, value_name = "FILE|DIR")]
@@ -35,7 +35,8 @@ struct Result_ {
 }
 
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
-    args.how.check()?;
+    let how = args.how.config();
+    how.check()?;
     let model = pipeline::read(&args.model)?;
     pipeline::model_notes(&model).iter().for_each(|n| printer.note(n));
     let adapter = args.adapter.as_deref().map(|path| pipeline::read_adapter(path, &model)).transpose()?;
@@ -43,18 +44,12 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         notes.iter().for_each(|n| printer.note(n));
         adapter
     });
-    let data = args.how.read(&args.data, &model, printer)?;
+    let data = read_data(&how, &args.data, &model, printer)?;
     let mut device = args.how.device.open_for(&args.types)?;
     let request = EvalRequest {
-        model: &model,
         adapter: adapter.as_ref(),
-        data: &data,
-        batch_size: args.how.batch_size,
-        max_length: args.how.max_length,
-        loss: args.how.loss(),
-        loss_output: args.how.loss_output.as_deref(),
         mixed: args.types.mixed(),
-        guard: false,
+        ..EvalRequest::configured(&how, &model, &data)?
     };
     let e = pipeline::evaluate(&request, device.as_mut())?;
     e.notes.iter().for_each(|n| printer.note(n));

@@ -3,6 +3,7 @@
 use super::common::{DeviceArg, Outcome, Printer, grouped, table};
 use crate::inject::Options;
 use crate::pipeline::{self, Inspection, MemoryNeed};
+use crate::settings::defaults;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -14,10 +15,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     dot: Option<PathBuf>,
     /// Examples of the step whose memory is estimated
-    #[arg(long, default_value_t = 8, value_name = "N")]
+    #[arg(long, default_value_t = defaults::BENCH_BATCH, value_name = "N")]
     batch: usize,
     /// Positions of the step whose memory is estimated
-    #[arg(long, default_value_t = 128, value_name = "N")]
+    #[arg(long, default_value_t = defaults::BENCH_POSITIONS, value_name = "N")]
     seq: usize,
     #[command(flatten)]
     device: DeviceArg,

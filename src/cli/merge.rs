@@ -1,16 +1,17 @@
 //! `merge`
 
-use super::common::{DataArgs, Outcome, Printer, Usage, beside, exceeds, table};
+use super::common::{DataArgs, Outcome, Printer, Usage, beside, exceeds, read_data, table};
 use super::output::guard;
 use super::runs::{self, Taken};
-use super::train;
 use crate::adapter;
 use crate::adapters;
 use crate::adapters::BASE_KEY;
 use crate::merge::{self, LayerReport, Strategy};
 use crate::onnx::{self, Model};
 use crate::pipeline::{self, Error, MergeRequest, Metric, Polished};
-use crate::train::{Schedule, Settings};
+use crate::settings::{DataConfig, RunConfig, defaults};
+use crate::train::Settings;
+use crate::train::schedule::Schedule;
 use crate::verify::Difference;
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -26,18 +27,17 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE|DIR/")]
     output: Option<PathBuf>,
     /// auto, exact, input-norm, weight-norm or least-squares
-    #[arg(long, default_value = "auto", value_name = "NAME")]
+    #[arg(long, default_value = defaults::STRATEGY, value_name = "NAME")]
     strategy: String,
     /// Data to gather norms on
     #[arg(long, value_name = "FILE")]
     calibrate: Option<PathBuf>,
     #[command(flatten)]
     how: DataArgs,
-    /// The largest relative difference of an output; above it nothing is written [default: 1e-4 for exact merges]
-    #[arg(long, value_name = "F", allow_hyphen_values = true)]
+    #[arg(long, value_name = "F", allow_hyphen_values = true, help = tolerance_help())]
     tolerance: Option<f64>,
     /// The ridge of least-squares, a fraction of the mean square of the inputs' features; auto finds one for each layer
-    #[arg(long, default_value = "auto", value_name = "auto|F")]
+    #[arg(long, default_value = defaults::RIDGE, value_name = "auto|F")]
     ridge: String,
     /// Least-squares layer by layer, each on the model merged so far
     #[arg(long)]
@@ -120,7 +120,8 @@ struct Result_ {
 }
 
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
-    args.how.check()?;
+    let how = args.how.config();
+    how.check()?;
     args.tolerance.map_or(Ok(()), check_tolerance)?;
     let strategy = strategy(&args.strategy)?;
     let ridge = match args.ridge.as_str() {
@@ -146,9 +147,9 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     say(&path, run.as_ref(), printer);
     let adapter = adapter::read(&path).map_err(Error::from)?;
     merge::fit(&injected, &adapter).map_err(Error::from)?;
-    let calibrate = args.calibrate.as_ref().map(|c| args.how.read(c, &injected, printer)).transpose()?;
+    let calibrate = args.calibrate.as_ref().map(|c| read_data(&how, c, &injected, printer)).transpose()?;
     let config = run_config(&path);
-    let read = |file: &Path, how: &DataArgs| how.read(file, &injected, &Printer { json: true }).ok();
+    let read = |file: &Path, how: &DataConfig| read_data(how, file, &injected, &Printer { json: true }).ok();
     let fallback = match (&calibrate, &config) {
         (None, Some(run)) => read(&run.data, &run.how),
         _ => None,
@@ -172,24 +173,24 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     }
     let mut device = args.how.device.open()?;
     let run_how = config.as_ref().map(|run| &run.how);
-    let polish = args.polish.map(|steps| polishing(steps, config.as_ref(), &args.how)).transpose()?;
+    let polish = args.polish.map(|steps| polishing(steps, config.as_ref(), &how)).transpose()?;
     let request = MergeRequest {
         injected: &injected,
         adapter: &adapter,
         strategy,
         keep_branch: args.keep_branch,
         chosen: args.chosen.0.clone(),
-        calibrate: calibrate.as_ref().map(|data| args.how.calibration(data)),
-        fallback: fallback.as_ref().zip(run_how).map(|(data, how)| how.calibration(data)),
+        calibrate: calibrate.as_ref().map(|data| pipeline::calibration(&how, data)).transpose()?,
+        fallback: fallback.as_ref().zip(run_how).map(|(data, how)| pipeline::calibration(how, data)).transpose()?,
         ridge,
         sequential: args.sequential,
         polish,
-        rescue: Some(polishing(RESCUE, config.as_ref(), &args.how)?),
-        evaluate: evaluation.as_ref().zip(run_how).map(|(data, how)| how.calibration(data)),
+        rescue: Some(polishing(defaults::RESCUE_STEPS, config.as_ref(), &how)?),
+        evaluate: evaluation.as_ref().zip(run_how).map(|(data, how)| pipeline::calibration(how, data)).transpose()?,
     };
     let merged = pipeline::merge(&request, device.as_mut())?;
     let exact = matches!(merged.report.strategy.as_str(), "exact" | "branch");
-    let limit = if args.keep_branch { 1e-4 } else { merged.exact_tolerance };
+    let limit = if args.keep_branch { defaults::TOLERANCE } else { merged.exact_tolerance };
     let tolerance = args.tolerance.or((exact && limit.is_finite()).then_some(limit));
     let above = tolerance.is_some_and(|t| merged.differences.iter().any(|d| exceeds(d.relative, t)));
     // Asked for by name, a strategy is taken for what it gives; left to us, it has to keep what was learnt.
@@ -278,6 +279,13 @@ fn is_base(file: &Path, injected: &Model) -> bool {
     file.exists() && pipeline::read(file).is_ok_and(|m| Some(m.digest().as_str()) == digest)
 }
 
+fn tolerance_help() -> String {
+    let default = defaults::TOLERANCE;
+    format!(
+        "The largest relative difference of an output; above it nothing is written [default: {default:e} for exact merges]"
+    )
+}
+
 /// Refuses a tolerance that nothing is above or below.
 pub fn check_tolerance(tolerance: f64) -> Result<()> {
     match tolerance.is_finite() && tolerance >= 0.0 {
@@ -287,32 +295,23 @@ pub fn check_tolerance(tolerance: f64) -> Result<()> {
 }
 
 /// How the run was trained that an adapter came from, if that is known.
-fn run_config(adapter: &Path) -> Option<train::Args> {
+fn run_config(adapter: &Path) -> Option<RunConfig> {
     let dir = if adapter.is_dir() { adapter } else { adapter.parent()? };
-    train::read_config(dir).ok()
+    RunConfig::read(dir).ok()
 }
 
 /// Polishing goes on as the run did, at a tenth of its learning rate, falling to zero.
-fn polishing(steps: u64, run: Option<&train::Args>, how: &DataArgs) -> Result<Settings> {
-    let mut settings = match run {
-        Some(run) => run.settings()?,
-        None => train::Args::defaults().settings()?,
-    };
+fn polishing(steps: u64, run: Option<&RunConfig>, how: &DataConfig) -> Result<Settings> {
+    let mut settings = run.map_or(Ok(Settings::default()), pipeline::settings)?;
     if run.is_none() {
         settings.batch_size = how.batch_size;
     }
-    settings.lr *= POLISHING_RATE;
-    settings.schedule = Schedule::Linear;
+    settings.lr *= defaults::POLISHING_RATE;
+    settings.schedule = Schedule::LINEAR;
     (settings.warmup_steps, settings.max_steps) = (0, Some(steps));
     (settings.eval_every, settings.save_every) = (None, None);
     Ok(settings)
 }
-
-/// Steps of polishing where a merge keeps too little of the gain.
-const RESCUE: u64 = 50;
-
-/// Of the run's learning rate.
-const POLISHING_RATE: f64 = 0.1;
 
 fn text(r: &Result_) -> String {
     let rows = r.layers.iter().map(|l| {

@@ -6,6 +6,7 @@ use super::verify;
 use crate::device::Device;
 use crate::onnx::{self, Model};
 use crate::pipeline::{self, Calibration, Error, EvalRequest, Evaluation, MergeRequest, TrainRequest, digits};
+use crate::settings::defaults;
 use crate::train::data::{self, Dataset};
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -16,7 +17,7 @@ use std::time::Instant;
 #[derive(clap::Args)]
 pub struct Args {
     /// Where the files go
-    #[arg(short, long, default_value = "quickstart", value_name = "DIR")]
+    #[arg(short, long, default_value = defaults::QUICKSTART_FOLDER, value_name = "DIR")]
     output: PathBuf,
     #[command(flatten)]
     device: DeviceArg,
@@ -68,18 +69,8 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
 
     say("train", &format!("{} digits turned by a quarter, on {}", train.len(), device.name()));
     let settings = digits::settings();
-    let request = TrainRequest {
-        model: &injected,
-        data: &train,
-        eval: None,
-        settings: &settings,
-        max_length: 512,
-        loss: None,
-        loss_output: None,
-        fuse: true,
-        dir: &dir.join("run"),
-        resume: false,
-    };
+    let run = dir.join("run");
+    let request = TrainRequest::new(&injected, &train, &settings, &run);
     let mut progress = Progress::new(printer.json, "examples");
     let outcome = pipeline::train(&request, device.as_mut(), &mut progress);
     progress.finish();
@@ -91,20 +82,8 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
 
     say("merge", "the adapters into the weights they stand beside");
     let merged_path = beside(&base_path, "merged");
-    let request = MergeRequest {
-        injected: &injected,
-        adapter: &outcome.adapter,
-        strategy: None,
-        keep_branch: false,
-        chosen: vec![],
-        calibrate: None,
-        fallback: Some(Calibration::new(&test, digits::BATCH, 512)),
-        ridge: None,
-        sequential: false,
-        polish: None,
-        rescue: None,
-        evaluate: None,
-    };
+    let fallback = Some(Calibration::new(&test, digits::BATCH, defaults::MAX_LENGTH));
+    let request = MergeRequest { fallback, ..MergeRequest::new(&injected, &outcome.adapter) };
     let merged = pipeline::merge(&request, device.as_mut())?;
     onnx::write(&merged.model, &merged_path).map_err(Error::from)?;
     let merge_difference = merged.differences.iter().map(|d| d.relative).fold(0.0, f64::max);
@@ -113,7 +92,8 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
 
     say("verify", "the merged file in an engine that is not ours");
     let rows: Vec<usize> = (0..digits::BATCH).collect();
-    let batch = test.batch(&data::Feed::new(pipeline::input_specs(&model), 512), &rows).map_err(Error::from)?.inputs;
+    let feed = data::Feed::new(pipeline::input_specs(&model), defaults::MAX_LENGTH);
+    let batch = test.batch(&feed, &rows).map_err(Error::from)?.inputs;
     let check = verify::against_ours(&model, &batch)?;
 
     let row = |model, file: &Path, e: &Evaluation| Row {
@@ -150,17 +130,7 @@ fn evaluate(
     data: &Dataset,
     device: &mut dyn Device,
 ) -> Result<Evaluation> {
-    let request = EvalRequest {
-        model,
-        adapter,
-        data,
-        batch_size: digits::BATCH,
-        max_length: 512,
-        loss: None,
-        loss_output: None,
-        mixed: false,
-        guard: false,
-    };
+    let request = EvalRequest { adapter, batch_size: digits::BATCH, ..EvalRequest::new(model, data) };
     Ok(pipeline::evaluate(&request, device)?)
 }
 

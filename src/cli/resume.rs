@@ -2,26 +2,28 @@
 //! `--resume-with` names it.
 
 use super::common::Usage;
-use super::train::{Args, read_config};
 use crate::adapters::{BASE_KEY, CONFIG_KEY};
 use crate::onnx::{Model, sha256};
 use crate::pipeline::Error;
+use crate::settings::RunConfig;
 use crate::train::checkpoint::{self, Progress};
 use crate::train::data::{Dataset, Source};
 use crate::train::record::{self, Lock, Record};
+use crate::train::schedule;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Flags that change nothing of what is computed, or are compared by what their file holds.
-const FREE: &[&str] = &["output", "device", "save-every", "model", "data", "eval", "tokenizer", "max-steps", "epochs"];
+const FREE: &[&str] =
+    &["version", "output", "device", "save-every", "model", "data", "eval", "tokenizer", "max-steps", "epochs"];
 /// Those of them that `--resume-with` may name.
 const BY_CONTENT: &[&str] = &["model", "data", "eval", "tokenizer", "chat-template", "max-steps", "epochs"];
 
 /// A run to go on with.
 pub struct Kept {
     dir: PathBuf,
-    saved: Args,
+    saved: RunConfig,
     record: Option<Record>,
     progress: Progress,
     pub lock: Lock,
@@ -30,19 +32,24 @@ pub struct Kept {
 impl Kept {
     /// Takes a run directory for this process and reads how its run began.
     pub fn open(dir: &Path) -> Result<Kept> {
-        let saved = read_config(dir)?;
+        let saved = RunConfig::read(dir)?;
         let lock = record::lock(dir).map_err(Error::from)?;
         let progress = checkpoint::progress(&dir.join("last")).map_err(Error::from)?;
         let record = record::read(dir).map_err(Error::from)?;
         Ok(Kept { dir: dir.to_path_buf(), saved, record, progress, lock })
     }
 
-    /// Refuses what differs from the run, unless it was allowed to: the flags, and what was read with them, once that is known (digests,
-    /// and the number of examples).
-    pub fn check(&self, now: &Args, read: Option<(&BTreeMap<String, String>, usize)>) -> Result<()> {
+    /// Refuses what differs from the run, unless `with` allows it: the flags, and what was read with them, once that is known
+    /// (digests, and the number of examples).
+    pub fn check(
+        &self,
+        now: &RunConfig,
+        with: &[String],
+        read: Option<(&BTreeMap<String, String>, usize)>,
+    ) -> Result<()> {
         let (was_all, now_all) = (flags(&self.saved)?, flags(now)?);
         let keys: BTreeSet<&String> = was_all.keys().chain(now_all.keys()).collect();
-        let allowed = allowed(now, &keys)?;
+        let allowed = allowed(with)?;
         let said = |all: &toml::Table, key: &str| {
             all.get(key).map_or("not given".into(), |v| v.as_str().map_or_else(|| v.to_string(), String::from))
         };
@@ -59,7 +66,9 @@ impl Kept {
             }
         }
         let steps = read.map(|(_, examples)| (self.saved.steps(examples), now.steps(examples)));
-        if now.schedule != "constant" && steps.is_some_and(|(was, total)| was != total) {
+        if schedule::find(&now.schedule).is_some_and(|s| s.reads_total)
+            && steps.is_some_and(|(was, total)| was != total)
+        {
             // The rate of every step depends on how many there are.
             for key in ["max-steps", "epochs"].into_iter().filter(|k| was_all.get(*k) != now_all.get(*k)) {
                 differ.push((key.into(), said(&was_all, key), said(&now_all, key)));
@@ -88,19 +97,19 @@ impl Kept {
     }
 
     /// What is compared by the content of files: the flag, what it was and what it is.
-    fn contents(&self, now: &Args, digests: &BTreeMap<String, String>) -> Vec<(String, String, String)> {
+    fn contents(&self, now: &RunConfig, digests: &BTreeMap<String, String>) -> Vec<(String, String, String)> {
         let mut saved = self.record.as_ref().map(|r| r.digests.clone()).unwrap_or_default();
         if let Some(data) = self.progress.identity.get("data") {
             saved.entry("data".into()).or_insert(data.clone());
         }
-        let file = |args: &Args, key: &str| match key {
+        let file = |args: &RunConfig, key: &str| match key {
             "model" => Some(args.model.clone()),
             "data" => Some(args.data.clone()),
             "eval" => args.eval.clone(),
             "tokenizer" => args.how.tokenizer.clone(),
             _ => None,
         };
-        let named = |args: &Args, key: &str, digest: Option<&String>| {
+        let named = |args: &RunConfig, key: &str, digest: Option<&String>| {
             let path = file(args, key).map(|p| format!("{} ", p.display())).unwrap_or_default();
             digest.map_or("not there".into(), |d| format!("{path}(sha256 {})", d.get(..12).unwrap_or(d)))
         };
@@ -115,7 +124,7 @@ impl Kept {
             }
         }
         if self.record.is_none() && self.saved.eval.is_some() != now.eval.is_some() {
-            let said = |a: &Args| a.eval.as_ref().map_or("not given".into(), |p| p.display().to_string());
+            let said = |a: &RunConfig| a.eval.as_ref().map_or("not given".into(), |p| p.display().to_string());
             out.push(("eval".into(), said(&self.saved), said(now)));
         }
         out
@@ -123,7 +132,7 @@ impl Kept {
 }
 
 /// The flags of a run as its config.toml has them.
-fn flags(args: &Args) -> Result<toml::Table> {
+fn flags(args: &RunConfig) -> Result<toml::Table> {
     toml::Table::try_from(args).context("the configuration does not serialise")
 }
 
@@ -132,13 +141,12 @@ fn flag(key: &str) -> String {
 }
 
 /// What `--resume-with` names.
-fn allowed(args: &Args, keys: &BTreeSet<&String>) -> Result<BTreeSet<String>> {
-    let known =
-        |name: &String| keys.contains(name) || BY_CONTENT.contains(&name.as_str()) || OPTIONAL.contains(&name.as_str());
-    let each = args.resume_with.iter().flat_map(|given| given.split(','));
+fn allowed(with: &[String]) -> Result<BTreeSet<String>> {
+    let keys = RunConfig::keys();
+    let each = with.iter().flat_map(|given| given.split(','));
     each.map(|given| {
         let name = given.trim().trim_start_matches('-').replace('_', "-").to_lowercase();
-        match known(&name) {
+        match keys.contains(&name) {
             true => Ok(name),
             false => {
                 let mut names: Vec<&str> = keys.iter().map(|k| k.as_str()).filter(|k| !FREE.contains(k)).collect();
@@ -153,11 +161,8 @@ fn allowed(args: &Args, keys: &BTreeSet<&String>) -> Result<BTreeSet<String>> {
     .collect()
 }
 
-/// Flags that a configuration may be without.
-const OPTIONAL: &[&str] = &["eval-every", "loss-output", "label-names", "columns"];
-
 /// Digests of what a run reads, by flag.
-pub fn digests(args: &Args, model: &Model, data: &Dataset, eval: Option<&Dataset>) -> BTreeMap<String, String> {
+pub fn digests(args: &RunConfig, model: &Model, data: &Dataset, eval: Option<&Dataset>) -> BTreeMap<String, String> {
     let mut out = BTreeMap::from([("model".to_string(), model_digest(model)), ("data".into(), data.digest.clone())]);
     out.extend(eval.map(|e| ("eval".to_string(), e.digest.clone())));
     if matches!(data.source, Source::Text { .. }) {
@@ -184,7 +189,7 @@ pub fn model_digest(model: &Model) -> String {
 }
 
 /// Of the files that say how text becomes tokens.
-fn tokenizer_digest(args: &Args) -> String {
+fn tokenizer_digest(args: &RunConfig) -> String {
     let folder = |path: &Path| path.parent().map(Path::to_path_buf).unwrap_or_default();
     let file = match &args.how.tokenizer {
         Some(path) if path.is_dir() => path.join("tokenizer.json"),

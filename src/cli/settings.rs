@@ -2,6 +2,7 @@
 //! run's own file in the same way.
 
 use super::common::Usage;
+use crate::settings::{ConfigError, RunConfig, nearest};
 use anyhow::{Context, Result};
 use clap::ArgMatches;
 use std::ffi::{OsStr, OsString};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// The arguments with those of configuration files put in after the subcommand.
 pub fn arguments(command: clap::Command, given: Vec<OsString>) -> Result<Vec<OsString>> {
     // What is given, as far as it is understood; what is not is said when all of it is read.
-    let Ok(matches) = command.ignore_errors(true).try_get_matches_from(&given) else { return Ok(given) };
+    let Ok(matches) = command.clone().ignore_errors(true).try_get_matches_from(&given) else { return Ok(given) };
     let Some((subcommand, matches)) = matches.subcommand() else { return Ok(given) };
     let mut files = Vec::new();
     if subcommand == "train" && flag(matches, "resume") && path(matches, "output").is_none() {
@@ -26,6 +27,7 @@ pub fn arguments(command: clap::Command, given: Vec<OsString>) -> Result<Vec<OsS
     }
     files.extend(config_path(&given));
     let Some(at) = position(&given, subcommand) else { return Ok(given) };
+    let known = flags(&command, subcommand);
     let mut out = given[..=at].to_vec();
     let mut model = None;
     for file in &files {
@@ -36,6 +38,11 @@ pub fn arguments(command: clap::Command, given: Vec<OsString>) -> Result<Vec<OsS
             match (key.as_str(), value.as_str()) {
                 // A model is named by position.
                 ("model", Some(name)) => model = Some(OsString::from(name)),
+                // A run directory's file says its form.
+                ("version", None) => version(file, value)?,
+                _ if !known.contains(&&flag[2..]) => {
+                    return Err(ConfigError::unknown(file, key, nearest(&flag[2..], &known)).into());
+                }
                 _ if overridden(&given, &flag) => {}
                 _ => out.extend(flag_values(file, key, &flag, value)?),
             }
@@ -45,6 +52,23 @@ pub fn arguments(command: clap::Command, given: Vec<OsString>) -> Result<Vec<OsS
     out.extend(model.filter(|_| missing));
     out.extend_from_slice(&given[at + 1..]);
     Ok(out)
+}
+
+/// The flags of a subcommand, without their dashes.
+fn flags<'a>(command: &'a clap::Command, subcommand: &str) -> Vec<&'a str> {
+    let own = command.find_subcommand(subcommand).into_iter().flat_map(|c| c.get_arguments());
+    command.get_arguments().chain(own).filter_map(|a| a.get_long()).collect()
+}
+
+/// Refuses a file of a form that is not known.
+fn version(file: &Path, value: &toml::Value) -> Result<()> {
+    match value.as_integer() {
+        Some(n) if (1..=i64::from(RunConfig::VERSION)).contains(&n) => Ok(()),
+        _ => {
+            let why = format!("it is of version {value}, and this program knows {} alone", RunConfig::VERSION);
+            Err(ConfigError::File { path: file.to_path_buf(), why }.into())
+        }
+    }
 }
 
 fn flag(matches: &ArgMatches, name: &str) -> bool {

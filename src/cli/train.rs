@@ -1,26 +1,25 @@
 //! `train`
 
-use super::common::{DataArgs, Outcome, Printer, TypeArgs, Usage, stem};
+use super::common::{DataArgs, Outcome, Printer, TypeArgs, Usage, names, read_data, stem};
 use super::progress::Progress;
 use super::resume;
 use crate::adapters::BASE_KEY;
-use crate::optim::{self, Hyper, OPTIMIZERS};
+use crate::optim::OPTIMIZERS;
 use crate::pipeline::{self, Error, TrainRequest};
-use crate::train::data::{Dataset, Order, Source};
+use crate::settings::{RunConfig, defaults};
+use crate::train::data::{self, Dataset, Source};
 use crate::train::record::{self, Record, Status};
-use crate::train::{self, SCHEDULES, Schedule, Settings, metrics};
+use crate::train::schedule::SCHEDULES;
+use crate::train::{self, metrics};
 use anyhow::{Context, Result};
-use clap::builder::PossibleValuesParser;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-#[derive(clap::Args, Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(clap::Args)]
 pub struct Args {
     /// The model with adapters; --resume takes it, and every flag that is not given, from the run
     pub model: PathBuf,
-    /// What to train on: .jsonl, .safetensors or .npz
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help = format!("What to train on: {}", data::formats_listed()))]
     pub data: PathBuf,
     /// What to measure on as training goes; the best adapter by its loss is kept
     #[arg(long, value_name = "FILE")]
@@ -29,39 +28,37 @@ pub struct Args {
     #[arg(short, long, value_name = "RUN_DIR")]
     pub output: Option<PathBuf>,
     #[command(flatten)]
-    #[serde(flatten)]
     pub how: DataArgs,
     /// Micro-batches to an optimiser step
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = defaults::ACCUMULATE, value_name = "N")]
     pub accumulate: usize,
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = defaults::EPOCHS, value_name = "N")]
     pub epochs: usize,
     /// Ends after this many optimiser steps, whatever --epochs says
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub max_steps: Option<u64>,
-    #[arg(long, default_value = "adamw", value_name = "NAME",
-          value_parser = PossibleValuesParser::new(OPTIMIZERS.iter().map(|o| o.name)))]
+    #[arg(long, default_value = defaults::OPTIMIZER, value_name = "NAME",
+          value_parser = names(OPTIMIZERS.iter().map(|o| o.name)))]
     pub optimizer: String,
-    #[arg(long, default_value_t = 2e-4, value_name = "F", allow_hyphen_values = true)]
+    #[arg(long, default_value_t = defaults::LEARNING_RATE, value_name = "F", allow_hyphen_values = true)]
     pub lr: f64,
-    #[arg(long, default_value = "linear", value_name = "NAME",
-          value_parser = PossibleValuesParser::new(SCHEDULES.iter().map(|s| s.1)))]
+    #[arg(long, default_value = defaults::SCHEDULE, value_name = "NAME",
+          value_parser = names(SCHEDULES.iter().map(|s| s.name)))]
     pub schedule: String,
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = defaults::WARMUP_STEPS, value_name = "N")]
     pub warmup_steps: u64,
-    #[arg(long, default_value_t = 0.01, value_name = "F", allow_hyphen_values = true)]
+    #[arg(long, default_value_t = defaults::WEIGHT_DECAY, value_name = "F", allow_hyphen_values = true)]
     pub weight_decay: f64,
-    /// The momentum of sgd
-    #[arg(long, default_value_t = 0.0, value_name = "F", allow_hyphen_values = true)]
+    #[arg(long, default_value_t = defaults::MOMENTUM, value_name = "F", allow_hyphen_values = true,
+          help = format!("The momentum of {}", with_momentum()))]
     pub momentum: f64,
     /// The largest norm of the gradient; 0 turns clipping off
-    #[arg(long, default_value_t = 1.0, value_name = "F", allow_hyphen_values = true)]
+    #[arg(long, default_value_t = defaults::CLIP_NORM, value_name = "F", allow_hyphen_values = true)]
     pub clip_norm: f64,
     /// Take examples in the file's order
     #[arg(long)]
-    #[serde(default)]
     pub no_shuffle: bool,
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = defaults::SEED, value_name = "N")]
     pub seed: u64,
     /// Steps between evaluations [default: an epoch]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
@@ -71,22 +68,17 @@ pub struct Args {
     pub save_every: Option<u64>,
     /// Go on with the run in the run directory, with its model, data and settings
     #[arg(long)]
-    #[serde(default, skip_serializing)]
     pub resume: bool,
     /// Go on although this flag differs from the run's; may be given several times
     #[arg(long, value_name = "FLAG", requires = "resume", allow_hyphen_values = true)]
-    #[serde(default, skip_serializing)]
     pub resume_with: Vec<String>,
     /// Start again in a directory that holds a run
     #[arg(long, conflicts_with = "resume")]
-    #[serde(default, skip_serializing)]
     pub overwrite: bool,
     #[command(flatten)]
-    #[serde(flatten)]
     pub types: TypeArgs,
     /// Leave out fusion, for comparison
     #[arg(long)]
-    #[serde(default)]
     pub no_fuse: bool,
 }
 
@@ -109,66 +101,33 @@ struct Result_ {
 }
 
 impl Args {
-    /// What the flags say where none is given.
-    pub fn defaults() -> Args {
-        let command = <Args as clap::Args>::augment_args(clap::Command::new("train"));
-        let matches = command.get_matches_from(["train", "model.onnx", "--data", "data"]);
-        clap::FromArgMatches::from_arg_matches(&matches).expect("every other flag has a default")
-    }
-
-    pub fn settings(&self) -> Result<Settings> {
-        self.how.check()?;
-        for (flag, x, hint) in [
-            ("--lr", self.lr, "2e-4 is the default"),
-            ("--weight-decay", self.weight_decay, "0.01 is the default"),
-            ("--momentum", self.momentum, "0 is the default"),
-            ("--clip-norm", self.clip_norm, "1 is the default; 0 turns clipping off"),
-        ] {
-            if !x.is_finite() || x < 0.0 {
-                return Err(Usage(format!("{flag} {x} must be a number that is not negative\nhint: {hint}")).into());
-            }
-        }
-        if self.momentum >= 1.0 {
-            let why = "must be below 1: what is kept of earlier steps would grow without end";
-            return Err(Usage(format!("--momentum {} {why}\nhint: 0.9 is usual", self.momentum)).into());
-        }
-        for (flag, n, hint) in [
-            ("--accumulate", Some(self.accumulate as u64), "1 is the default"),
-            ("--epochs", Some(self.epochs as u64), "1 is the default"),
-            ("--max-steps", self.max_steps, "leave it out to train for --epochs"),
-            ("--eval-every", self.eval_every, "leave it out to evaluate after each epoch"),
-            ("--save-every", self.save_every, "leave it out to save at the end alone"),
-        ] {
-            if n == Some(0) {
-                return Err(Usage(format!("{flag} must be at least 1\nhint: {hint}")).into());
-            }
-        }
-        if self.eval_every.is_some() && self.eval.is_none() {
-            let hint = "give --eval FILE, or leave --eval-every out";
-            return Err(Usage(format!("--eval-every has nothing to evaluate on\nhint: {hint}")).into());
-        }
-        Ok(Settings {
-            batch_size: self.how.batch_size,
+    /// The run that the flags say.
+    fn config(&self) -> RunConfig {
+        RunConfig {
+            version: RunConfig::VERSION,
+            model: self.model.clone(),
+            data: self.data.clone(),
+            eval: self.eval.clone(),
+            output: self.output.clone(),
+            how: self.how.config(),
             accumulate: self.accumulate,
             epochs: self.epochs,
             max_steps: self.max_steps,
-            optimizer: optim::find(&self.optimizer).expect("clap admits known optimisers only"),
-            hyper: Hyper { weight_decay: self.weight_decay, momentum: self.momentum, ..Hyper::default() },
+            optimizer: self.optimizer.clone(),
             lr: self.lr,
-            schedule: Schedule::parse(&self.schedule).expect("clap admits known schedules only"),
+            schedule: self.schedule.clone(),
             warmup_steps: self.warmup_steps,
+            weight_decay: self.weight_decay,
+            momentum: self.momentum,
             clip_norm: self.clip_norm,
-            order: Order { shuffle: !self.no_shuffle, seed: self.seed },
+            no_shuffle: self.no_shuffle,
+            seed: self.seed,
             eval_every: self.eval_every,
             save_every: self.save_every,
-            mixed: self.types.mixed(),
-        })
-    }
-
-    /// Optimiser steps of a run on so many examples.
-    pub fn steps(&self, examples: usize) -> u64 {
-        let batches = examples.div_ceil(self.how.batch_size.max(1));
-        self.max_steps.unwrap_or((self.epochs * batches.div_ceil(self.accumulate.max(1)).max(1)) as u64)
+            precision: self.types.precision.clone(),
+            weights: self.types.weights.clone(),
+            no_fuse: self.no_fuse,
+        }
     }
 
     /// The run directory: the one given, or a fresh one of the model.
@@ -190,10 +149,18 @@ impl Args {
     }
 }
 
+/// The optimisers that take a momentum.
+fn with_momentum() -> String {
+    let takes = OPTIMIZERS.iter().filter(|o| o.takes_momentum).map(|o| o.name);
+    takes.collect::<Vec<_>>().join(", ")
+}
+
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
-    let settings = args.settings()?;
-    if args.momentum > 0.0 && args.optimizer == "adamw" {
-        printer.note("--momentum is for sgd: adamw has moments of its own");
+    let config = args.config();
+    let settings = pipeline::settings(&config)?;
+    if config.momentum > 0.0 && !settings.optimizer.takes_momentum {
+        let (takes, own) = (with_momentum(), settings.optimizer.name);
+        printer.note(format!("--momentum is for {takes}: {own} has moments of its own"));
     }
     // Without -o, --resume was refused where the run's own flags are read.
     let kept = match (&args.output, args.resume) {
@@ -206,30 +173,24 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         _ => None,
     };
     // The flags first: with others, the data might not even be read.
-    kept.as_ref().map_or(Ok(()), |kept| kept.check(args, None))?;
+    kept.as_ref().map_or(Ok(()), |kept| kept.check(&config, &args.resume_with, None))?;
     let model = pipeline::read(&args.model)?;
     pipeline::model_notes(&model).iter().for_each(|n| printer.note(n));
-    let data = args.how.read(&args.data, &model, printer)?;
-    let eval = args.eval.as_ref().map(|path| args.how.read(path, &model, printer)).transpose()?;
-    let digests = resume::digests(args, &model, &data, eval.as_ref());
-    kept.as_ref().map_or(Ok(()), |kept| kept.check(args, Some((&digests, data.len()))))?;
-    let total = args.steps(data.len());
+    let data = read_data(&config.how, &args.data, &model, printer)?;
+    let eval = args.eval.as_ref().map(|path| read_data(&config.how, path, &model, printer)).transpose()?;
+    let digests = resume::digests(&config, &model, &data, eval.as_ref());
+    kept.as_ref().map_or(Ok(()), |kept| kept.check(&config, &args.resume_with, Some((&digests, data.len()))))?;
+    let total = config.steps(data.len());
     if args.warmup_steps > total {
         let text = format!("--warmup-steps {} is longer than the run, which has {total} steps", args.warmup_steps);
         return Err(Usage(format!("{text}\nhint: a shorter warm-up, or more --epochs")).into());
     }
     let mut device = args.how.device.open_for(&args.types)?;
+    let dir = args.output.as_deref().unwrap_or(Path::new("."));
     let mut request = TrainRequest {
-        model: &model,
-        data: &data,
         eval: eval.as_ref(),
-        settings: &settings,
-        max_length: args.how.max_length,
-        loss: args.how.loss(),
-        loss_output: args.how.loss_output.as_deref(),
-        fuse: !args.no_fuse,
-        dir: args.output.as_deref().unwrap_or(Path::new(".")),
         resume: args.resume,
+        ..TrainRequest::configured(&config, &settings, &model, &data, dir)?
     };
     // Whatever can be wrong with model and data shows before the run directory is touched.
     pipeline::check(&request)?;
@@ -245,9 +206,8 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     };
     let mut record = Record::running(model.metadata(BASE_KEY).map(String::from), digests);
     record::write(&dir, &record).map_err(Error::from)?;
-    let resolved = Args { output: Some(dir.clone()), ..args.clone() };
-    let config = toml::to_string_pretty(&resolved).context("the configuration does not serialise")?;
-    write(&dir.join("config.toml"), &config)?;
+    let resolved = RunConfig { output: Some(dir.clone()), ..config.clone() }.to_toml();
+    write(&RunConfig::path(&dir), &resolved)?;
 
     eprintln!("training on {}", device.name());
     let start = std::time::Instant::now();
@@ -263,7 +223,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     record::write(&dir, &record).map_err(Error::from)?;
     let outcome = outcome?;
     let (steps, evaluations) = metrics::read(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    train::write_report(&dir, &stem(&args.model), &config, unit, &steps, &evaluations)
+    train::write_report(&dir, &stem(&args.model), &resolved, unit, &steps, &evaluations)
         .with_context(|| format!("cannot write {}", dir.join("report.html").display()))?;
 
     let kept = evaluations.iter().rfind(|e| e.step == outcome.adapter_step);
@@ -313,11 +273,4 @@ fn text(r: &Result_) -> String {
         out += &format!("\ninterrupted; go on with --resume -o {}", r.run.display());
     }
     out + &format!("\nwrote {}", r.run.join("adapter.safetensors").display())
-}
-
-/// The error of a run directory that cannot be used.
-pub fn read_config(dir: &Path) -> Result<Args> {
-    let path = dir.join("config.toml");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    toml::from_str(&text).map_err(|e| Error::Usage(format!("{}: {e}", path.display())).into())
 }

@@ -1,6 +1,6 @@
 //! `verify`
 
-use super::common::{DataArgs, Outcome, Printer, Usage, exceeds, table};
+use super::common::{DataArgs, Outcome, Printer, Usage, exceeds, read_data, table};
 use super::merge::check_tolerance;
 use crate::adapter::Adapter;
 use crate::adapters::CONFIG_KEY;
@@ -8,6 +8,7 @@ use crate::ir::Tensor;
 use crate::merge;
 use crate::onnx::{self, Model};
 use crate::pipeline::{self, Error};
+use crate::settings::defaults;
 use crate::train::data;
 use crate::verify::{self, Difference, Feed, Output};
 use anyhow::{Context, Result};
@@ -28,7 +29,7 @@ pub struct Args {
     #[command(flatten)]
     how: DataArgs,
     /// The largest relative difference of an output; above it the exit code is 3
-    #[arg(long, default_value_t = 1e-4, value_name = "F", allow_hyphen_values = true)]
+    #[arg(long, default_value_t = defaults::TOLERANCE, value_name = "F", allow_hyphen_values = true)]
     tolerance: f64,
 }
 
@@ -49,7 +50,8 @@ const BATCHES: usize = 4;
 type Inputs = Vec<(String, Tensor)>;
 
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
-    args.how.check()?;
+    let how = args.how.config();
+    how.check()?;
     check_tolerance(args.tolerance)?;
     let (mut first, mut second) = (pipeline::read(&args.first)?, pipeline::read(&args.second)?);
     let mut filled = Vec::new();
@@ -80,7 +82,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     };
     let batches: Vec<Inputs> = match &args.data {
         Some(path) => {
-            let data = args.how.read(path, &first, printer)?;
+            let data = read_data(&how, path, &first, printer)?;
             let feed = data::Feed::new(pipeline::input_specs(&first), args.how.max_length);
             let all: Vec<usize> = (0..data.len()).collect();
             let batches = all.chunks(args.how.batch_size).take(BATCHES);

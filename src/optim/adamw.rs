@@ -3,7 +3,14 @@
 use super::{Hyper, Operands, Optimizer};
 use crate::ir::{BuildError, Builder, Value};
 
-pub const OPTIMIZER: Optimizer = Optimizer { name: "adamw", moments: |_| &["adamw.m", "adamw.v"], scalars, update };
+pub const OPTIMIZER: Optimizer = Optimizer {
+    name: "adamw",
+    hyper: Hyper::USUAL,
+    takes_momentum: false,
+    moments: |_| &["adamw.m", "adamw.v"],
+    scalars,
+    update,
+};
 
 /// With `cᵢ = 1 - βᵢ^step`: `1 - lr · decay`, `lr / c₁` and `1 / √c₂`.
 fn scalars(h: &Hyper, lr: f64, step: u64) -> Vec<(&'static str, f64)> {

@@ -3,9 +3,11 @@
 //! A new optimiser is one file with its update rule and one line in [`OPTIMIZERS`].
 
 mod adamw;
+mod lion;
 mod sgd;
 
 use crate::ir::{BuildError, Builder, Graph, Rules, Sink, Type, Value};
+use crate::settings::defaults;
 
 /// Settings of an optimiser.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,9 +19,20 @@ pub struct Hyper {
     pub eps: f64,
 }
 
+impl Hyper {
+    /// What optimisers start from; an optimiser with other numbers of its own says so in [`Optimizer::hyper`].
+    pub const USUAL: Hyper = Hyper {
+        weight_decay: defaults::WEIGHT_DECAY,
+        momentum: defaults::MOMENTUM,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+    };
+}
+
 impl Default for Hyper {
     fn default() -> Hyper {
-        Hyper { weight_decay: 0.01, momentum: 0.0, beta1: 0.9, beta2: 0.999, eps: 1e-8 }
+        Hyper::USUAL
     }
 }
 
@@ -27,6 +40,10 @@ impl Default for Hyper {
 #[derive(Debug)]
 pub struct Optimizer {
     pub name: &'static str,
+    /// Its settings where nothing else is said.
+    pub hyper: Hyper,
+    /// Whether [`Hyper::momentum`] is one of its settings.
+    pub takes_momentum: bool,
     /// Buffers beside the parameters, each as long as they are; zero at the start.
     pub moments: fn(&Hyper) -> &'static [&'static str],
     /// Numbers that change from step to step, computed on the host in f64; `step` counts from 1.
@@ -53,7 +70,7 @@ impl Operands<'_> {
 }
 
 /// Every optimiser.
-pub static OPTIMIZERS: &[Optimizer] = &[adamw::OPTIMIZER, sgd::OPTIMIZER];
+pub static OPTIMIZERS: &[Optimizer] = &[adamw::OPTIMIZER, sgd::OPTIMIZER, lion::OPTIMIZER];
 
 pub fn find(name: &str) -> Option<&'static Optimizer> {
     OPTIMIZERS.iter().find(|o| o.name == name)

@@ -3,7 +3,8 @@
 use super::{Hyper, Operands, Optimizer};
 use crate::ir::{BuildError, Builder, Value};
 
-pub const OPTIMIZER: Optimizer = Optimizer { name: "sgd", moments, scalars, update };
+pub const OPTIMIZER: Optimizer =
+    Optimizer { name: "sgd", hyper: Hyper::USUAL, takes_momentum: true, moments, scalars, update };
 
 fn moments(h: &Hyper) -> &'static [&'static str] {
     if h.momentum == 0.0 { &[] } else { &["sgd.momentum"] }

@@ -7,14 +7,15 @@ use crate::adapters;
 use crate::adapters::CONFIG_KEY;
 use crate::device::{Device, Run};
 use crate::ir::{Builder, Sink, Tensor, Type};
-use crate::lower::loss::Loss;
+use crate::lower::loss::{Labels, Loss};
 use crate::onnx::{self, Model};
 use crate::ops::{self, RULES};
-use crate::optim::{self, Hyper};
 use crate::plan::{self, Layout};
+use crate::settings::defaults;
 use crate::train::data::{Dataset, Options, Order, Source};
 use crate::train::metrics::StepMetrics;
-use crate::train::{self, Observer, Purpose, Schedule, Settings, Shapes, Trained};
+use crate::train::schedule::Schedule;
+use crate::train::{self, Observer, Purpose, Settings, Shapes, Trained};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +33,22 @@ pub struct BenchRequest<'a> {
     /// Products of operands rounded to halves, and a loss scale.
     pub mixed: bool,
     pub profile: bool,
+}
+
+impl<'a> BenchRequest<'a> {
+    /// Times a model as `bench` does where nothing is said.
+    pub fn new(model: &'a Arc<Model>) -> BenchRequest<'a> {
+        BenchRequest {
+            model,
+            batch: defaults::BENCH_BATCH,
+            seq: defaults::BENCH_POSITIONS,
+            steps: defaults::BENCH_STEPS,
+            loss: None,
+            fuse: true,
+            mixed: false,
+            profile: false,
+        }
+    }
 }
 
 /// What was measured.
@@ -136,19 +153,12 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
     const WARM: usize = 2;
     let settings = Settings {
         batch_size: request.batch,
-        accumulate: 1,
         epochs: request.steps + WARM,
-        max_steps: None,
-        optimizer: optim::find("adamw").expect("it is in the table"),
-        hyper: Hyper::default(),
-        lr: 1e-4,
-        schedule: Schedule::Constant,
-        warmup_steps: 0,
-        clip_norm: 1.0,
+        lr: defaults::BENCH_LEARNING_RATE,
+        schedule: Schedule::CONSTANT,
         order: Order { shuffle: false, seed: 0 },
-        eval_every: None,
-        save_every: None,
         mixed: request.mixed,
+        ..Settings::default()
     };
     let dir = tempfile::tempdir().map_err(|e| Error::Model(format!("no temporary folder: {e}")))?;
     let config = model.metadata(CONFIG_KEY).unwrap_or_default().to_string();
@@ -240,7 +250,7 @@ fn made_up(model: &Arc<Model>, shapes: &Shapes, request: &BenchRequest) -> Resul
         let shape = compile::shape_of(model, shapes, &logits.name)?;
         let classes = shape.last().copied().unwrap_or(1).max(1);
         let labels = match request.loss {
-            Some(Loss::MeanSquare) => {
+            Some(loss) if loss.labels == Labels::Numbers => {
                 let n = shape.iter().product();
                 Tensor::f32(shape, vec![0.5; n])
             }

@@ -3,7 +3,7 @@
 use super::Error;
 use super::compile::LossChoice;
 use crate::ir::{DType, Graph};
-use crate::lower::loss::Loss;
+use crate::lower::loss::{Labels, Loss};
 use crate::lower::{self, Lowered, Request};
 use crate::onnx::{Model, Node};
 use crate::train::Shapes;
@@ -70,29 +70,27 @@ pub fn choose(
     };
     let misfit = |why: String| Error::Data(DataError::Fit { path: data.path.clone(), why });
     let (loss, class_axis, why) = match asked {
-        Some(Loss::CrossEntropy) => {
-            (Loss::CrossEntropy, class_axis(&shape, &kind).unwrap_or(None), "--loss asks for it".to_string())
+        Some(loss) => {
+            let axis = match loss.labels {
+                Labels::Classes => class_axis(&shape, &kind).unwrap_or(None),
+                Labels::Numbers => None,
+            };
+            (loss, axis, "--loss asks for it".to_string())
         }
-        Some(loss) => (loss, None, "--loss asks for it".into()),
         None => suggested(&output, &shape, &kind).map_err(misfit)?,
     };
-    let form = match loss {
-        Loss::CrossEntropy if kind.dtype == DType::F32 => LabelForm::Classes,
-        Loss::CrossEntropy => LabelForm::AsGiven,
-        Loss::MeanSquare | Loss::BinaryCrossEntropy => LabelForm::Numbers(shape[1..].to_vec()),
+    let form = match loss.labels {
+        Labels::Classes if kind.dtype == DType::F32 => LabelForm::Classes,
+        Labels::Classes => LabelForm::AsGiven,
+        Labels::Numbers => LabelForm::Numbers(shape[1..].to_vec()),
     };
     // The value before a last Softmax or Sigmoid is what the loss is computed from.
     let (logits, mut note) = before_probabilities(model, &output, loss, &shape, class_axis);
-    let probabilities = note.is_empty() && loss != Loss::MeanSquare && after_probabilities(model, &output, loss);
+    let probabilities = note.is_empty() && loss.of_probabilities.is_some() && after_probabilities(model, &output);
     if probabilities {
         note = "; it holds probabilities, whose logarithms are taken".into();
     }
-    let name = match loss {
-        Loss::CrossEntropy => "cross-entropy",
-        Loss::MeanSquare => "mean squared error",
-        Loss::BinaryCrossEntropy => "binary cross-entropy",
-    };
-    let why = format!("the loss is {name} of '{output}': {why}{note}");
+    let why = format!("the loss is {} of '{output}': {why}{note}", loss.title);
     let (shape, graph) = output_shape(model, shapes, &logits)?;
     Ok(Chosen { choice: LossChoice::Added { loss, logits, class_axis, probabilities }, form, why, shape, graph })
 }
@@ -108,13 +106,13 @@ fn held(model: &Arc<Model>, shapes: &Shapes, output: &str, why: String) -> Resul
 fn suggested(output: &str, shape: &[usize], kind: &LabelKind) -> Result<(Loss, Option<usize>, String), String> {
     let rank = shape.len();
     let Some(trailing) = &kind.trailing else {
-        return Ok((Loss::CrossEntropy, None, "labels are tokens".into()));
+        return Ok((Loss::CROSS_ENTROPY, None, "labels are tokens".into()));
     };
     let per_example = |s: &[usize]| s.iter().skip(1).product::<usize>();
     let same_size = trailing.iter().product::<usize>() == per_example(shape);
     let single = rank < 2 || shape[rank - 1] == 1 || per_example(shape) == 1;
-    let bce = |why: &str| Ok((Loss::BinaryCrossEntropy, None, why.to_string()));
-    let mse = |why: &str| Ok((Loss::MeanSquare, None, why.to_string()));
+    let bce = |why: &str| Ok((Loss::BINARY_CROSS_ENTROPY, None, why.to_string()));
+    let mse = |why: &str| Ok((Loss::MEAN_SQUARE, None, why.to_string()));
     let classes = class_axis(shape, kind);
     match kind.dtype {
         DType::I32 | DType::Bool => match classes {
@@ -123,7 +121,7 @@ fn suggested(output: &str, shape: &[usize], kind: &LabelKind) -> Result<(Loss, O
             Some(axis) if kind.dtype == DType::I32 => {
                 let both = axis.is_none() && rank > 2 && without(shape, 1) == *trailing;
                 let which = if both { " (classes along the last axis, though axis 1 would fit as well)" } else { "" };
-                Ok((Loss::CrossEntropy, axis, format!("labels are class numbers{which}")))
+                Ok((Loss::CROSS_ENTROPY, axis, format!("labels are class numbers{which}")))
             }
             _ if same_size && kind.zero_one => lists(kind),
             _ => Err(unfit(output, shape, kind)),
@@ -135,7 +133,7 @@ fn suggested(output: &str, shape: &[usize], kind: &LabelKind) -> Result<(Loss, O
         },
         // Numbers such as 2.0, as tables write classes.
         DType::F32 if kind.whole && classes == Some(None) && trailing.is_empty() => {
-            Ok((Loss::CrossEntropy, None, "labels are whole numbers, taken as classes".into()))
+            Ok((Loss::CROSS_ENTROPY, None, "labels are whole numbers, taken as classes".into()))
         }
         DType::F32 => Err(unfit(output, shape, kind)),
     }
@@ -149,7 +147,7 @@ fn lists(kind: &LabelKind) -> Result<(Loss, Option<usize>, String), String> {
              fit the numbers --loss mse"
             .into());
     }
-    Ok((Loss::BinaryCrossEntropy, None, "labels are 0 or 1 for each output".into()))
+    Ok((Loss::BINARY_CROSS_ENTROPY, None, "labels are 0 or 1 for each output".into()))
 }
 
 /// The extents of a shape after its first axis, without one more.
@@ -203,12 +201,13 @@ fn before_probabilities(
         let (domain, op) = (node.domain(), node.op_type());
         let axis = normalised_axis(model, node, shape.len());
         let classes = class_axis.unwrap_or(shape.len().saturating_sub(1));
-        match (domain, op, loss) {
-            ("", "Identity" | "Cast", _) => name = input,
-            ("", "Softmax" | "LogSoftmax", Loss::CrossEntropy) if axis == Some(classes) => {
+        // A softmax must be over the classes.
+        let fits = loss.labels == Labels::Numbers || axis == Some(classes);
+        match (domain, op) {
+            ("", "Identity" | "Cast") => name = input,
+            ("", op) if loss.activations.contains(&op) && fits => {
                 return (input, format!("; its {op} is left to the loss"));
             }
-            ("", "Sigmoid", Loss::BinaryCrossEntropy) => return (input, format!("; its {op} is left to the loss")),
             _ => break,
         }
     }
@@ -216,7 +215,7 @@ fn before_probabilities(
 }
 
 /// Whether an output is what a softmax or sigmoid gave, changed in layout or clipped since.
-fn after_probabilities(model: &Model, output: &str, loss: Loss) -> bool {
+fn after_probabilities(model: &Model, output: &str) -> bool {
     const CARRIES: &[&str] = &[
         "Identity",
         "Cast",
@@ -245,7 +244,7 @@ fn after_probabilities(model: &Model, output: &str, loss: Loss) -> bool {
                 return inputs.iter().filter_map(|i| produced(i)).any(|n| n.op_type() == "Exp");
             }
             // One class's probability out of a softmax, or a sigmoid, against 0 and 1.
-            ("", "Sigmoid") => return loss == Loss::BinaryCrossEntropy || loss == Loss::CrossEntropy,
+            ("", "Sigmoid") => return true,
             ("", op) if CARRIES.contains(&op) => match node.input(0) {
                 Some(input) => name = input.to_string(),
                 None => return false,

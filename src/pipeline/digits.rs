@@ -1,8 +1,7 @@
 //! The included model and data, and how they are trained; used by `quickstart` and `doctor`.
 
-use crate::optim::{self, Hyper};
-use crate::train::data::Order;
-use crate::train::{Schedule, Settings};
+use crate::settings::defaults;
+use crate::train::Settings;
 
 /// A vision transformer trained on upright digits, and digits turned by a quarter; fixtures/quickstart/make.py makes them.
 pub const FILES: &[(&str, &[u8])] = &[
@@ -11,24 +10,15 @@ pub const FILES: &[(&str, &[u8])] = &[
     ("test.safetensors", include_bytes!("../../fixtures/quickstart/test.safetensors")),
 ];
 
-pub const BATCH: usize = 25;
+pub const BATCH: usize = defaults::QUICKSTART_BATCH;
 
-/// Fifteen epochs with AdamW.
+/// AdamW, for a few seconds.
 pub fn settings() -> Settings {
     Settings {
         batch_size: BATCH,
-        accumulate: 1,
-        epochs: 15,
-        max_steps: None,
-        optimizer: optim::find("adamw").expect("it is in the table"),
-        hyper: Hyper::default(),
-        lr: 5e-3,
-        schedule: Schedule::Linear,
-        warmup_steps: 20,
-        clip_norm: 1.0,
-        order: Order { shuffle: true, seed: 0 },
-        eval_every: None,
-        save_every: None,
-        mixed: false,
+        epochs: defaults::QUICKSTART_EPOCHS,
+        lr: defaults::QUICKSTART_LEARNING_RATE,
+        warmup_steps: defaults::QUICKSTART_WARMUP_STEPS,
+        ..Settings::default()
     }
 }

@@ -164,19 +164,8 @@ pub fn training_check(device: &mut dyn Device) -> Result<TrainingCheck, Error> {
     let model = std::sync::Arc::new(injected);
     let settings = Settings { max_steps: Some(STEPS), warmup_steps: 0, ..digits::settings() };
     let run = |device: &mut dyn Device, name: &str| -> Result<(Vec<f64>, Adapter), Error> {
-        let request = TrainRequest {
-            model: &model,
-            data: &data,
-            eval: None,
-            settings: &settings,
-            max_length: 512,
-            loss: None,
-            loss_output: None,
-            fuse: true,
-            dir: &dir.path().join(name),
-            resume: false,
-        };
-        let outcome = train(&request, device, &mut Quiet)?;
+        let dir = dir.path().join(name);
+        let outcome = train(&TrainRequest::new(&model, &data, &settings, &dir), device, &mut Quiet)?;
         Ok((outcome.losses, outcome.adapter))
     };
     let (host, ours) = run(&mut Cpu::new(None), "host")?;

@@ -29,6 +29,8 @@ pub enum Error {
     Merge(#[from] crate::merge::MergeError),
     #[error("cannot write {}: {error}\nhint: --dump-ir takes a folder that can be written, which is made if it is not there", path.display())]
     Dump { path: std::path::PathBuf, error: std::io::Error },
+    #[error(transparent)]
+    Config(#[from] crate::settings::ConfigError),
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]

@@ -149,7 +149,7 @@ fn trial(model: &Arc<Model>, batch: usize, seq: usize, limits: Limits) -> Result
     let first = outputs.iter().find(|o| o.name == "logits").or(outputs.iter().find(|o| o.element.is_float()));
     let first = first.ok_or_else(|| Error::Model("the model has no float output".into()))?;
     let loss = Some(LossChoice::Added {
-        loss: Loss::MeanSquare,
+        loss: Loss::MEAN_SQUARE,
         logits: first.name.clone(),
         class_axis: None,
         probabilities: false,

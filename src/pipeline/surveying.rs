@@ -73,10 +73,12 @@ fn sums_to_one(
     class_axis: Option<usize>,
     device: &mut dyn Device,
 ) -> Result<bool, Error> {
-    let Some(LossChoice::Added { loss: Loss::CrossEntropy, logits, probabilities: false, .. }) = &probe.program.loss
-    else {
+    let Some(LossChoice::Added { loss, logits, probabilities: false, .. }) = &probe.program.loss else {
         return Ok(false);
     };
+    if *loss != Loss::CROSS_ENTROPY {
+        return Ok(false);
+    }
     let model = probe.program.model.clone();
     let producers = model.producers();
     let mut name = logits.clone();

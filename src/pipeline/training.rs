@@ -9,11 +9,12 @@ use crate::adapters::{BASE_KEY, Config};
 use crate::device::Device;
 use crate::ir::{DType, Graph};
 use crate::lower::LowerError;
-use crate::lower::loss::Loss;
+use crate::lower::loss::{Labels, Loss};
 use crate::merge;
 use crate::onnx::Model;
 use crate::ops::RULES;
 use crate::plan::{Layout, parameters_state};
+use crate::settings::defaults;
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::data::{DataError, Dataset, Feed, LabelForm};
 use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, Totals, Trained};
@@ -95,6 +96,24 @@ pub struct TrainRequest<'a> {
     pub resume: bool,
 }
 
+impl<'a> TrainRequest<'a> {
+    /// A fresh run without evaluation, the loss chosen from the data.
+    pub fn new(model: &'a Arc<Model>, data: &'a Dataset, settings: &'a Settings, dir: &'a Path) -> TrainRequest<'a> {
+        TrainRequest {
+            model,
+            data,
+            eval: None,
+            settings,
+            max_length: defaults::MAX_LENGTH,
+            loss: None,
+            loss_output: None,
+            fuse: true,
+            dir,
+            resume: false,
+        }
+    }
+}
+
 /// Everything about a request that can be wrong before a device is used: the model's adapters, the data, the checkpoint.
 pub fn check(request: &TrainRequest) -> Result<(), Error> {
     prepare(request).map(|_| ())
@@ -154,6 +173,23 @@ pub struct EvalRequest<'a> {
     pub mixed: bool,
     /// Rows that a mask leaves no key compute 0, as in training.
     pub guard: bool,
+}
+
+impl<'a> EvalRequest<'a> {
+    /// Evaluates a model as the file says, the loss chosen from the data.
+    pub fn new(model: &'a Arc<Model>, data: &'a Dataset) -> EvalRequest<'a> {
+        EvalRequest {
+            model,
+            adapter: None,
+            data,
+            batch_size: defaults::BATCH_SIZE,
+            max_length: defaults::MAX_LENGTH,
+            loss: None,
+            loss_output: None,
+            mixed: false,
+            guard: false,
+        }
+    }
 }
 
 /// What an evaluation gave.
@@ -300,13 +336,13 @@ impl Trainee {
         let Some(LossChoice::Added { loss, logits, class_axis, .. }) = &self.program.loss else { return Ok(()) };
         let last = shape.len().saturating_sub(1);
         let axis = class_axis.unwrap_or(last);
-        let wanted = match loss {
-            Loss::CrossEntropy => {
+        let wanted = match loss.labels {
+            Labels::Classes => {
                 (DType::I32, shape.iter().enumerate().filter(|(d, _)| *d != axis).map(|(_, n)| *n).collect())
             }
-            Loss::MeanSquare | Loss::BinaryCrossEntropy => (DType::F32, shape.to_vec()),
+            Labels::Numbers => (DType::F32, shape.to_vec()),
         };
-        if *loss == Loss::CrossEntropy {
+        if loss.labels == Labels::Classes {
             data.check_labels(shape.get(axis).copied().unwrap_or(0))?;
         }
         let batch = data.batch(&self.feed, &first(data, batch_size))?;

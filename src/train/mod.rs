@@ -7,25 +7,26 @@ pub mod record;
 mod report;
 mod run;
 mod scale;
-mod schedule;
+pub mod schedule;
 mod session;
 
 pub use data::Shapes;
 pub use report::write as write_report;
 pub use scale::LossScale;
-pub use schedule::{SCHEDULES, Schedule};
 pub use session::{CompileError, Compiler, Purpose, Session, Totals, Weight};
 
 use crate::adapter::{Adapter, AdapterError};
 use crate::device::DeviceError;
 use crate::ir::Rules;
-use crate::optim::{Hyper, Optimizer};
+use crate::optim::{self, Hyper, Optimizer};
 use crate::plan::PlanError;
+use crate::settings::defaults;
 use checkpoint::Checkpoint;
 use data::{DataError, Dataset, Order};
 use metrics::{EvalMetrics, StepMetrics};
 use ndarray::ArrayD;
 use run::RunState;
+use schedule::Schedule;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -51,6 +52,29 @@ pub struct Settings {
     pub save_every: Option<u64>,
     /// Products of operands rounded to halves, whose gradients need a loss scale.
     pub mixed: bool,
+}
+
+/// The defaults of a training run.
+impl Default for Settings {
+    fn default() -> Settings {
+        let optimizer = optim::find(defaults::OPTIMIZER).expect("it is in the table");
+        Settings {
+            batch_size: defaults::BATCH_SIZE,
+            accumulate: defaults::ACCUMULATE,
+            epochs: defaults::EPOCHS,
+            max_steps: None,
+            optimizer,
+            hyper: optimizer.hyper,
+            lr: defaults::LEARNING_RATE,
+            schedule: schedule::find(defaults::SCHEDULE).expect("it is in the table"),
+            warmup_steps: defaults::WARMUP_STEPS,
+            clip_norm: defaults::CLIP_NORM,
+            order: Order { shuffle: true, seed: defaults::SEED },
+            eval_every: None,
+            save_every: None,
+            mixed: false,
+        }
+    }
 }
 
 /// What is trained: parameters by name with their shapes and first values, and what goes into the adapter's file.

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 /// Module and what it may import of ours. docs/architecture.md says why.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("file_kind", &[]),
+    ("settings", &[]),
     ("ir", &[]),
     ("onnx", &["file_kind"]),
     ("adapter", &["file_kind"]),
     ("ops", &["ir"]),
-    ("optim", &["ir"]),
+    ("optim", &["ir", "settings"]),
     ("plan", &["ir", "ops"]),
     ("adapters", &["onnx"]),
     ("inject", &["onnx", "adapters", "adapter"]),
@@ -18,7 +19,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("lower", &["onnx", "ir", "ops"]),
     ("passes", &["ir", "ops", "plan"]),
     ("device", &["ir", "ops", "plan"]),
-    ("train", &["ir", "plan", "device", "adapter", "optim", "file_kind"]),
+    ("train", &["ir", "plan", "device", "adapter", "optim", "file_kind", "settings"]),
     ("calibrate", &["ir", "plan", "device", "adapter", "optim"]),
     ("verify", &["onnx"]),
 ];
@@ -318,6 +319,7 @@ fn folders(graph: &BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTree
         let shared = a.iter().zip(&b).take_while(|(x, y)| x == y).count();
         if shared < a.len().min(b.len()) {
             let at = |path: &[&str]| path[..=shared].join("::");
+            out.entry(at(&b)).or_default();
             out.entry(at(&a)).or_default().insert(at(&b));
         }
     }

@@ -224,3 +224,51 @@ fn every_epoch_sees_every_example_in_an_order_of_its_own() {
     let plain = Order { shuffle: false, seed: 3 }.epoch(5, 10, 4);
     assert_eq!(plain, [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
 }
+
+#[test]
+fn tables_are_rows_as_json_lines_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let read = |name: &str, content: &[u8], columns: &[(&str, &str)]| {
+        std::fs::write(d.join(name), content).unwrap();
+        let columns = columns.iter().map(|(n, c)| (n.to_string(), c.to_string())).collect();
+        let options = Options { tokenizer: Some(tokenizer(d, true)), max_length: 16, columns, ..Options::default() };
+        data::read(&d.join(name), &options).map_err(|e| e.to_string())
+    };
+    let lines = r#"{"text": "the cat sat", "text_pair": "a dog", "label": 1}
+        {"text": "on\nthe mat", "label": 0}
+        {"text": "", "label": 2}"#;
+    let want = read("want.jsonl", lines.as_bytes(), &[]).unwrap();
+    let table = "text,text_pair,label\nthe cat sat,a dog,1\n\"on\nthe mat\",,0\n\"\",,2\n";
+    let wide: Vec<u8> = format!("\u{feff}{table}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let marked = format!("\u{feff}{}", table.replace('\n', "\r\n"));
+    for (name, content) in [
+        ("rows.csv", table.as_bytes()),
+        ("rows.CSV", marked.as_bytes()),
+        ("wide.csv", &wide),
+        ("rows.tsv", table.replace(',', "\t").as_bytes()),
+    ] {
+        let got = read(name, content, &[]).unwrap();
+        assert_eq!(examples(&got), examples(&want), "{name}");
+        assert_eq!(got.task(), Task::Classify);
+    }
+    // Under other names; a label that is a fraction, and none.
+    let got = read("rows.csv", b"id,review,stars\n7,the cat,0.5\n", &[("text", "review"), ("label", "stars")]).unwrap();
+    let want = read("want.jsonl", br#"{"text": "the cat", "label": 0.5}"#, &[]).unwrap();
+    assert_eq!(examples(&got), examples(&want));
+    let got = read("rows.csv", b"prompt,completion\nthe cat,sat\n", &[]).unwrap();
+    assert_eq!(got.task(), Task::LanguageModel);
+
+    let check = |content: &[u8], says: &str| {
+        let error = read("rows.csv", content, &[]).unwrap_err();
+        assert!(error.contains(says), "{error}");
+    };
+    check(
+        b"text,label\nthe, cat,1\n",
+        "rows.csv line 2: this row has 3 cells, but there are 2 columns\nhint: text that",
+    );
+    check(b"text,text\na,b\n", "its columns 1 and 2 are both called 'text'");
+    check(b"sentence,label\nthe cat,1\n", "--columns text=sentence");
+    check(b"text,label\nthe cat,cat\n", "line 2: label \"cat\" is a name");
+    check(b"text,label\n", "it holds no example");
+}

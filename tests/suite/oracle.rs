@@ -11,7 +11,8 @@ use reslora_compile::optim::{self, Hyper};
 use reslora_compile::pipeline::{self, Calibration, MergeRequest, TrainRequest};
 use reslora_compile::plan::{DeviceProfile, Limits};
 use reslora_compile::train::data::{self, Order};
-use reslora_compile::train::{Observer, Purpose, Schedule, Settings};
+use reslora_compile::train::schedule::Schedule;
+use reslora_compile::train::{Observer, Purpose, Settings};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -123,18 +124,13 @@ impl Case {
         Settings {
             batch_size: 2,
             accumulate: self.number("accum") as usize,
-            epochs: 1,
-            max_steps: None,
-            optimizer: optim::find("adamw").unwrap(),
             hyper: Hyper { weight_decay: 0.1, ..Hyper::default() },
             lr: self.number("lr"),
-            schedule: Schedule::Constant,
+            schedule: Schedule::CONSTANT,
             warmup_steps: self.number("warmup") as u64,
             clip_norm: self.number("clip"),
             order: Order { shuffle: false, seed: 0 },
-            eval_every: None,
-            save_every: None,
-            mixed: false,
+            ..Settings::default()
         }
     }
 }
@@ -153,18 +149,8 @@ pub fn train_case(case: &Case, adapter: &str, settings: &Settings, open: Open) -
     let options = data::Options::default();
     let data = data::read(&case.dir.join("data.safetensors"), &options).unwrap();
     let mut device = open();
-    let request = TrainRequest {
-        model: &model,
-        data: &data,
-        eval: None,
-        settings,
-        max_length: 512,
-        loss: None,
-        loss_output: None,
-        fuse: true,
-        dir: &dir.path().join("run"),
-        resume: false,
-    };
+    let run = dir.path().join("run");
+    let request = TrainRequest::new(&model, &data, settings, &run);
     let outcome =
         pipeline::train(&request, device.as_mut(), &mut Quiet).unwrap_or_else(|e| panic!("{}: {e}", case.name()));
     (outcome.losses, outcome.adapter)

@@ -163,7 +163,12 @@ fn what_stands_for_other_files_is_named() {
     }
     refused(d, &["merge", "ok.onnx", "--adapter", "checkpoint.bin"], "a PyTorch checkpoint", "safe_serialization");
     refused(d, &["merge", "ok.onnx", "--adapter", "mlp.onnx"], "an ONNX model", "safetensors");
-    refused(d, &["train", "ok.onnx", "--data", "model.safetensors"], "an ONNX model", ".jsonl, .safetensors or .npz");
+    refused(
+        d,
+        &["train", "ok.onnx", "--data", "model.safetensors"],
+        "an ONNX model",
+        ".jsonl, .csv, .safetensors or .npz",
+    );
     refused(d, &["train", "ok.onnx", "--data", "array.npy"], "a single numpy array", "numpy.savez");
     refused(d, &["train", "ok.onnx", "--data", "array.npz"], "a single numpy array", "numpy.savez");
     refused(d, &["train", "ok.onnx", "--data", "rows.parquet"], "Parquet", "to_json");

@@ -97,6 +97,31 @@ fn a_run_of_an_earlier_version_goes_on() {
 }
 
 #[test]
+fn a_configuration_holds_settings_alone() {
+    let dir = folder();
+    let d = dir.path();
+    assert_eq!(train(d, &["--max-steps", "2", "-o", "run"]).code, 0);
+    let file = d.join("run/config.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.starts_with("version = 1\n"), "{text}");
+    let resume = ["train", "--resume", "-o", "run", "--max-steps", "4", "--resume-with", "max-steps"];
+    let again = ["train", "--config", "run/config.toml", "-o", "again"];
+    for args in [&resume[..], &again] {
+        std::fs::write(&file, format!("batch-sizes = 2\n{text}")).unwrap();
+        let said = refused(cli(d, args), "'batch-sizes' is no setting");
+        assert!(said.contains("is it 'batch-size'?"), "{said}");
+        std::fs::write(&file, text.replace("version = 1", "version = 2")).unwrap();
+        refused(cli(d, args), "it is of version 2");
+    }
+    // As the first version wrote it: without a version, and without what was not set.
+    let lines = text.lines().filter(|l| !["version", "label-names", "columns"].iter().any(|k| l.starts_with(k)));
+    std::fs::write(&file, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    done(d, &again);
+    done(d, &["merge", "t.onnx", "--adapter", "run", "-o", "m.onnx", "--device", "cpu"]);
+    done(d, &resume);
+}
+
+#[test]
 fn a_run_directory_is_not_taken_twice() {
     let dir = folder();
     let d = dir.path();

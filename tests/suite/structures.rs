@@ -9,7 +9,8 @@ use reslora_compile::onnx::{self, Model};
 use reslora_compile::optim::{self, Hyper};
 use reslora_compile::pipeline::{self, Calibration, MergeRequest, TrainRequest};
 use reslora_compile::train::data::{self, Dataset, Order};
-use reslora_compile::train::{Observer, Schedule, Settings};
+use reslora_compile::train::schedule::Schedule;
+use reslora_compile::train::{Observer, Settings};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -104,7 +105,7 @@ impl Case {
             optimizer: optim::find("adamw").unwrap(),
             hyper: Hyper { weight_decay: self.number("decay").unwrap(), ..Hyper::default() },
             lr: self.number("lr").unwrap(),
-            schedule: Schedule::Constant,
+            schedule: Schedule::CONSTANT,
             warmup_steps: 0,
             clip_norm: 0.0,
             order: Order { shuffle: false, seed: 0 },

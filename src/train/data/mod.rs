@@ -3,6 +3,7 @@
 mod batch;
 mod chat;
 mod classes;
+mod formats;
 mod labels;
 mod python;
 mod rows;
@@ -21,6 +22,8 @@ pub use tokenizer::{Text, open as open_tokenizer};
 
 use crate::file_kind::{self, Kind, Wanted};
 use crate::ir::{DType, Tensor};
+use crate::settings::defaults;
+use formats::Reader;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -122,7 +125,7 @@ impl Default for Options {
         Options {
             tokenizer: None,
             beside: None,
-            max_length: 512,
+            max_length: defaults::MAX_LENGTH,
             chat_template: None,
             label_names: vec![],
             special_tokens: true,
@@ -139,7 +142,7 @@ pub enum DataError {
     Open { path: PathBuf, error: std::io::Error },
     #[error("{}: {why}", path.display())]
     Format { path: PathBuf, why: String },
-    #[error("{} is {kind}\nhint: {}", path.display(), kind.hint(Wanted::Data))]
+    #[error("{} is {kind}\nhint: {}", path.display(), hint(kind))]
     Other { path: PathBuf, kind: Kind },
     #[error("{} line {line}: {why}", path.display())]
     Line { path: PathBuf, line: usize, why: String },
@@ -153,26 +156,38 @@ pub enum DataError {
     Fit { path: PathBuf, why: String },
 }
 
-/// Reads a data set. `.jsonl` is text, `.safetensors` and `.npz` are tensors.
+/// The formats of data files as a sentence has them: `.a, .b or .c`.
+pub fn formats_listed() -> String {
+    formats::listed(" or ", |_| true)
+}
+
+/// What to do with a file that is no data.
+fn hint(kind: &Kind) -> String {
+    match kind.hint(Wanted::Data) {
+        "" => format!("give {}", formats_listed()),
+        hint => hint.into(),
+    }
+}
+
+/// Reads a data set, of the format that its name says.
 pub fn read(path: &Path, options: &Options) -> Result<Dataset, DataError> {
     let bytes = std::fs::read(path).map_err(|error| DataError::Open { path: path.to_path_buf(), error })?;
     if let Some(kind) = file_kind::in_place_of_a_file(&bytes) {
         return Err(DataError::Other { path: path.to_path_buf(), kind });
     }
     let mut notes = Vec::new();
-    let extension = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
-    let source = match extension.as_deref() {
-        Some("jsonl" | "json" | "ndjson") => text::read(path, &bytes, options, &mut notes),
-        Some("safetensors") => tensors::safetensors(path, &bytes),
-        Some("npz") => tensors::npz(path, &bytes),
-        _ => {
-            let why = "its kind is not known\nhint: .jsonl, .safetensors or .npz".to_string();
+    let format = formats::named(path);
+    let source = match format.map(|f| f.reader) {
+        Some(Reader::Rows(rows)) => text::read(path, &bytes, rows, options, &mut notes),
+        Some(Reader::Tensors(tensors)) => tensors(path, &bytes).and_then(|t| tensors::source(path, t)),
+        None => {
+            let why = format!("its kind is not known\nhint: {}", formats_listed());
             Err(DataError::Format { path: path.to_path_buf(), why })
         }
     };
     // A file that is not what its name says is told by what it holds.
     let source = source.map_err(|error| match (error, file_kind::kind(&bytes)) {
-        (DataError::Format { .. }, Some(kind)) if !named_so(path, &kind) => {
+        (DataError::Format { .. }, Some(kind)) if !format.is_some_and(|f| (f.holds)(&kind)) => {
             DataError::Other { path: path.to_path_buf(), kind }
         }
         (error, _) => error,
@@ -209,16 +224,6 @@ fn pad_token(data: &Path, options: &Options) -> Result<Option<i32>, DataError> {
     let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let named = config.and_then(|c| c["pad_token_id"].as_i64()).and_then(|id| i32::try_from(id).ok());
     Ok(named.or_else(|| tokenizer::open(data, options).ok()?.pad))
-}
-
-/// Whether a data file's name says that it is of this kind.
-fn named_so(path: &Path, kind: &Kind) -> bool {
-    match path.extension().and_then(|e| e.to_str()) {
-        Some("jsonl" | "json" | "ndjson") => matches!(kind, Kind::Json | Kind::Text | Kind::Utf16),
-        Some("safetensors") => *kind == Kind::Safetensors,
-        Some("npz") => matches!(kind, Kind::Npz | Kind::Zip(_)),
-        _ => false,
-    }
 }
 
 impl Dataset {

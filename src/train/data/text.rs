@@ -1,6 +1,7 @@
 //! Text data sets: rows become token ids and labels.
 
 use super::chat::{self, Talk};
+use super::formats::ReadRows;
 use super::rows::{self, Row};
 use super::tokenizer::{self, Text};
 use super::{DataError, Label, Options, Source, Task, TextExample, special};
@@ -9,34 +10,40 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Reads a data set of text with the tokenizer that the options name.
-pub fn read(path: &Path, bytes: &[u8], options: &Options, notes: &mut Vec<String>) -> Result<Source, DataError> {
+pub fn read(
+    path: &Path,
+    bytes: &[u8],
+    format: ReadRows,
+    options: &Options,
+    notes: &mut Vec<String>,
+) -> Result<Source, DataError> {
     let text = tokenizer::open(path, options)?;
-    let (task, examples) = examples(path, bytes, &text, options, notes)?;
+    let rows = rows::read(path, bytes, format, &options.columns, notes)?;
+    let (task, examples) = examples(path, &rows, &text, options, notes)?;
     Ok(Source::Text { task, examples, pad_id: text.pad.unwrap_or(0), pad_left: text.pad_left })
 }
 
 /// The examples of a data set.
-pub fn examples(
+fn examples(
     path: &Path,
-    bytes: &[u8],
+    rows: &[Row],
     text: &Text,
     options: &Options,
     notes: &mut Vec<String>,
 ) -> Result<(Task, Vec<TextExample>), DataError> {
-    let rows = rows::read(path, bytes, &options.columns, notes)?;
     let labelled = rows.iter().find(|r| r.object.get("label").is_some_and(|l| !l.is_null()));
     let mut made = Made::default();
     let task = match labelled {
         Some(first) => {
             let names = class_names(options).map_err(|why| DataError::Format { path: path.to_path_buf(), why })?;
-            for row in &rows {
+            for row in rows {
                 let most = options.max_length;
                 classified(text, row, first, &names, most, &mut made).map_err(|why| row.error(path, why))?;
             }
             Task::Classify
         }
         None => {
-            for row in &rows {
+            for row in rows {
                 if row.object.get("label").is_some_and(|_| row.object.contains_key("text")) {
                     let why =
                         "'label' is null, here and in every row\nhint: without that key, the text itself is learnt";

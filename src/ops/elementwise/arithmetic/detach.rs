@@ -20,4 +20,3 @@ pub const PRIMITIVE: Primitive = Primitive {
 fn block<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, _: &Attrs) {
     map1(a, out, |x| x);
 }
-

@@ -1,0 +1,25 @@
+//! Mean squared error: `Σ (x - label)²`.
+
+use super::{Labels, Loss, uncounted};
+use crate::ir::inputs::LABELS;
+use crate::ir::{BuildError, Builder, Type, Value};
+
+pub const LOSS: Loss = Loss {
+    name: "mse",
+    title: "mean squared error",
+    labels: Labels::Numbers,
+    activations: &[],
+    of_probabilities: None,
+    attach,
+};
+
+fn attach(b: &mut Builder, x: Value, _: Option<usize>) -> Result<(Value, Option<Value>), BuildError> {
+    let shape = b.shape(x).clone();
+    let axes: Vec<usize> = (0..shape.len()).collect();
+    let labels = b.input(LABELS, Type::f32(shape));
+    let out = uncounted(b, labels)?;
+    let labels = b.select(out, x, labels)?;
+    let difference = b.sub(x, labels)?;
+    let square = b.mul(difference, difference)?;
+    Ok((b.reduce_sum(square, &axes, false)?, None))
+}

@@ -1,0 +1,113 @@
+//! Losses: the ones a model holds, and the ones training adds.
+//!
+//! A new loss is one file that says which labels it takes and how it is computed, and one line in [`LOSSES`].
+
+mod binary_cross_entropy;
+mod cross_entropy;
+mod mean_square;
+mod operators;
+
+pub use operators::{negative_log_likelihood_loss, softmax_cross_entropy_loss};
+
+use crate::ir::inputs::LOSS_SCALE;
+use crate::ir::{BuildError, Builder, Type, Value};
+
+/// A loss that training adds to the logits.
+#[derive(Clone, Copy)]
+pub struct Loss {
+    /// On the command line.
+    pub name: &'static str,
+    /// In a sentence.
+    pub title: &'static str,
+    pub labels: Labels,
+    /// Operators whose result it computes from logits itself, so that it is taken on what goes into a last one of them.
+    pub activations: &'static [&'static str],
+    /// Logits of probabilities, where it can be taken on what a softmax or sigmoid gave.
+    pub of_probabilities: Option<fn(&mut Builder, Value) -> Result<Value, BuildError>>,
+    pub attach: Attach,
+}
+
+/// Adds a loss to logits of any shape, with the axis of the classes where that is not the last: the sum over all labels that count,
+/// and where labels name classes the number of those that the largest logit hits.
+pub type Attach = fn(&mut Builder, Value, Option<usize>) -> Result<(Value, Option<Value>), BuildError>;
+
+/// The labels that a loss takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Labels {
+    /// Integers, one for each row of logits; negative ones do not count.
+    Classes,
+    /// Floats of the output's shape; those that are [`UNCOUNTED`] do not count.
+    Numbers,
+}
+
+/// Every loss.
+pub const LOSSES: &[Loss] = &[cross_entropy::LOSS, mean_square::LOSS, binary_cross_entropy::LOSS];
+
+pub fn find(name: &str) -> Option<Loss> {
+    LOSSES.iter().find(|l| l.name == name).copied()
+}
+
+impl Loss {
+    pub const CROSS_ENTROPY: Loss = cross_entropy::LOSS;
+    pub const MEAN_SQUARE: Loss = mean_square::LOSS;
+    pub const BINARY_CROSS_ENTROPY: Loss = binary_cross_entropy::LOSS;
+}
+
+impl PartialEq for Loss {
+    fn eq(&self, other: &Loss) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Loss {}
+
+impl std::fmt::Debug for Loss {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// A float label that does not count.
+pub const UNCOUNTED: f32 = -1.267_650_6e30;
+
+/// Adds `Σ loss · scale` over the rows of `logits`, the run's input `scale` being one over the number of counted labels
+/// (or elements). `class_axis` is the axis of the classes where that is not the last; `probabilities` says that the
+/// values are what a softmax or sigmoid gave. Returns the sum, and where labels
+/// name classes the number of those that the largest logit hits.
+pub fn attach(
+    b: &mut Builder,
+    loss: Loss,
+    logits: Value,
+    class_axis: Option<usize>,
+    probabilities: bool,
+) -> Result<(Value, Option<Value>), BuildError> {
+    let logits = match loss.of_probabilities.filter(|_| probabilities) {
+        Some(log_odds) => log_odds(b, logits)?,
+        None => logits,
+    };
+    let scale = b.input(LOSS_SCALE, Type::f32([]));
+    let (sum, correct) = (loss.attach)(b, logits, class_axis)?;
+    Ok((b.mul(sum, scale)?, correct))
+}
+
+/// Adds a scalar loss that the model holds, times the run's input `scale`: the micro-batch's share of the step.
+pub fn attach_held(b: &mut Builder, loss: Value) -> Result<Value, BuildError> {
+    let scale = b.input(LOSS_SCALE, Type::f32([]));
+    let flat = b.reshape(loss, [])?;
+    b.mul(flat, scale)
+}
+
+/// The logarithm of a probability, which may be 0.
+fn log(b: &mut Builder, x: Value, least: Value) -> Result<Value, BuildError> {
+    let x = b.binary("max", x, least)?;
+    b.unary("log", x)
+}
+
+/// The smallest probability that has a logarithm here.
+const LEAST: f64 = 1e-37;
+
+/// Where float labels do not count.
+fn uncounted(b: &mut Builder, labels: Value) -> Result<Value, BuildError> {
+    let mark = b.scalar(f64::from(UNCOUNTED));
+    b.binary("equal", labels, mark)
+}

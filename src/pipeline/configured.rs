@@ -1,0 +1,128 @@
+//! What a configuration says, looked up in the tables: settings, data sets and requests are made from it here and nowhere else.
+
+use super::{Calibration, Error, EvalRequest, MergeRequest, TrainRequest, within_positions};
+use crate::adapter::Adapter;
+use crate::lower::loss::{self, LOSSES, Loss};
+use crate::onnx::Model;
+use crate::optim::{self, Hyper, OPTIMIZERS};
+use crate::settings::{ConfigError, DataConfig, RunConfig, defaults};
+use crate::train::Settings;
+use crate::train::data::{self, Dataset, Order};
+use crate::train::schedule::{self, SCHEDULES};
+use std::path::Path;
+use std::sync::Arc;
+
+/// How a run trains. Numbers that no run can have and names that no table has are errors.
+pub fn settings(config: &RunConfig) -> Result<Settings, Error> {
+    config.check()?;
+    let optimizers = OPTIMIZERS.iter().map(|o| o.name);
+    let optimizer =
+        optim::find(&config.optimizer).ok_or_else(|| unknown("--optimizer", &config.optimizer, optimizers))?;
+    let schedules = SCHEDULES.iter().map(|s| s.name);
+    let schedule =
+        schedule::find(&config.schedule).ok_or_else(|| unknown("--schedule", &config.schedule, schedules))?;
+    Ok(Settings {
+        batch_size: config.how.batch_size,
+        accumulate: config.accumulate,
+        epochs: config.epochs,
+        max_steps: config.max_steps,
+        optimizer,
+        hyper: Hyper { weight_decay: config.weight_decay, momentum: config.momentum, ..optimizer.hyper },
+        lr: config.lr,
+        schedule,
+        warmup_steps: config.warmup_steps,
+        clip_norm: config.clip_norm,
+        order: Order { shuffle: !config.no_shuffle, seed: config.seed },
+        eval_every: config.eval_every,
+        save_every: config.save_every,
+        mixed: config.precision == "mixed",
+    })
+}
+
+/// The loss of a name; `None` for the one that follows from the labels.
+pub fn named_loss(name: &str) -> Result<Option<Loss>, Error> {
+    if name == defaults::LOSS {
+        return Ok(None);
+    }
+    let names = std::iter::once(defaults::LOSS).chain(LOSSES.iter().map(|l| l.name));
+    loss::find(name).map(Some).ok_or_else(|| unknown("--loss", name, names))
+}
+
+fn unknown<'a>(flag: &str, name: &str, names: impl Iterator<Item = &'a str>) -> Error {
+    let names: Vec<&str> = names.collect();
+    ConfigError::Value(format!("{flag} '{name}' is not known\nhint: {}", names.join(", "))).into()
+}
+
+/// Reads a data file for a model, whose folder may hold a tokenizer and the names of classes.
+pub fn read_data(how: &DataConfig, path: &Path, model: &Arc<Model>) -> Result<Dataset, Error> {
+    let folder = model.path().parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+    let options = data::Options {
+        tokenizer: how.tokenizer.clone(),
+        beside: folder.map(Path::to_path_buf),
+        max_length: how.max_length,
+        chat_template: how.chat_template.clone(),
+        label_names: how.label_names.clone(),
+        special_tokens: !how.no_special_tokens,
+        columns: how.renamed()?,
+        shift_labels: how.shift_labels,
+    };
+    within_positions(model, data::read(path, &options)?)
+}
+
+/// A data set, as a configuration says that it is run.
+pub fn calibration<'a>(how: &'a DataConfig, data: &'a Dataset) -> Result<Calibration<'a>, Error> {
+    let (loss, loss_output) = (named_loss(&how.loss)?, how.loss_output.as_deref());
+    Ok(Calibration { loss, loss_output, ..Calibration::new(data, how.batch_size, how.max_length) })
+}
+
+impl<'a> TrainRequest<'a> {
+    /// Trains as a configuration says, from the start; `settings` are those of the configuration.
+    pub fn configured(
+        config: &'a RunConfig,
+        settings: &'a Settings,
+        model: &'a Arc<Model>,
+        data: &'a Dataset,
+        dir: &'a Path,
+    ) -> Result<TrainRequest<'a>, Error> {
+        Ok(TrainRequest {
+            max_length: config.how.max_length,
+            loss: named_loss(&config.how.loss)?,
+            loss_output: config.how.loss_output.as_deref(),
+            fuse: !config.no_fuse,
+            ..TrainRequest::new(model, data, settings, dir)
+        })
+    }
+}
+
+impl<'a> EvalRequest<'a> {
+    /// Evaluates a model as the file says, on data that is run as a configuration says.
+    pub fn configured(how: &'a DataConfig, model: &'a Arc<Model>, data: &'a Dataset) -> Result<EvalRequest<'a>, Error> {
+        Ok(EvalRequest {
+            batch_size: how.batch_size,
+            max_length: how.max_length,
+            loss: named_loss(&how.loss)?,
+            loss_output: how.loss_output.as_deref(),
+            ..EvalRequest::new(model, data)
+        })
+    }
+}
+
+impl<'a> MergeRequest<'a> {
+    /// Merges with whichever strategy suits, without data.
+    pub fn new(injected: &'a Arc<Model>, adapter: &'a Adapter) -> MergeRequest<'a> {
+        MergeRequest {
+            injected,
+            adapter,
+            strategy: None,
+            keep_branch: false,
+            chosen: vec![],
+            calibrate: None,
+            fallback: None,
+            ridge: None,
+            sequential: false,
+            polish: None,
+            rescue: None,
+            evaluate: None,
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! [`RunConfig`]: everything that a training run is, as its config.toml holds it.
+
+use super::defaults as default;
+use super::{ConfigError, nearest};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A training run. Each key has the name of the flag that sets it; keys that a file lacks are the defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct RunConfig {
+    /// Of the file's form: [`RunConfig::VERSION`].
+    pub version: u32,
+    pub model: PathBuf,
+    pub data: PathBuf,
+    pub eval: Option<PathBuf>,
+    /// The run directory.
+    pub output: Option<PathBuf>,
+    #[serde(flatten)]
+    pub how: DataConfig,
+    /// Micro-batches to an optimiser step.
+    pub accumulate: usize,
+    pub epochs: usize,
+    /// Ends training after so many optimiser steps, whatever `epochs` says.
+    pub max_steps: Option<u64>,
+    pub optimizer: String,
+    pub lr: f64,
+    pub schedule: String,
+    pub warmup_steps: u64,
+    pub weight_decay: f64,
+    pub momentum: f64,
+    /// Zero turns clipping off.
+    pub clip_norm: f64,
+    pub no_shuffle: bool,
+    pub seed: u64,
+    /// Steps between evaluations; `None` for an epoch.
+    pub eval_every: Option<u64>,
+    /// Steps between checkpoints; `None` saves at the end alone.
+    pub save_every: Option<u64>,
+    /// `f32` or `mixed`.
+    pub precision: String,
+    /// `f32` or `f16`.
+    pub weights: String,
+    pub no_fuse: bool,
+}
+
+/// How data is read and run, for a model: what training, evaluation and merging share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct DataConfig {
+    /// A tokenizer.json, or a folder that holds one; `None` looks beside the model.
+    pub tokenizer: Option<PathBuf>,
+    /// Tokens kept of each text.
+    pub max_length: usize,
+    /// Examples to a micro-batch.
+    pub batch_size: usize,
+    /// `auto`, `gpu`, `gpu:N` or `cpu`.
+    pub device: String,
+    /// `auto`, or the name of a loss.
+    pub loss: String,
+    /// A scalar output of the model that is its loss.
+    pub loss_output: Option<String>,
+    /// The name of one of the tokenizer's chat templates, or a file with a template.
+    pub chat_template: Option<String>,
+    /// What the classes are called, in order.
+    pub label_names: Vec<String>,
+    /// Move the labels of tensors one position to the left.
+    pub shift_labels: bool,
+    /// `NAME=COLUMN`: columns of text files under other names.
+    pub columns: Vec<String>,
+    /// Add no special tokens to texts.
+    pub no_special_tokens: bool,
+}
+
+impl Default for RunConfig {
+    fn default() -> RunConfig {
+        RunConfig {
+            version: RunConfig::VERSION,
+            model: PathBuf::new(),
+            data: PathBuf::new(),
+            eval: None,
+            output: None,
+            how: DataConfig::default(),
+            accumulate: default::ACCUMULATE,
+            epochs: default::EPOCHS,
+            max_steps: None,
+            optimizer: default::OPTIMIZER.into(),
+            lr: default::LEARNING_RATE,
+            schedule: default::SCHEDULE.into(),
+            warmup_steps: default::WARMUP_STEPS,
+            weight_decay: default::WEIGHT_DECAY,
+            momentum: default::MOMENTUM,
+            clip_norm: default::CLIP_NORM,
+            no_shuffle: false,
+            seed: default::SEED,
+            eval_every: None,
+            save_every: None,
+            precision: default::PRECISION.into(),
+            weights: default::WEIGHTS.into(),
+            no_fuse: false,
+        }
+    }
+}
+
+impl Default for DataConfig {
+    fn default() -> DataConfig {
+        DataConfig {
+            tokenizer: None,
+            max_length: default::MAX_LENGTH,
+            batch_size: default::BATCH_SIZE,
+            device: default::DEVICE.into(),
+            loss: default::LOSS.into(),
+            loss_output: None,
+            chat_template: None,
+            label_names: vec![],
+            shift_labels: false,
+            columns: vec![],
+            no_special_tokens: false,
+        }
+    }
+}
+
+impl RunConfig {
+    /// The form of the file that this program writes, and the latest that it reads. Files without the key are of the first.
+    pub const VERSION: u32 = 1;
+
+    /// Every key that a file may hold.
+    pub fn keys() -> Vec<String> {
+        let all = serde_json::to_value(RunConfig::default()).expect("plain values");
+        all.as_object().expect("a struct").keys().cloned().collect()
+    }
+
+    /// The file in a run directory.
+    pub fn path(dir: &Path) -> PathBuf {
+        dir.join("config.toml")
+    }
+
+    /// Reads the configuration of the run in a directory.
+    pub fn read(dir: &Path) -> Result<RunConfig, ConfigError> {
+        let path = RunConfig::path(dir);
+        let text = std::fs::read_to_string(&path).map_err(|error| ConfigError::Open { path: path.clone(), error })?;
+        RunConfig::parse(&path, &text)
+    }
+
+    /// Reads a configuration; `path` is for messages. An unknown key, a key of another type and a later version are errors.
+    pub fn parse(path: &Path, text: &str) -> Result<RunConfig, ConfigError> {
+        let wrong = |why: String| ConfigError::File { path: path.to_path_buf(), why };
+        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| wrong(e.to_string()))?;
+        let version = table.get("version").and_then(toml::Value::as_integer).unwrap_or(1);
+        if version > i64::from(RunConfig::VERSION) {
+            let why = format!("it is of version {version}, and this program knows {} alone", RunConfig::VERSION);
+            return Err(wrong(format!("{why}\nhint: use the program that wrote it, or a later one")));
+        }
+        let known = RunConfig::keys();
+        let names: Vec<&str> = known.iter().map(String::as_str).collect();
+        if let Some(key) = table.keys().find(|key| !known.contains(key)) {
+            return Err(ConfigError::unknown(path, key, nearest(key, &names)));
+        }
+        if let Some(key) = ["model", "data"].into_iter().find(|key| !table.contains_key(*key)) {
+            return Err(wrong(format!("it names no '{key}'")));
+        }
+        toml::from_str(text).map_err(|e| wrong(e.to_string()))
+    }
+
+    /// The text of the file.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("plain values")
+    }
+
+    /// Optimiser steps of a run on so many examples.
+    pub fn steps(&self, examples: usize) -> u64 {
+        let batches = examples.div_ceil(self.how.batch_size.max(1));
+        self.max_steps.unwrap_or((self.epochs * batches.div_ceil(self.accumulate.max(1)).max(1)) as u64)
+    }
+
+    /// Refuses numbers that no run can have.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.how.check()?;
+        let (lr, decay) = (format!("{:e} is the default", default::LEARNING_RATE), is_default(default::WEIGHT_DECAY));
+        for (flag, x, hint) in [
+            ("--lr", self.lr, lr),
+            ("--weight-decay", self.weight_decay, decay),
+            ("--momentum", self.momentum, is_default(default::MOMENTUM)),
+            ("--clip-norm", self.clip_norm, format!("{}; 0 turns clipping off", is_default(default::CLIP_NORM))),
+        ] {
+            if !x.is_finite() || x < 0.0 {
+                return Err(ConfigError::Value(format!(
+                    "{flag} {x} must be a number that is not negative\nhint: {hint}"
+                )));
+            }
+        }
+        if self.momentum >= 1.0 {
+            let why = "must be below 1: what is kept of earlier steps would grow without end";
+            return Err(ConfigError::Value(format!("--momentum {} {why}\nhint: 0.9 is usual", self.momentum)));
+        }
+        for (flag, n, hint) in [
+            ("--accumulate", Some(self.accumulate as u64), is_default(default::ACCUMULATE)),
+            ("--epochs", Some(self.epochs as u64), is_default(default::EPOCHS)),
+            ("--max-steps", self.max_steps, "leave it out to train for --epochs".into()),
+            ("--eval-every", self.eval_every, "leave it out to evaluate after each epoch".into()),
+            ("--save-every", self.save_every, "leave it out to save at the end alone".into()),
+        ] {
+            if n == Some(0) {
+                return Err(ConfigError::Value(format!("{flag} must be at least 1\nhint: {hint}")));
+            }
+        }
+        if self.eval_every.is_some() && self.eval.is_none() {
+            let hint = "give --eval FILE, or leave --eval-every out";
+            return Err(ConfigError::Value(format!("--eval-every has nothing to evaluate on\nhint: {hint}")));
+        }
+        Ok(())
+    }
+}
+
+impl DataConfig {
+    /// Refuses numbers that no batch can have.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        match (self.batch_size, self.max_length) {
+            (0, _) => {
+                let hint = is_default(default::BATCH_SIZE);
+                Err(ConfigError::Value(format!("--batch-size must be at least 1\nhint: {hint}")))
+            }
+            (_, 0) => Err(ConfigError::Value("--max-length must be at least 1".into())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Columns of text files by the names used here.
+    pub fn renamed(&self) -> Result<Vec<(String, String)>, ConfigError> {
+        let one = |c: &String| match c.split_once('=') {
+            Some((name, column)) if !name.is_empty() && !column.is_empty() => Ok((name.into(), column.into())),
+            _ => Err(ConfigError::Value(format!(
+                "--columns '{c}' is not NAME=COLUMN\nhint: --columns text=review,label=stars"
+            ))),
+        };
+        self.columns.iter().map(one).collect()
+    }
+}
+
+fn is_default(x: impl std::fmt::Display) -> String {
+    format!("{x} is the default")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RunConfig;
+    use std::path::Path;
+
+    fn parse(text: &str) -> Result<RunConfig, String> {
+        RunConfig::parse(Path::new("config.toml"), text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_configuration_is_read_as_it_was_written() {
+        let mut config = RunConfig { model: "m.onnx".into(), data: "d.jsonl".into(), ..RunConfig::default() };
+        assert_eq!(parse(&config.to_toml()), Ok(config.clone()));
+        config.how.columns = vec!["text=review".into()];
+        config.how.loss_output = Some("loss".into());
+        (config.eval, config.eval_every, config.lr) = (Some("e.jsonl".into()), Some(3), 1e-3);
+        assert_eq!(parse(&config.to_toml()), Ok(config));
+    }
+
+    #[test]
+    fn an_earlier_file_lacks_keys() {
+        let config = parse("model = \"m\"\ndata = \"d\"\nbatch-size = 4").unwrap();
+        assert_eq!((config.version, config.how.batch_size), (1, 4));
+        assert_eq!(config.lr, RunConfig::default().lr);
+    }
+
+    #[test]
+    fn what_a_file_may_not_hold() {
+        let check = |text: &str, says: &str| {
+            let error = parse(&format!("model = \"m\"\ndata = \"d\"\n{text}")).unwrap_err();
+            assert!(error.contains(says), "'{text}' says '{error}', not '{says}'");
+        };
+        check("batch-sizes = 4", "config.toml: 'batch-sizes' is no setting\nhint: is it 'batch-size'?");
+        check("lr = \"fast\"", "lr");
+        check("version = 2", "it is of version 2, and this program knows 1 alone");
+        assert_eq!(parse("model = \"m\"").unwrap_err(), "config.toml: it names no 'data'");
+    }
+}
