@@ -39,6 +39,11 @@ pub struct Options {
     pub alpha: f64,
     pub dropout: f64,
     pub rslora: bool,
+    /// Ranks and alphas of targets whose path a pattern is found in; the first that is counts.
+    pub rank_pattern: Vec<(Regex, usize)>,
+    pub alpha_pattern: Vec<(Regex, f64)>,
+    /// Whether the first factor A keeps its start (LoRA-FA, arXiv 2308.03303).
+    pub freeze_a: bool,
     /// Settings of the structure's own, by name.
     pub settings: BTreeMap<String, Value>,
     /// Searched in initializer names and module paths. Empty: what the adapter trains whole.
@@ -60,6 +65,9 @@ impl Default for Options {
             alpha: 16.0,
             dropout: 0.0,
             rslora: false,
+            rank_pattern: vec![],
+            alpha_pattern: vec![],
+            freeze_a: false,
             settings: BTreeMap::new(),
             also_train: vec![],
             seed: 0,
@@ -147,7 +155,8 @@ pub fn inject(
     };
     let (chosen, mut notes) = choose(base, &linear, options, own.as_ref().map(|o| &o.0.0[..]))?;
     if let Some(given) = options.adapter.as_ref().and_then(|a| a.base.as_ref()).filter(|b| **b != base.digest()) {
-        notes.push(format!("the adapter was trained on another base (digest {given}): it starts this one"));
+        notes
+            .push(format!("the adapter was trained on another base (digest {given}): used as the starting point here"));
     }
     if let Some(l) = chosen.iter().find(|l| l.strides.is_some() && !options.structure.images) {
         let why = format!("target '{}': it is a convolution, and {} reads vectors alone", l.path, options.structure);
@@ -170,10 +179,18 @@ pub fn inject(
             out_features: s[0].out_features,
             prev: None,
             role: roles.iter().zip(&linear).find(|(_, l)| l.node == s[0].node).and_then(|(r, _)| *r),
-            rank: None,
-            alpha: None,
+            rank: of_pattern(&options.rank_pattern, &s[0].path).filter(|r| *r != options.rank),
+            alpha: of_pattern(&options.alpha_pattern, &s[0].path).filter(|a| *a != options.alpha),
         })
         .collect();
+    for (flag, patterns) in [
+        ("--rank-pattern", options.rank_pattern.iter().map(|p| &p.0).collect::<Vec<_>>()),
+        ("--alpha-pattern", options.alpha_pattern.iter().map(|p| &p.0).collect()),
+    ] {
+        if let Some(re) = patterns.into_iter().find(|re| !targets.iter().any(|t| re.is_match(&t.path))) {
+            return Err(InjectError::Option(format!("{flag} '{}' matches no target", re.as_str())));
+        }
+    }
     let low_rank = |t: &&Target| options.rank >= t.in_features.min(t.out_features);
     if let Some(t) = targets.iter().filter(|_| options.structure.rank).find(low_rank) {
         let features = t.in_features.min(t.out_features);
@@ -189,9 +206,7 @@ pub fn inject(
         })
         .collect();
     if reads && links.iter().any(|l| l.leading.is_none()) {
-        notes.push(
-            "the inputs' shapes could not be found at a sample shape: chains are joined without comparing them".into(),
-        );
+        notes.push("input shapes unknown: chains joined without checking them".into());
     }
     let mut breaks = chain::link(&mut targets, &links);
     if residual == Residual::None {
@@ -209,6 +224,7 @@ pub fn inject(
         rslora: options.rslora,
         seed: options.seed,
         settings: options.settings.clone(),
+        freeze_a: options.freeze_a,
         targets,
         also_train: match &own {
             Some(((_, whole), _)) if options.also_train.is_empty() => {
@@ -273,6 +289,11 @@ pub fn inject(
     Ok((model, report))
 }
 
+/// The number of the first pattern that is found in a path.
+fn of_pattern<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
+    patterns.iter().find(|(re, _)| re.is_match(path)).map(|(_, n)| *n)
+}
+
 /// The extents of a linear node's rows: all but the channels of its input, and what a convolution keeps of them.
 fn leading(mut shape: Vec<usize>, strides: Option<&[i64]>) -> Vec<usize> {
     match strides {
@@ -307,6 +328,18 @@ fn check(base: &Model, o: &Options) -> Result<(), InjectError> {
     }
     if o.dropout > 0.0 && !structure.dropout {
         return bad(format!("--dropout does not go with {structure}, which has no place for it"));
+    }
+    if !structure.rank && !o.rank_pattern.is_empty() || !structure.alpha && !o.alpha_pattern.is_empty() {
+        return bad(format!("--rank-pattern and --alpha-pattern do not go with {structure}, which has no such number"));
+    }
+    if o.rank_pattern.iter().any(|p| p.1 == 0) {
+        return bad("--rank-pattern must give a rank of at least 1".into());
+    }
+    if let Some((_, a)) = o.alpha_pattern.iter().find(|p| !(p.1.is_finite() && p.1 > 0.0)) {
+        return bad(format!("--alpha-pattern {a} must be a positive number"));
+    }
+    if o.freeze_a && !structure.suffixes.contains(&"lora_A.weight") {
+        return bad(format!("--freeze-a does not go with {structure}, which has no factor A"));
     }
     check_settings(o)?;
     let opset = base.opset("");
@@ -377,7 +410,7 @@ fn choose<'a>(
         }
         if !keep.contains(&true) {
             keep.fill(true);
-            notes.push("no attention was found: every linear node is a target".into());
+            notes.push("no attention found: targeting every linear node".into());
         }
     }
     for re in o.exclude.iter().filter(|re| !linear.iter().any(|l| re.is_match(&l.path))) {

@@ -26,7 +26,7 @@ pub fn config(path: &Path, names: &[&str]) -> Result<Option<String>, AdapterErro
     }
     // A name of PEFT's says nothing of the kind but for factors of LoRA's alone.
     let lora = |n: &&str| n.contains(".lora_A.") || n.contains(".lora_B.");
-    let plain = names.iter().any(|n| lora(n)) && !names.iter().any(|n| n.contains(".lora_magnitude_vector"));
+    let plain = names.iter().any(lora) && !names.iter().any(|n| n.contains(".lora_magnitude_vector"));
     let torch =
         if plain { json!({ "structure": "lora", "torch": true }) } else { json!({ "torch": true }) }.to_string();
     let beside = path.with_file_name(CONFIG);

@@ -46,6 +46,8 @@ pub fn link(targets: &mut [Target], links: &[Link]) -> Vec<Break> {
             } else if (p.in_features, p.out_features) != (t.in_features, t.out_features) {
                 let (a, b, c, d) = (p.in_features, p.out_features, t.in_features, t.out_features);
                 Some(format!("{a} to {b} features, then {c} to {d}"))
+            } else if (p.rank, p.alpha) != (t.rank, t.alpha) {
+                Some("they have another rank or alpha".to_string())
             } else if links[before].leading != links[i].leading {
                 Some(format!(
                     "inputs differ before their last axis: {:?}, then {:?}",

@@ -30,6 +30,9 @@ pub struct Config {
     /// Settings of the structure's own, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub settings: BTreeMap<String, Value>,
+    /// Whether the first factor A keeps its start.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freeze_a: bool,
     /// In execution order.
     pub targets: Vec<Target>,
     /// Initializers that are trained themselves.
@@ -58,6 +61,9 @@ pub struct Target {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
 }
+
+/// A tensor of an adapter: its name, the target that it belongs to (`None` for what targets share), and what it is.
+pub type Tensor<'a> = (String, Option<&'a Target>, Spec);
 
 impl Config {
     /// `s` of a target.
@@ -111,14 +117,17 @@ impl Config {
 
     /// The tensors at a target, or why the target does not fit.
     pub fn specs(&self, target: &Target) -> Result<Vec<Spec>, String> {
-        (self.structure.tensors)(self, target)
+        let mut specs = (self.structure.tensors)(self, target)?;
+        let first = |s: &&mut Spec| self.freeze_a && s.suffix == "lora_A.weight";
+        specs.iter_mut().filter(first).for_each(|s| s.trained = false);
+        Ok(specs)
     }
 
     /// Every tensor of the adapter: its name and what it is. Tensors that targets share come last.
     ///
     /// # Errors
     /// The target that does not fit, and why.
-    pub fn tensors(&self) -> Result<Vec<(String, Option<&Target>, Spec)>, String> {
+    pub fn tensors(&self) -> Result<Vec<Tensor<'_>>, String> {
         let mut out = Vec::new();
         for target in &self.targets {
             let specs = self.specs(target).map_err(|why| format!("target '{}': {why}", target.path))?;
@@ -196,6 +205,7 @@ impl Config {
             rslora: false,
             seed: 0,
             settings: BTreeMap::new(),
+            freeze_a: false,
             targets: vec![target],
             also_train: vec![],
         }

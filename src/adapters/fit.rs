@@ -27,6 +27,7 @@ pub struct Made {
     pub alpha: Option<f64>,
     pub dropout: Option<f64>,
     pub rslora: Option<bool>,
+    pub freeze_a: Option<bool>,
     pub seed: Option<u64>,
     pub settings: Option<BTreeMap<String, Value>>,
     pub targets: Option<Vec<Target>>,

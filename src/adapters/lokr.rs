@@ -90,9 +90,9 @@ fn carry(e: &mut Emitter, config: &Config, target: &Target, x: &str, which: &str
 fn last(e: &mut Emitter, config: &Config, target: &Target, t: &str, which: &str) -> String {
     let s = split(config, target);
     let w1 = e.tensor(&target.tensor(W1));
-    let mut y = e.node(&format!("lokr_w1{which}"), "MatMul", &[&w1, t]);
+    let mut y = e.node(&format!("lokr_left{which}"), "MatMul", &[&w1, t]);
     if !s.whole {
-        y = e.product_up(&format!("lokr_w2{which}"), &y, &target.tensor(W2_A));
+        y = e.product_up(&format!("lokr_right{which}"), &y, &target.tensor(W2_A));
     }
     e.reshape_last(&format!("lokr_last{which}"), &y, 2, &[target.out_features as i64])
 }

@@ -78,7 +78,7 @@ fn emit(e: &mut Emitter, block: &Block) -> String {
         e.node(&format!("{role}.example"), "Gather", &[&turned, TASK])
     };
     let (b, lambda) = (of_example("mtl_last", &b), of_example("mtl_middle", &target.tensor(LAMBDA)));
-    let z = e.node("mtl_lambda", "MatMul", &[&z, &lambda]);
+    let z = e.node("mtl_turned", "MatMul", &[&z, &lambda]);
     let y = e.node("lora_B", "MatMul", &[&z, &b]);
     let scale = e.scale(config, target);
     let y = e.node("lora_scale", "Mul", &[&y, &scale]);

@@ -5,7 +5,7 @@ use crate::onnx::{Linear, Model, linear_nodes};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// The module path and the suffix of an adapter's tensor, from its name.
-pub fn split<'a>(name: &'a str, structure: Structure) -> Option<(&'a str, &'static str)> {
+pub fn split(name: &str, structure: Structure) -> Option<(&str, &'static str)> {
     let path = |suffix: &'static str| Some((name.strip_suffix(suffix)?.strip_suffix('.')?, suffix));
     // Of several, the longest: `lora_A.weight` may be the end of another.
     structure.suffixes.iter().copied().filter_map(path).max_by_key(|(_, suffix)| suffix.len())

@@ -114,7 +114,7 @@ fn text(r: &Result_) -> String {
         vec![
             "arithmetic".into(),
             format!(
-                "{:.1} GFLOP/s of the model, {:.1} % of the {:.1} GFLOP/s of one large product",
+                "{:.1} GFLOP/s, {:.1} % of this machine's matmul peak ({:.1} GFLOP/s)",
                 b.model_gflops_per_s,
                 100.0 * b.utilisation,
                 b.ceiling_gflops_per_s
@@ -127,7 +127,7 @@ fn text(r: &Result_) -> String {
                 mib(b.memory),
                 mib(b.arenas),
                 mib(b.arenas_least),
-                b.peak_rss.map_or(String::new(), |n| format!("; the process at most {}", mib(n)))
+                b.peak_rss.map_or(String::new(), |n| format!("; process peak {}", mib(n)))
             ),
         ],
         vec!["compile".into(), format!("{:.2} s, {:.2} s of it on the host", b.compile_s, b.plan_s)],

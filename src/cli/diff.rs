@@ -72,9 +72,7 @@ fn text(r: &Result_) -> String {
     for (what, names) in lists.iter().filter(|l| !l.1.is_empty()) {
         out += &format!("\n{what}: {}", names.join(", "));
     }
-    for (said, so) in
-        [("nodes stand in another order", d.reordered), ("inputs, outputs or annotations differ", d.signature)]
-    {
+    for (said, so) in [("node order differs", d.reordered), ("inputs, outputs or annotations differ", d.signature)] {
         if so {
             out += &format!("\n{said}");
         }
@@ -84,7 +82,7 @@ fn text(r: &Result_) -> String {
     }
     d.header.iter().for_each(|line| out += &format!("\n{line}"));
     out + match r.same_graph {
-        true => "\nthe graphs are the same: only elements of tensors and metadata differ",
+        true => "\nsame graph: only tensor values and metadata differ",
         false => "\nthe graphs differ",
     }
 }

@@ -3,7 +3,7 @@
 use super::common::{Outcome, Printer, Usage, beside, grouped, table};
 use super::output::guard;
 use crate::adapter;
-use crate::adapters::{self, Made, RESIDUALS, Residual, SettingKind, Structure};
+use crate::adapters::{self, Made, RESIDUALS, Residual, SettingKind, Structure, Target};
 use crate::inject::{Options, Selector};
 use crate::onnx::{self, ROLES};
 use crate::pipeline::{self, Error};
@@ -47,6 +47,15 @@ pub struct Args {
     /// Probability of dropping an element before A, in training [default: the adapter's, or 0]
     #[arg(long, value_name = "P", allow_hyphen_values = true)]
     dropout: Option<f64>,
+    /// The rank of targets whose path RE is found in; the first pattern that is found counts
+    #[arg(long, value_name = "RE=N")]
+    rank_pattern: Vec<String>,
+    /// The alpha of targets whose path RE is found in
+    #[arg(long, value_name = "RE=F")]
+    alpha_pattern: Vec<String>,
+    /// Keep the first factor A at its start, and train the others alone
+    #[arg(long)]
+    freeze_a: bool,
     /// Scale by alpha / sqrt(rank) rather than alpha / rank
     #[arg(long)]
     rslora: bool,
@@ -157,6 +166,24 @@ fn regex(flag: &str, text: &str) -> Result<Regex> {
     Regex::new(text).map_err(|e| Usage(format!("{flag} '{text}' is no regular expression: {e}\nhint: put a backslash before ( ) [ ] . * + ? to match them as they are")).into())
 }
 
+/// What `--rank-pattern` or `--alpha-pattern` say, else what the adapter's own targets have.
+fn patterns<T: std::str::FromStr + Copy>(
+    flag: &str,
+    given: &[String],
+    made: Option<&[Target]>,
+    own: impl Fn(&Target) -> Option<T>,
+) -> Result<Vec<(Regex, T)>> {
+    let own = made.unwrap_or_default().iter().filter(|_| given.is_empty()).filter_map(|t| Some((&t.path, own(t)?)));
+    let own = own.map(|(path, n)| Ok((regex(flag, &format!("^{}$", regex::escape(path)))?, n)));
+    let given = given.iter().map(|text| {
+        let parts = text.rsplit_once('=').and_then(|(re, n)| Some((re, n.parse().ok()?)));
+        let bad = || Usage(format!("{flag} '{text}' is no pattern\nhint: write it as RE=N, for example q_proj=4"));
+        let (re, n) = parts.ok_or_else(bad)?;
+        Ok((regex(flag, re)?, n))
+    });
+    given.chain(own).collect()
+}
+
 /// What `--target` says.
 fn selector(text: &str) -> Result<Selector> {
     let Some(role) = text.strip_prefix("role:") else { return Ok(Selector::Path(regex("--target", text)?)) };
@@ -171,7 +198,7 @@ fn selector(text: &str) -> Result<Selector> {
 fn settled<T: PartialEq + Display>(flag: &str, given: Option<T>, made: Option<T>, otherwise: T) -> Result<T> {
     match (given, made) {
         (Some(given), Some(made)) if given != made => Err(Usage(format!(
-            "{flag} is {given}, but the adapter was made with {made}\nhint: leave {flag} out: the adapter's is taken"
+            "{flag} is {given}, but the adapter was made with {made}\nhint: omit {flag} to use the adapter's value"
         ))
         .into()),
         (given, made) => Ok(given.or(made).unwrap_or(otherwise)),
@@ -230,6 +257,9 @@ fn options(args: &Args) -> Result<Options> {
         alpha: settled("--alpha", args.alpha, made.alpha, 16.0)?,
         dropout: args.dropout.or(made.dropout).unwrap_or(0.0),
         rslora: settled("--rslora", args.rslora.then_some(true), made.rslora, false)?,
+        rank_pattern: patterns("--rank-pattern", &args.rank_pattern, made.targets.as_deref(), |t| t.rank)?,
+        alpha_pattern: patterns("--alpha-pattern", &args.alpha_pattern, made.targets.as_deref(), |t| t.alpha)?,
+        freeze_a: args.freeze_a || made.freeze_a.unwrap_or(false),
         also_train: args.also_train.iter().map(|t| regex("--also-train", t)).collect::<Result<_>>()?,
         seed: args.seed.or(made.seed).unwrap_or(0),
         adapter,

@@ -122,18 +122,18 @@ fn text(r: &Result_) -> String {
     let targets = r.linear.iter().filter(|l| l.target).count();
     out += &format!("\n{} linear nodes; {targets} (*) are adapted", r.linear.len());
     match r.unsupported.as_slice() {
-        [] => out += "\nevery operator has a lowering",
+        [] => out += "\nall operators are supported",
         list => {
-            out += "\noperators without a lowering:";
+            out += "\nunsupported operators:";
             for (operator, nodes) in list {
                 out += &format!("\n  {operator} ({})", nodes.join(", "));
             }
         }
     }
     match r.unreached.as_slice() {
-        [] if r.memory.is_some() => out += "\na gradient reaches every adapter",
+        [] if r.memory.is_some() => out += "\nevery adapter gets a gradient",
         [] => {}
-        list => out += &format!("\nno gradient reaches: {}", list.join(", ")),
+        list => out += &format!("\nno gradient for: {}", list.join(", ")),
     }
     if let Some(m) = &r.memory {
         let kib = |bytes: usize| format!("{} KiB", grouped(bytes.div_ceil(1024)));

@@ -9,7 +9,7 @@ use crate::adapters::BASE_KEY;
 use crate::merge::{self, LayerReport, Strategy};
 use crate::onnx::{self, Model};
 use crate::pipeline::{self, Error, MergeRequest, Metric, Polished};
-use crate::settings::{DataConfig, RunConfig, defaults};
+use crate::settings::{ConfigError, DataConfig, RunConfig, defaults};
 use crate::train::Settings;
 use crate::train::schedule::Schedule;
 use crate::verify::Difference;
@@ -148,7 +148,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let adapter = adapter::read(&path).map_err(Error::from)?;
     merge::fit(&injected, &adapter).map_err(Error::from)?;
     let calibrate = args.calibrate.as_ref().map(|c| read_data(&how, c, &injected, printer)).transpose()?;
-    let config = run_config(&path);
+    let config = run_config(&path, printer);
     let read = |file: &Path, how: &DataConfig| read_data(how, file, &injected, &Printer { json: true }).ok();
     let fallback = match (&calibrate, &config) {
         (None, Some(run)) => read(&run.data, &run.how),
@@ -235,7 +235,7 @@ fn strategy(text: &str) -> Result<Option<Strategy>> {
 /// Says which run was taken and which were not.
 fn say(path: &Path, run: Option<&Taken>, printer: &Printer) {
     if let Some(run) = run {
-        run.passed_over.iter().for_each(|p| printer.note(format!("{} is passed over: {}", p.path.display(), p.why)));
+        run.passed_over.iter().for_each(|p| printer.note(format!("skipped {}: {}", p.path.display(), p.why)));
         let ended = run.ended.strftime("%Y-%m-%d %H:%M:%S UTC");
         printer.note(format!("{} is taken, the newest run of the model; it ended {ended}", run.path.display()));
     } else if let Some(why) = runs::doubt(path) {
@@ -295,9 +295,16 @@ pub fn check_tolerance(tolerance: f64) -> Result<()> {
 }
 
 /// How the run was trained that an adapter came from, if that is known.
-fn run_config(adapter: &Path) -> Option<RunConfig> {
+fn run_config(adapter: &Path, printer: &Printer) -> Option<RunConfig> {
     let dir = if adapter.is_dir() { adapter } else { adapter.parent()? };
-    RunConfig::read(dir).ok()
+    match RunConfig::read(dir) {
+        Ok(config) => Some(config),
+        Err(ConfigError::Open { .. }) => None,
+        Err(e) => {
+            printer.note(format!("what the run was trained on is not known: {e}"));
+            None
+        }
+    }
 }
 
 /// Polishing goes on as the run did, at a tenth of its learning rate, falling to zero.
@@ -315,15 +322,18 @@ fn polishing(steps: u64, run: Option<&RunConfig>, how: &DataConfig) -> Result<Se
 
 fn text(r: &Result_) -> String {
     let rows = r.layers.iter().map(|l| {
-        let requantised = l.requantised.map(|e| format!("requantised, {e:.1e} off"));
+        let requantised = l.requantised.map(|e| format!("requantised, error {e:.1e}"));
         let ridge = l.ridge.map(|r| format!("ridge {r:.0e}"));
         let alphas = l.alphas.iter().map(|a| format!("{a:.3}"));
         let how: Vec<String> = alphas.chain(ridge).chain(requantised).collect();
         let error = l.error.map_or("-".into(), |e| format!("{e:.2e}"));
         vec![l.path.clone(), format!("{:.2e}", l.relative_change), error, how.join(" ")]
     });
-    let mut out = table(&["merged", "change of weight", "error of its part", "factors"], rows.collect());
-    out += &format!("\n\n{} merge; adapter against merged model on {}:\n", r.strategy, r.compared_on);
+    let mut out = table(&["layer", "weight change", "layer error", "details"], rows.collect());
+    out += &format!(
+        "\n\n{} merge: error of the merged model against the live adapter, on {}:\n",
+        r.strategy, r.compared_on
+    );
     let rows = r
         .differences
         .iter()
@@ -331,11 +341,11 @@ fn text(r: &Result_) -> String {
     out += &table(&["output", "relative", "largest"], rows.collect());
     if let Some(p) = &r.polished {
         out += &format!(
-            "\n{} steps of polishing: outputs differ by {:.2e}, then {:.2e}",
+            "\n{} polishing steps: output error {:.2e} before, {:.2e} after",
             p.steps, p.difference[0], p.difference[1]
         );
         if let Some([before, after]) = p.metric {
-            out += &format!("; loss {before:.4}, then {after:.4}");
+            out += &format!("; loss {before:.4} before, {after:.4} after");
         }
     }
     for note in &r.notes {
@@ -345,11 +355,11 @@ fn text(r: &Result_) -> String {
     out += &match &r.output {
         Some(path) => format!("\nwrote {}", path.display()),
         None if r.above_tolerance => {
-            format!("\nabove the tolerance of {limit:.1e}: nothing was written (--force writes it all the same)")
+            format!("\nerror above the tolerance of {limit:.1e}: nothing written (--force writes it anyway)")
         }
         None => format!(
             "\nless than {:.0} % of the gain is left: nothing was written\nhint: --keep-branch keeps the adapters in the file and \
-             loses nothing; --force writes the merged file all the same",
+             loses nothing; --force writes the merged file anyway",
             100.0 * pipeline::KEPT
         ),
     };
@@ -371,6 +381,6 @@ fn gain(metric: Option<&Metric>) -> String {
             format!("; only {:.0} % of the gain is kept (--keep-branch keeps it all)", 100.0 * kept)
         }
         Some(kept) => format!("; {:.0} % of the gain is kept", 100.0 * kept),
-        None => "; there is no gain to keep".into(),
+        None => "; training gained nothing".into(),
     }
 }

@@ -55,7 +55,7 @@ enum Command {
     Run(run::Args),
     /// Run two models on the same inputs with tract, and compare their outputs
     Verify(verify::Args),
-    /// Time training steps on data that is made up
+    /// Time training steps on synthetic data
     Bench(bench::Args),
     /// Show which tensors and nodes of two files differ, and by how much
     Diff(diff::Args),

@@ -67,7 +67,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     onnx::write(&model, &injected_path).map_err(Error::from)?;
     let injected = pipeline::read(&injected_path)?;
 
-    say("train", &format!("{} digits turned by a quarter, on {}", train.len(), device.name()));
+    say("train", &format!("{} digits rotated by 90°, on {}", train.len(), device.name()));
     let settings = digits::settings();
     let run = dir.join("run");
     let request = TrainRequest::new(&injected, &train, &settings, &run);
@@ -80,7 +80,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     }
     let after = evaluate(&injected, Some(&outcome.adapter), &test, device.as_mut())?;
 
-    say("merge", "the adapters into the weights they stand beside");
+    say("merge", "folding the adapters into the base weights");
     let merged_path = beside(&base_path, "merged");
     let fallback = Some(Calibration::new(&test, digits::BATCH, defaults::MAX_LENGTH));
     let request = MergeRequest { fallback, ..MergeRequest::new(&injected, &outcome.adapter) };
@@ -90,7 +90,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let model = pipeline::read(&merged_path)?;
     let finally = evaluate(&model, None, &test, device.as_mut())?;
 
-    say("verify", "the merged file in an engine that is not ours");
+    say("verify", "running the merged file with tract");
     let rows: Vec<usize> = (0..digits::BATCH).collect();
     let feed = data::Feed::new(pipeline::input_specs(&model), defaults::MAX_LENGTH);
     let batch = test.batch(&feed, &rows).map_err(Error::from)?.inputs;
@@ -145,8 +145,8 @@ fn text(r: &Result_) -> String {
     });
     let list = table(&["model", "accuracy", "loss", "file"], rows.collect());
     format!(
-        "\n{list}\n\naccuracy on digits turned by a quarter, which the base never saw; {} trained parameters\n\
-         merging changed the outputs by {:.1e}; {} agrees with us to {:.1e}\n{:.1} s on {}",
+        "\n{list}\n\naccuracy on digits rotated by 90°, which the base never saw; {} trained parameters\n\
+         merging changed the outputs by {:.1e}; {} agrees to {:.1e}\n{:.1} s on {}",
         grouped(r.adapter_parameters),
         r.merge_difference,
         r.engine,

@@ -15,7 +15,7 @@ pub fn arguments(command: clap::Command, given: Vec<OsString>) -> Result<Vec<OsS
     let Some((subcommand, matches)) = matches.subcommand() else { return Ok(given) };
     let mut files = Vec::new();
     if subcommand == "train" && flag(matches, "resume") && path(matches, "output").is_none() {
-        return Err(Usage("--resume needs -o RUN_DIR, the run to go on with".into()).into());
+        return Err(Usage("--resume needs -o RUN_DIR, the run to continue".into()).into());
     }
     if let (true, "train", Some(run)) = (flag(matches, "resume"), subcommand, path(matches, "output")) {
         let file = run.join("config.toml");

@@ -52,6 +52,9 @@ pub struct Args {
     #[arg(long, default_value_t = defaults::MOMENTUM, value_name = "F", allow_hyphen_values = true,
           help = format!("The momentum of {}", with_momentum()))]
     pub momentum: f64,
+    /// The learning rate of output factors (LoRA's B) over that of the others
+    #[arg(long, default_value_t = defaults::LORA_PLUS, value_name = "RATIO", allow_hyphen_values = true)]
+    pub lora_plus: f64,
     /// The largest norm of the gradient; 0 turns clipping off
     #[arg(long, default_value_t = defaults::CLIP_NORM, value_name = "F", allow_hyphen_values = true)]
     pub clip_norm: f64,
@@ -119,6 +122,7 @@ impl Args {
             warmup_steps: self.warmup_steps,
             weight_decay: self.weight_decay,
             momentum: self.momentum,
+            lora_plus: self.lora_plus,
             clip_norm: self.clip_norm,
             no_shuffle: self.no_shuffle,
             seed: self.seed,
@@ -166,7 +170,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let kept = match (&args.output, args.resume) {
         (Some(dir), true) => Some(resume::Kept::open(dir)?),
         (Some(dir), false) if !args.overwrite && record::holds_run(dir) => {
-            let text = format!("{} holds a run already", dir.display());
+            let text = format!("{} already holds a run", dir.display());
             let hint = "--resume goes on with it, --overwrite starts again in its place, -o names another directory";
             return Err(Usage(format!("{text}\nhint: {hint}")).into());
         }
@@ -267,10 +271,10 @@ fn text(r: &Result_) -> String {
     if let Some(loss) = r.eval_loss {
         let accuracy = r.eval_accuracy.map(|a| format!(", accuracy {a:.4}"));
         let other = accuracy.or(r.eval_perplexity.map(|p| format!(", perplexity {p:.3}"))).unwrap_or_default();
-        out += &format!("\nkept the adapter of step {}: eval loss {loss:.4}{other}", r.adapter_step);
+        out += &format!("\nkept the adapter from step {}: eval loss {loss:.4}{other}", r.adapter_step);
     }
     if r.interrupted {
-        out += &format!("\ninterrupted; go on with --resume -o {}", r.run.display());
+        out += &format!("\ninterrupted; continue with: train --resume -o {}", r.run.display());
     }
     out + &format!("\nwrote {}", r.run.join("adapter.safetensors").display())
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub struct Args {
     first: PathBuf,
     second: PathBuf,
-    /// Inputs to compare on [default: made up]
+    /// Inputs to compare on [default: synthetic]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// A trained adapter, which goes into whichever of the files is injected (the first, if both are)

@@ -1,7 +1,7 @@
 //! Biases of linear nodes: read with their weights, and stored again or added where a merge needs one.
 
 use super::MergeError;
-use super::fold::encoded;
+use super::encode::encoded;
 use crate::onnx::{Bias, ElementType, Linear, Model, NewNode, NodeId};
 use ndarray::Array1;
 use std::collections::HashMap;

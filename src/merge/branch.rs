@@ -1,6 +1,7 @@
 //! Adapters kept in the file as side branches: nothing is folded, so nothing is lost, at the cost of their own products.
 
-use super::{LayerReport, MergeError, Report, config, fit, place};
+use super::encode::place;
+use super::{LayerReport, MergeError, Report, config, fit};
 use crate::adapter::Adapter;
 use crate::onnx::Model;
 

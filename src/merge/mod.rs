@@ -5,6 +5,7 @@
 
 mod bias;
 mod branch;
+mod encode;
 mod error;
 mod exact;
 mod fold;
@@ -14,19 +15,21 @@ mod own_weight;
 mod report;
 mod strategy;
 mod strip;
+mod table;
 mod weight_norm;
 
 pub use branch::keep_branch;
 pub use error::MergeError;
 pub use fold::fold;
 pub use report::{LayerReport, Report};
-pub use strategy::{Delta, Inputs, Strategy};
+pub use strategy::{Delta, Inputs};
 pub use strip::strip;
+pub use table::Strategy;
 
 use crate::adapter::{Adapter, Norms};
 use crate::adapters::{self, BASE_KEY, CONFIG_KEY, Config, Factors, Form, Target, Values};
 use crate::onnx::{self, ElementType, Linear, Model};
-use fold::place;
+use encode::place;
 use ndarray::{Array2, ArrayD};
 use std::collections::{BTreeMap, HashMap};
 
@@ -53,7 +56,7 @@ pub fn check_base(model: &Model, adapter: &Adapter) -> Result<Option<String>, Me
     match (&adapter.base, model.metadata(BASE_KEY)) {
         (Some(a), Some(m)) if a != m => Err(MergeError::OtherBase { adapter: a.clone(), model: m.into() }),
         (Some(_), Some(_)) => Ok(None),
-        _ => Ok(Some("the adapter does not say which base it was trained on: accepted as it is".into())),
+        _ => Ok(Some("the adapter does not record its base: accepted without that check".into())),
     }
 }
 

@@ -82,6 +82,8 @@ pub struct Flat {
     pub parameters: String,
     pub gradients: String,
     pub moments: Vec<String>,
+    /// The state that holds 1 where the raised rate applies and 0 elsewhere; `None` where one rate is for all.
+    pub raised: Option<String>,
     pub words: usize,
 }
 
@@ -93,6 +95,11 @@ pub fn moment_state(moment: &str, parameters: &str) -> String {
 /// The run's input that carries an optimiser's scalar.
 pub fn scalar_input(name: &str) -> String {
     format!("optimizer.{name}")
+}
+
+/// The name of a scalar for the parameters whose rate is raised.
+pub fn raised_scalar(name: &str) -> String {
+    format!("raised.{name}")
 }
 
 /// The scalar of [`step`] that undoes a loss scale.
@@ -148,7 +155,11 @@ pub fn step(
             Some(c) => b.mul(gradient, c)?,
             None => gradient,
         };
-        let operands = Operands { parameters, gradients, moments: &moments, scalars: &scalars };
+        let own = match &flat.raised {
+            None => scalars.clone(),
+            Some(mask) => raised(&mut b, &scalars, mask, flat.words)?,
+        };
+        let operands = Operands { parameters, gradients, moments: &moments, scalars: &own };
         let (new, new_moments) = (optimizer.update)(&mut b, hyper, &operands)?;
         let names = [&flat.parameters].into_iter().chain(&flat.moments);
         let old = [parameters].into_iter().chain(moments);
@@ -161,6 +172,24 @@ pub fn step(
         }
     }
     Ok(b.graph)
+}
+
+/// The scalars, each `base + mask × (raised - base)` element by element.
+fn raised(
+    b: &mut Builder,
+    scalars: &[(&'static str, Value)],
+    mask: &str,
+    words: usize,
+) -> Result<Vec<(&'static str, Value)>, BuildError> {
+    let mask = b.state(mask, Type::f32([words]));
+    let mut out = Vec::new();
+    for &(name, base) in scalars {
+        let raised = b.input(&scalar_input(&raised_scalar(name)), Type::f32([]));
+        let more = b.sub(raised, base)?;
+        let share = b.mul(mask, more)?;
+        out.push((name, b.add(share, base)?));
+    }
+    Ok(out)
 }
 
 /// The norm of all gradients together, summed in rows of 64 so that many workgroups share the work.

@@ -102,7 +102,7 @@ pub(super) fn approximate(
     let (strategy, differences) = best.expect("there is a candidate");
     if tried.len() > 1 {
         let all: Vec<String> = tried.iter().map(|(name, error)| format!("{name} {error:.1e}")).collect();
-        notes.push(format!("{} changes the outputs least: {}", strategy.name, all.join(", ")));
+        notes.push(format!("chose {}: smallest output error ({})", strategy.name, all.join(", ")));
     }
     // As it will be written: from all rows.
     let deltas = merge::deltas(&p, strategy, &statistics)?;
@@ -206,9 +206,7 @@ fn norms(
         return calibrate(request.injected, request.adapter, c, device);
     }
     if !request.adapter.statistics.is_empty() {
-        notes.push(
-            "norms are those recorded over the last steps of training; --calibrate FILE gathers them anew".into(),
-        );
+        notes.push("using norms recorded in the last training steps; --calibrate FILE recomputes them".into());
     }
     Ok(request.adapter.statistics.clone())
 }
@@ -239,9 +237,11 @@ pub(super) fn compared_on(given: Option<&Calibration>) -> String {
     let folds = folds(c.data.len());
     let count: usize = folds.iter().map(|f| COMPARED.min(f.len())).sum();
     let (count, path) = (if folds.is_empty() { c.data.len() } else { count }, c.data.path.display());
+    let s = if count == 1 { "" } else { "s" };
     match folds.len() {
-        0 | 1 => format!("the last {count} examples of {path}"),
-        k => format!("the last {count} examples of {path}, {k} parts held back in turn"),
+        0 => format!("{count} example{s} of {path}"),
+        1 => format!("{count} held-out example{s} of {path}"),
+        k => format!("{count} held-out example{s} of {path} ({k} folds)"),
     }
 }
 

@@ -35,6 +35,7 @@ pub fn settings(config: &RunConfig) -> Result<Settings, Error> {
         order: Order { shuffle: !config.no_shuffle, seed: config.seed },
         eval_every: config.eval_every,
         save_every: config.save_every,
+        lora_plus: config.lora_plus,
         mixed: config.precision == "mixed",
     })
 }

@@ -34,7 +34,7 @@ pub(super) fn sequential(
     if kept(&better) <= kept(&judged) {
         return Ok((chosen, judged));
     }
-    other.report.notes.push("least squares layer by layer (--sequential) keeps more of the gain: taken".into());
+    other.report.notes.push("chose layer-by-layer least squares (--sequential): it keeps more of the gain".into());
     other.tried.splice(0..0, chosen.tried);
     Ok((other, better))
 }
@@ -51,7 +51,7 @@ pub(super) fn polished(
     let rescue = request.rescue.as_ref().filter(|_| rescues);
     if let Some(settings) = rescue {
         chosen.report.notes.push(format!(
-            "too little of the gain was left: the merged form was trained for {} steps (--polish)",
+            "too little of the gain was kept: trained the merged model for {} more steps (--polish)",
             settings.max_steps.unwrap_or_default()
         ));
     }

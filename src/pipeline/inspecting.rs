@@ -67,7 +67,7 @@ pub fn inspect(
     let packed = model.nodes().filter(|(_, n)| n.operator() == "com.microsoft:Attention").count();
     if packed > 0 {
         notes.push(format!(
-            "{packed} com.microsoft:Attention nodes hold the weights of queries, keys and values themselves, which adapters cannot reach"
+            "{packed} com.microsoft:Attention nodes contain the q, k and v weights, which cannot be adapted"
         ));
     }
     let (injected, config) = match model.metadata(CONFIG_KEY) {

@@ -85,7 +85,7 @@ pub fn model_notes(model: &Model) -> Vec<String> {
     let found: Vec<String> = model.nodes().map(|(_, n)| n).filter(|n| trains(n)).map(onnx::Node::label).collect();
     let Some(first) = found.first() else { return vec![] };
     vec![format!(
-        "{} BatchNormalization nodes ('{first}') are in training mode: their running statistics are taken, and stay as they are",
+        "{} BatchNormalization nodes ('{first}') are in training mode: using their running statistics, unchanged",
         found.len()
     )]
 }

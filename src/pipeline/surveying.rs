@@ -182,7 +182,7 @@ fn padding(session: &mut Session, data: &Dataset, feed: &Feed, notes: &mut Vec<S
         true => "the attention_mask of this model does not reach everything that reads padded positions",
         false => "this model takes no attention_mask, and padding changes what it computes",
     };
-    notes.push(format!("{why}: texts are not padded, and a batch holds texts of one length"));
+    notes.push(format!("{why}: padding is off, and batches hold texts of equal length"));
     Ok(Padding::Never)
 }
 

@@ -5,7 +5,7 @@ use super::compile::{self, LossChoice, ModelCompiler, Program};
 use super::surveying::survey;
 use super::{Error, input_specs, integers};
 use crate::adapter::Adapter;
-use crate::adapters::{BASE_KEY, Config};
+use crate::adapters::{BASE_KEY, Config, Group};
 use crate::device::Device;
 use crate::ir::{DType, Graph};
 use crate::lower::LowerError;
@@ -151,7 +151,18 @@ pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn
     survey(&mut trainee, &sets, device)?.iter().for_each(|n| observer.note(n));
     let config = request.model.metadata(crate::adapters::CONFIG_KEY).unwrap_or_default().to_string();
     let blocks = trainee.program.blocks();
-    let trained = Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, blocks };
+    let tensors = trainee.program.config.as_ref().map(|c| c.tensors().unwrap_or_default()).unwrap_or_default();
+    let raised: Vec<String> = tensors
+        .into_iter()
+        .filter(|(_, _, spec)| spec.trained && spec.group == Group::OutputFactor)
+        .map(|(name, _, _)| name)
+        .collect();
+    if request.settings.lora_plus != 1.0 && raised.is_empty() {
+        let what = "no tensor of this adapter is an output factor";
+        return Err(Error::Usage(format!("--lora-plus has nothing to raise: {what}")));
+    }
+    let trained =
+        Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, raised, blocks };
     trainee.session(device, |session| {
         let r = request;
         let task =
@@ -299,7 +310,7 @@ impl Trainee {
         let names: Vec<String> = known.iter().map(|name| format!("'{name}'")).collect();
         self.feed.known = known;
         Ok((!names.is_empty()).then(|| {
-            format!("shapes depend on the values of {}: a program is made for each that the data has", names.join(", "))
+            format!("shapes depend on the values of {}: compiling one program per distinct value", names.join(", "))
         }))
     }
 

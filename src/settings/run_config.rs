@@ -29,6 +29,8 @@ pub struct RunConfig {
     pub warmup_steps: u64,
     pub weight_decay: f64,
     pub momentum: f64,
+    /// The learning rate of output factors (B) over that of the others.
+    pub lora_plus: f64,
     /// Zero turns clipping off.
     pub clip_norm: f64,
     pub no_shuffle: bool,
@@ -90,6 +92,7 @@ impl Default for RunConfig {
             warmup_steps: default::WARMUP_STEPS,
             weight_decay: default::WEIGHT_DECAY,
             momentum: default::MOMENTUM,
+            lora_plus: default::LORA_PLUS,
             clip_norm: default::CLIP_NORM,
             no_shuffle: false,
             seed: default::SEED,
@@ -181,6 +184,7 @@ impl RunConfig {
             ("--lr", self.lr, lr),
             ("--weight-decay", self.weight_decay, decay),
             ("--momentum", self.momentum, is_default(default::MOMENTUM)),
+            ("--lora-plus", self.lora_plus, is_default(default::LORA_PLUS)),
             ("--clip-norm", self.clip_norm, format!("{}; 0 turns clipping off", is_default(default::CLIP_NORM))),
         ] {
             if !x.is_finite() || x < 0.0 {
@@ -190,7 +194,7 @@ impl RunConfig {
             }
         }
         if self.momentum >= 1.0 {
-            let why = "must be below 1: what is kept of earlier steps would grow without end";
+            let why = "must be below 1, or updates grow without bound";
             return Err(ConfigError::Value(format!("--momentum {} {why}\nhint: 0.9 is usual", self.momentum)));
         }
         for (flag, n, hint) in [

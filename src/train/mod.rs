@@ -50,6 +50,8 @@ pub struct Settings {
     /// Steps between evaluations; `None` evaluates at the end of each epoch.
     pub eval_every: Option<u64>,
     pub save_every: Option<u64>,
+    /// The learning rate of output factors over that of the others (LoRA+, arXiv 2402.12354); 1 for one rate.
+    pub lora_plus: f64,
     /// Products of operands rounded to halves, whose gradients need a loss scale.
     pub mixed: bool,
 }
@@ -72,6 +74,7 @@ impl Default for Settings {
             order: Order { shuffle: true, seed: defaults::SEED },
             eval_every: None,
             save_every: None,
+            lora_plus: defaults::LORA_PLUS,
             mixed: false,
         }
     }
@@ -83,6 +86,8 @@ pub struct Trained {
     pub parameters: BTreeMap<String, ArrayD<f32>>,
     pub base: Option<String>,
     pub config: String,
+    /// Parameters whose learning rate [`Settings::lora_plus`] raises.
+    pub raised: Vec<String>,
     /// Module paths of the blocks whose statistics are recorded, in order; empty for structures that need none.
     pub blocks: Vec<String>,
 }

@@ -69,9 +69,11 @@ impl<'a, 'b> RunState<'a, 'b> {
             ("base".into(), trained.base.clone().unwrap_or_default()),
             ("precision".into(), if settings.mixed { "mixed" } else { "f32" }.to_string()),
         ]);
+        let plus = (settings.lora_plus != 1.0).then(|| ("lora_plus".to_string(), settings.lora_plus.to_string()));
+        let identity: BTreeMap<String, String> = identity.into_iter().chain(plus).collect();
         // Texts of one batch that may not be padded run one length after the other.
         let accumulates = settings.accumulate > 1 || session.feed.padding == Padding::Never;
-        let flats = reserve(session, settings, accumulates)?;
+        let flats = reserve(session, trained, settings, accumulates)?;
         let limits = session.device.limits();
         let (clip, scaled) = (settings.clip_norm, settings.mixed);
         let graph = optim::step(rules, settings.optimizer, &settings.hyper, clip, scaled, &flats)?;
@@ -193,6 +195,11 @@ impl<'a, 'b> RunState<'a, 'b> {
         let mut scalars = (s.optimizer.scalars)(&s.hyper, lr, counts + 1);
         if self.scale.is_some() {
             scalars.push((optim::UNSCALE, 1.0 / scale));
+        }
+        let mut scalars: Vec<(String, f64)> = scalars.into_iter().map(|(n, x)| (n.to_string(), x)).collect();
+        if s.lora_plus != 1.0 {
+            let raised = (s.optimizer.scalars)(&s.hyper, lr * s.lora_plus, counts + 1);
+            scalars.extend(raised.into_iter().map(|(n, x)| (optim::raised_scalar(n), x)));
         }
         let inputs = scalars.iter().map(|(n, x)| (optim::scalar_input(n), Tensor::scalar(*x as f32))).collect();
         runs.push(Run { plan: self.optimizer_plan, inputs });
@@ -352,7 +359,12 @@ fn accumulated_state(segment: usize) -> String {
 }
 
 /// Makes the device's states, and lists them as flat buffers.
-fn reserve(session: &mut Session, settings: &Settings, accumulates: bool) -> Result<Vec<Flat>, TrainError> {
+fn reserve(
+    session: &mut Session,
+    trained: &Trained,
+    settings: &Settings,
+    accumulates: bool,
+) -> Result<Vec<Flat>, TrainError> {
     let mut flats = Vec::new();
     for (i, segment) in session.layout.segments.iter().enumerate() {
         let (parameters, words) = (parameters_state(i), segment.words);
@@ -362,9 +374,27 @@ fn reserve(session: &mut Session, settings: &Settings, accumulates: bool) -> Res
         for name in [&parameters, &gradients_state(i), &gradients].into_iter().chain(&moments) {
             session.device.reserve(name, words)?;
         }
-        flats.push(Flat { parameters, gradients, moments, words });
+        let raised = match settings.lora_plus == 1.0 {
+            true => None,
+            false => Some(mask(session, trained, i)?),
+        };
+        flats.push(Flat { parameters, gradients, moments, raised, words });
     }
     Ok(flats)
+}
+
+/// Writes the state that says which parameters of a segment have the raised rate, and returns its name.
+fn mask(session: &mut Session, trained: &Trained, segment: usize) -> Result<String, TrainError> {
+    let name = format!("raised.{segment}");
+    session.device.reserve(&name, session.layout.segments[segment].words)?;
+    for parameter in &trained.raised {
+        let slot = session.layout.slot(parameter).filter(|s| s.segment == segment);
+        if let Some(slot) = slot {
+            let ones = vec![1f32; trained.parameters[parameter].len()];
+            session.device.write(&name, slot.offset, bytemuck::cast_slice(&ones))?;
+        }
+    }
+    Ok(name)
 }
 
 /// A seed for the draws of one micro-batch: a hash, so that neighbouring steps draw alike in nothing.

@@ -133,8 +133,8 @@ fn adapters_beyond_plain_lora_are_refused_by_name() {
     std::fs::create_dir(d.join("other")).unwrap();
     std::fs::copy(fixture("plain/adapter_model.safetensors"), d.join("other/adapter_model.safetensors")).unwrap();
     for (key, value, mention) in [
-        ("use_dora", Value::Bool(true), "use_dora"),
-        ("peft_type", "LOHA".into(), "LOHA"),
+        ("use_qalora", Value::Bool(true), "use_qalora"),
+        ("peft_type", "BOFT".into(), "BOFT"),
         ("bias", "all".into(), "bias is 'all'"),
         ("rank_pattern", serde_json::json!({ "block.0": 2 }), "rank_pattern gives 'block.0' 2"),
         ("modules_to_save", serde_json::json!(["head"]), "modules_to_save lists head"),

@@ -494,8 +494,9 @@ fn every_attribute_is_read_or_said_to_change_nothing() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lower");
     // What is packed in few bits is read together with its file.
     let packed = folder.join("../onnx/quantised.rs");
-    let sources: String = (std::fs::read_dir(folder).unwrap())
-        .map(|e| e.unwrap().path())
+    let sources: String = walkdir::WalkDir::new(folder)
+        .into_iter()
+        .map(|e| e.unwrap().into_path())
         .chain([packed])
         .filter(|p| p.extension().is_some_and(|e| e == "rs") && !p.ends_with("attributes.rs"))
         .map(|p| std::fs::read_to_string(p).unwrap())

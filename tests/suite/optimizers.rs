@@ -48,7 +48,7 @@ fn rule(name: &str) -> Rule {
 fn trained(optimizer: &Optimizer, hyper: &Hyper) -> Vec<f32> {
     let mut device = Cpu::new(None);
     let moments: Vec<String> = (optimizer.moments)(hyper).iter().map(|m| optim::moment_state(m, "p")).collect();
-    let flat = Flat { parameters: "p".into(), gradients: "g".into(), moments, words: WORDS };
+    let flat = Flat { parameters: "p".into(), gradients: "g".into(), moments, raised: None, words: WORDS };
     for name in ["p", "g"].into_iter().chain(flat.moments.iter().map(String::as_str)) {
         device.reserve(name, WORDS).unwrap();
     }

@@ -41,6 +41,12 @@ fn folders(dir: PathBuf) -> Vec<PathBuf> {
     all.filter(|p| p.join("case.json").exists()).collect()
 }
 
+/// Regular expressions with their numbers.
+fn pattern(rules: Option<&Value>) -> Vec<(regex::Regex, f64)> {
+    let rules = rules.and_then(Value::as_object).into_iter().flatten();
+    rules.map(|(re, n)| (regex::Regex::new(re).unwrap(), n.as_f64().unwrap())).collect()
+}
+
 struct Quiet;
 impl Observer for Quiet {}
 
@@ -78,6 +84,9 @@ impl Case {
             pre_num: self.number("pre_num").map_or(-1, |n| n as i64),
             rank: self.number("rank").map_or(8, |n| n as usize),
             alpha: self.number("alpha").unwrap_or(16.0),
+            rank_pattern: pattern(config.get("rank_pattern")).into_iter().map(|(re, n)| (re, n as usize)).collect(),
+            alpha_pattern: pattern(config.get("alpha_pattern")),
+            freeze_a: config.get("freeze_a").and_then(Value::as_bool).unwrap_or(false),
             rslora: config.get("rslora").and_then(Value::as_bool).unwrap_or(false),
             adapter: Some(adapter::read(&self.dir.join(adapter)).unwrap()),
             ..Options::default()
@@ -109,9 +118,8 @@ impl Case {
             warmup_steps: 0,
             clip_norm: 0.0,
             order: Order { shuffle: false, seed: 0 },
-            eval_every: None,
-            save_every: None,
-            mixed: false,
+            lora_plus: self.number("lora_plus").unwrap_or(1.0),
+            ..Settings::default()
         }
     }
 
@@ -216,16 +224,21 @@ fn check_merge(case: &Case, open: Open) {
     assert!(error <= 1e-3, "{}: {wanted} off by {error:.1e}", case.name());
 }
 
+fn check_all(open: Open) {
+    let checked = |case: &Case| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(case, open))).is_ok();
+    let cases = cases();
+    let failed: Vec<String> = cases.iter().filter(|c| !checked(c)).map(Case::name).collect();
+    assert!(failed.is_empty(), "{} of {} cases fail: {failed:?}", failed.len(), cases.len());
+}
+
 #[test]
 fn structures_on_cpu() {
-    let results: Vec<(String, bool)> = cases()
-        .into_iter()
-        .map(|c| {
-            let name = c.name();
-            let ok = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&c, cpu))).is_ok();
-            (name, ok)
-        })
-        .collect();
-    let failed: Vec<&String> = results.iter().filter(|r| !r.1).map(|r| &r.0).collect();
-    assert!(failed.is_empty(), "{} of {} cases fail: {failed:?}", failed.len(), results.len());
+    check_all(cpu);
+}
+
+#[test]
+fn structures_on_gpu() {
+    if crate::gpu::available() {
+        check_all(crate::gpu::gpu);
+    }
 }

@@ -12,6 +12,9 @@ pub use operators::{negative_log_likelihood_loss, softmax_cross_entropy_loss};
 use crate::ir::inputs::LOSS_SCALE;
 use crate::ir::{BuildError, Builder, Type, Value};
 
+/// What a loss takes of a value that holds probabilities: their logarithms, or the like.
+pub type OfProbabilities = fn(&mut Builder, Value) -> Result<Value, BuildError>;
+
 /// A loss that training adds to the logits.
 #[derive(Clone, Copy)]
 pub struct Loss {
@@ -23,7 +26,7 @@ pub struct Loss {
     /// Operators whose result it computes from logits itself, so that it is taken on what goes into a last one of them.
     pub activations: &'static [&'static str],
     /// Logits of probabilities, where it can be taken on what a softmax or sigmoid gave.
-    pub of_probabilities: Option<fn(&mut Builder, Value) -> Result<Value, BuildError>>,
+    pub of_probabilities: Option<OfProbabilities>,
     pub attach: Attach,
 }
 

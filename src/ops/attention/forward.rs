@@ -33,7 +33,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     accumulates: NOTHING,
     halves: NO_HALVES,
     windows: NO_WINDOWS,
-    work: work,
+    work,
     samples,
 };
 

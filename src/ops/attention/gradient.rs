@@ -31,7 +31,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     accumulates: NOTHING,
     halves: NO_HALVES,
     windows: NO_WINDOWS,
-    work: work,
+    work,
     samples: || {
         let of = |p: super::forward::Problem| {
             let [q, k, v, y] = p.types();

@@ -27,7 +27,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     accumulates: NOTHING,
     halves: Halves { host: |input, axes| is_weight(input, axes) && packs_rights::<f32>(), device: is_weight },
     windows: NO_WINDOWS,
-    work: work,
+    work,
     samples,
 };
 

@@ -29,7 +29,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     accumulates,
     halves: HALVES,
     windows: NO_WINDOWS,
-    work: work,
+    work,
     samples: || {
         vec![
             of_four([&[5, 7], &[7, 3], &[5, 2], &[2, 3]], [false; 3]),

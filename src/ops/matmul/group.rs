@@ -30,7 +30,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     accumulates: NOTHING,
     halves: NO_HALVES,
     windows: NO_WINDOWS,
-    work: work,
+    work,
     samples: || {
         let of = |x: [usize; 2], w: [usize; 2], count: usize, flags: &[&str]| {
             let shapes: Vec<&[usize]> = std::iter::once(&x[..]).chain((0..count).map(|_| &w[..])).collect();

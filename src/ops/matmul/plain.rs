@@ -20,7 +20,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     accumulates,
     halves: HALVES,
     windows: NO_WINDOWS,
-    work: work,
+    work,
     samples: || {
         let of = |a: &[usize], b: &[usize], ta, tb| Sample::normal(&[a, b]).with(flags(ta, tb));
         vec![

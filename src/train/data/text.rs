@@ -120,7 +120,7 @@ impl Made {
             let what = match why {
                 Why::CutOff => {
                     format!(
-                        "{n} prompt{s} fill{} the {most} tokens of --max-length, so that what answers is cut off",
+                        "{n} prompt{s} fill{} the {most} tokens of --max-length, leaving no room for the answer",
                         if n == 1 { "s" } else { "" }
                     )
                 }
@@ -140,7 +140,7 @@ impl Made {
             return Err(DataError::Format { path: path.to_path_buf(), why });
         }
         if self.cut > 0 {
-            notes.push(format!("{}: {} texts were cut at {most} tokens (--max-length)", path.display(), self.cut));
+            notes.push(format!("{}: truncated {} texts to {most} tokens (--max-length)", path.display(), self.cut));
         }
         if !self.blank.is_empty() {
             notes.push(format!("{}: {} texts are empty ({})", path.display(), self.blank.len(), lines(&self.blank)));
@@ -148,7 +148,7 @@ impl Made {
         if !reasons.is_empty() {
             let n: usize = self.left_out.values().map(Vec::len).sum();
             notes.push(format!(
-                "{}: {n} texts have nothing left to learn and are left out: {}",
+                "{}: skipped {n} examples with no labelled tokens: {}",
                 path.display(),
                 reasons.join("; ")
             ));
