@@ -47,8 +47,10 @@ impl Made {
             made.residual.get_or_insert_default();
             made.settings.get_or_insert_default();
         }
-        let mut factors = tensors.iter().filter(|(n, t)| n.ends_with(".lora_A.weight") && t.ndim() != 3);
-        made.rank = made.rank.or_else(|| factors.next().and_then(|(_, t)| t.shape().first().copied()));
+        let factors = tensors.iter().filter(|(n, t)| n.ends_with(".lora_A.weight") && t.ndim() != 3);
+        let ranks: BTreeSet<usize> = factors.filter_map(|(_, t)| t.shape().first().copied()).collect();
+        // Several ranks are those of patterns.
+        made.rank = made.rank.or_else(|| ranks.first().copied().filter(|_| ranks.len() == 1));
         Ok(made)
     }
 }

@@ -45,6 +45,13 @@ struct Split {
     whole: bool,
 }
 
+impl Split {
+    /// Numbers that a path carries for each of the b parts.
+    fn width(&self, config: &Config, target: &Target) -> usize {
+        if self.whole { self.c } else { config.rank_of(target) }
+    }
+}
+
 fn split(config: &Config, target: &Target) -> Split {
     let factor = config.count(FACTOR).unwrap_or(-1);
     let (a, c) = factor_pair(target.out_features, factor);
@@ -84,13 +91,17 @@ fn carry(e: &mut Emitter, config: &Config, target: &Target, x: &str, which: &str
     let s = split(config, target);
     let x = e.reshape_last(&format!("lokr_x{which}"), x, 1, &[s.b as i64, s.d as i64]);
     let right = if s.whole { W2 } else { W2_B };
-    e.product_down(&format!("lokr_carry{which}"), &x, &target.tensor(right))
+    let t = e.product_down(&format!("lokr_carry{which}"), &x, &target.tensor(right));
+    // One vector for each row, as signals are.
+    e.reshape_last(&format!("lokr_signal{which}"), &t, 2, &[(s.b * s.width(config, target)) as i64])
 }
 
 fn last(e: &mut Emitter, config: &Config, target: &Target, t: &str, which: &str) -> String {
     let s = split(config, target);
     let w1 = e.tensor(&target.tensor(W1));
-    let mut y = e.node(&format!("lokr_left{which}"), "MatMul", &[&w1, t]);
+    let shape = [s.b as i64, s.width(config, target) as i64];
+    let t = e.reshape_last(&format!("lokr_t{which}"), t, 1, &shape);
+    let mut y = e.node(&format!("lokr_left{which}"), "MatMul", &[&w1, &t]);
     if !s.whole {
         y = e.product_up(&format!("lokr_right{which}"), &y, &target.tensor(W2_A));
     }

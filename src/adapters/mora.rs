@@ -85,7 +85,9 @@ fn carry(e: &mut Emitter, config: &Config, target: &Target, x: &str, which: &str
         e.node(&format!("mora_{role}{which}"), op, &[&first, &second])
     };
     let (left, right) = (part("left", &u, &v, "Sub"), part("right", &v, &u, "Add"));
-    e.concat(&format!("mora_rotated{which}"), &[&left, &right], -1)
+    let all = e.concat(&format!("mora_rotated{which}"), &[&left, &right], -1);
+    // One vector for each row, as signals are.
+    e.reshape_last(&format!("mora_signal{which}"), &all, 2, &[(s.groups * s.q) as i64])
 }
 
 /// Cosines and sines `[groups, q / 2]`.
@@ -97,7 +99,11 @@ fn rotations(s: &Shape) -> (Vec<f64>, Vec<f64>) {
 
 fn last(e: &mut Emitter, config: &Config, target: &Target, t: &str, which: &str) -> String {
     let (s, out) = (shape(config, target), target.out_features);
-    let mut y = e.product_up(&format!("mora_M{which}"), t, &target.tensor(M));
+    let mut t = t.to_string();
+    if s.rotates {
+        t = e.reshape_last(&format!("mora_t{which}"), &t, 1, &[s.groups as i64, s.q as i64]);
+    }
+    let mut y = e.product_up(&format!("mora_M{which}"), &t, &target.tensor(M));
     let mut width = s.q;
     if s.rotates {
         width = s.groups * s.q;

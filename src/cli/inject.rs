@@ -83,7 +83,7 @@ pub struct Args {
 fn structures_help() -> String {
     let name = |s: &Structure| s.names().map(String::from).reduce(|a, b| format!("{a} ({b})")).unwrap_or_default();
     let lines: Vec<String> = adapters::all().iter().map(|s| format!("{}: {}", name(s), s.help)).collect();
-    format!("What the adapter computes: {} [default: the adapter's, or {}]", lines.join("; "), adapters::standard())
+    format!("What the adapter computes [default: the adapter's, or {}]:\n{}", adapters::standard(), lines.join("\n"))
 }
 
 /// Settings of structures' own, a flag for each that the table of adapters names.

@@ -1,6 +1,7 @@
 //! Linear nodes: the nodes that an adapter can attach to.
 
 use super::module_path::module_path;
+use super::node::COPY_KEY;
 use super::{ElementType, Model, Node, NodeId, Quantised};
 use ndarray::Array2;
 use std::collections::{HashMap, HashSet};
@@ -131,6 +132,9 @@ impl Linear {
 fn linear(model: &Model, producers: &HashMap<&str, NodeId>, id: NodeId) -> Option<Linear> {
     let node = model.node(id);
     let (x, b) = (node.input(0)?, node.input(1)?);
+    if node.metadata(COPY_KEY).is_some() {
+        return None;
+    }
     let kind = match (node.domain(), node.op_type()) {
         ("", kind @ ("MatMul" | "Gemm" | "Conv")) | ("com.microsoft", kind @ "MatMulNBits") => kind,
         _ => return None,

@@ -12,6 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The key of a node's metadata that says no gradient flows through it.
 pub const DETACH_KEY: &str = "reslora.detach";
 
+/// The key of a node's metadata that says it is an adapter's copy of a linear node.
+pub(super) const COPY_KEY: &str = "reslora.copy";
+
 /// A node: its bytes as the file has them, and the same parsed.
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -360,6 +363,7 @@ impl NewNode {
             inputs,
             outputs: vec![output.into()],
             copied: node.proto.attribute.clone(),
+            metadata: vec![(COPY_KEY.into(), "1".into())],
             ..NewNode::default()
         }
     }

@@ -112,7 +112,7 @@ fn classified_text_is_framed_padded_and_cut_by_us() {
     assert_eq!(examples(&data)[0].ids, ids("[CLS] the cat sat on [SEP]"));
     assert_eq!(examples(&data)[1].ids, ids("[CLS] a dog [SEP] sat [SEP]"));
     assert_eq!(examples(&data)[1].type_ids, [0, 0, 0, 0, 1, 1]);
-    assert!(data.notes[0].contains("1 texts were cut at 6 tokens"), "{:?}", data.notes);
+    assert!(data.notes[0].contains("truncated 1 text to 6 tokens"), "{:?}", data.notes);
 
     let inputs = [open("input_ids"), open("attention_mask"), open("token_type_ids"), open("position_ids")];
     let batch = data.batch(&Feed::new(inputs.to_vec(), 512), &[0, 1]).unwrap();
@@ -141,7 +141,7 @@ fn completions_carry_the_loss() {
     let [first] = examples(&data) else { panic!("the second has no completion left within six tokens") };
     assert_eq!(first.ids, ids("<bos> the cat sat on <eos>"));
     assert_eq!(first.labels, [-100, -100, id("sat"), id("on"), id("<eos>"), -100]);
-    assert!(data.notes.iter().any(|n| n.contains("nothing left to learn")), "{:?}", data.notes);
+    assert!(data.notes.iter().any(|n| n.contains("skipped 1 example with no labelled tokens")), "{:?}", data.notes);
 
     let whole = read(dir.path(), false, 512, r#"{"text": "a dog"}"#).unwrap();
     assert_eq!(whole.task(), Task::LanguageModel);

@@ -127,11 +127,11 @@ fn a_run_directory_is_not_taken_twice() {
     let d = dir.path();
     assert_eq!(train(d, &["--max-steps", "2", "-o", "run"]).code, 0);
     let before = std::fs::read(d.join("run/adapter.safetensors")).unwrap();
-    let said = refused(train(d, &["--max-steps", "3", "-o", "run"]), "holds a run already");
+    let said = refused(train(d, &["--max-steps", "3", "-o", "run"]), "already holds a run");
     assert!(said.contains("--resume") && said.contains("--overwrite"), "{said}");
     assert!(std::fs::read(d.join("run/adapter.safetensors")).unwrap() == before);
     // The run's own configuration names its model and data, and its directory.
-    refused(cli(d, &["train", "--config", "run/config.toml"]), "holds a run already");
+    refused(cli(d, &["train", "--config", "run/config.toml"]), "already holds a run");
     let again = json(d, &["train", "--config", "run/config.toml", "-o", "again"]);
     assert_eq!((&again["run"], &again["steps"]), (&Value::from("again"), &Value::from(2)));
 
@@ -191,7 +191,7 @@ fn merge_takes_the_newest_run_that_ended_well() {
         ("busy", "it is still running"),
         ("alpha", "alpha is 3 in the adapter, 16 in the model"),
     ] {
-        let line = ran.err.lines().find(|l| l.starts_with(&format!("note: runs/{path} is passed over: ")));
+        let line = ran.err.lines().find(|l| l.starts_with(&format!("note: skipped runs/{path}: ")));
         assert!(line.is_some_and(|l| l.contains(why)), "{path}\n{}", ran.err);
     }
     assert!(!ran.err.contains("t-99") && !ran.err.contains("first"), "{}", ran.err);

@@ -158,6 +158,7 @@ fn check(case: &Case, open: Open) {
         optimizer: optim::find("sgd").unwrap(),
         hyper: Hyper { weight_decay: 0.0, ..Hyper::default() },
         lr: 1.0,
+        lora_plus: 1.0,
         max_steps: Some(1),
         ..case.settings()
     };
@@ -196,7 +197,8 @@ fn check_merge(case: &Case, open: Open) {
         injected: &model,
         adapter: &adapter,
         strategy: None,
-        keep_branch: false,
+        // What the reference keeps as a branch, and a residual path would be approximated for.
+        keep_branch: case.json["merged"].is_null(),
         chosen,
         calibrate: Some(Calibration::new(&data, 2, 512)),
         fallback: None,

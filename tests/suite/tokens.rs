@@ -256,7 +256,7 @@ fn what_is_cut_or_left_out_is_said() {
     assert_eq!(got[0].labels, [-100, -100, 6, 7, -100]);
     assert_eq!(got.len(), 2);
     let notes = data.notes.join("\n");
-    assert!(notes.contains("1 texts were cut at 5 tokens (--max-length)"), "{notes}");
+    assert!(notes.contains("truncated 1 text to 5 tokens (--max-length)"), "{notes}");
     assert!(notes.contains("1 prompt fills the 5 tokens of --max-length") && notes.contains("(line 2)"), "{notes}");
     let error = folder.read("data.jsonl", |o| o.max_length = 2).unwrap_err();
     assert!(error.contains("3 prompts fill") || error.contains("2 prompts fill"), "{error}");

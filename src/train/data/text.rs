@@ -107,6 +107,11 @@ enum Why {
     Empty,
 }
 
+/// A number of things.
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 impl Made {
     /// Says what was cut and left out; an error if nothing is left.
     fn report(&self, path: &Path, most: usize, rows: usize, notes: &mut Vec<String>) -> Result<(), DataError> {
@@ -140,7 +145,8 @@ impl Made {
             return Err(DataError::Format { path: path.to_path_buf(), why });
         }
         if self.cut > 0 {
-            notes.push(format!("{}: truncated {} texts to {most} tokens (--max-length)", path.display(), self.cut));
+            let texts = counted(self.cut, "text");
+            notes.push(format!("{}: truncated {texts} to {most} tokens (--max-length)", path.display()));
         }
         if !self.blank.is_empty() {
             notes.push(format!("{}: {} texts are empty ({})", path.display(), self.blank.len(), lines(&self.blank)));
@@ -148,8 +154,9 @@ impl Made {
         if !reasons.is_empty() {
             let n: usize = self.left_out.values().map(Vec::len).sum();
             notes.push(format!(
-                "{}: skipped {n} examples with no labelled tokens: {}",
+                "{}: skipped {} with no labelled tokens: {}",
                 path.display(),
+                counted(n, "example"),
                 reasons.join("; ")
             ));
         }
