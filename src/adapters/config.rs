@@ -194,6 +194,8 @@ impl Config {
             rank: None,
             alpha: None,
         };
+        let fitting = [("tasks", 2), ("block-size", 4)].map(|(name, n)| (name.to_string(), Value::from(n)));
+        let settings = fitting.into_iter().filter(|(n, _)| structure.settings.iter().any(|s| s.name == n)).collect();
         Config {
             version: 1,
             structure,
@@ -204,7 +206,7 @@ impl Config {
             dropout: 0.0,
             rslora: false,
             seed: 0,
-            settings: BTreeMap::new(),
+            settings,
             freeze_a: false,
             targets: vec![target],
             also_train: vec![],
