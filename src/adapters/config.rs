@@ -115,6 +115,14 @@ impl Config {
         }
     }
 
+    /// Whether a term is added to the product and nothing more, so that plain LoRA has the merged form.
+    pub fn adds_alone(&self) -> bool {
+        match &self.structure.form {
+            Form::Term(term) => term.join.is_none(),
+            Form::Whole(_) => false,
+        }
+    }
+
     /// The tensors at a target, or why the target does not fit.
     pub fn specs(&self, target: &Target) -> Result<Vec<Spec>, String> {
         let mut specs = (self.structure.tensors)(self, target)?;

@@ -9,7 +9,7 @@ use super::judging::metric;
 use super::merge_request::{MergeRequest, Polished};
 use super::metric::Metric;
 use crate::device::Device;
-use crate::merge::Strategy;
+use crate::merge::{self, Strategy};
 
 /// Whether too little is left of the gain of a merge whose strategy was left to us.
 fn short(request: &MergeRequest, judged: &Option<Metric>) -> bool {
@@ -47,7 +47,12 @@ pub(super) fn polished(
     judged: Option<Metric>,
     device: &mut dyn Device,
 ) -> Result<(Chosen, Option<Metric>, Option<Polished>), Error> {
-    let rescues = short(request, &judged) && request.polish.is_none() && given.is_some();
+    let config = merge::config(request.injected)?;
+    if request.polish.is_some() && !config.adds_alone() {
+        let why = format!("the merged form of {} is not a sum of two products", config.structure);
+        return Err(Error::Usage(format!("--polish does not go with {}: {why}", config.structure)));
+    }
+    let rescues = short(request, &judged) && request.polish.is_none() && given.is_some() && config.adds_alone();
     let rescue = request.rescue.as_ref().filter(|_| rescues);
     if let Some(settings) = rescue {
         chosen.report.notes.push(format!(
