@@ -253,6 +253,39 @@ mod tests {
     }
 
     #[test]
+    fn each_method_says_how_it_was_made() {
+        let dir = tempfile::tempdir().unwrap();
+        for (more, want) in [
+            (
+                json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_dora": true }),
+                json!({ "structure": "dora", "rank": 4 }),
+            ),
+            (
+                json!({ "peft_type": "LOHA", "r": 4, "alpha": 2 }),
+                json!({ "structure": "loha", "rank": 4, "alpha": 2.0 }),
+            ),
+            (
+                json!({ "peft_type": "LOKR", "r": 2, "alpha": 4, "decompose_factor": 8, "decompose_both": false }),
+                json!({ "structure": "lokr", "settings": { "decompose-factor": 8 } }),
+            ),
+            (json!({ "peft_type": "VERA", "r": 16 }), json!({ "structure": "vera", "rank": 16 })),
+            (json!({ "peft_type": "IA3" }), json!({ "structure": "ia3" })),
+            (json!({ "peft_type": "MISS", "r": 6 }), json!({ "structure": "miss", "rank": 6 })),
+            (
+                json!({ "peft_type": "OFT", "oft_block_size": 16, "use_cayley_neumann": false }),
+                json!({ "structure": "oft", "settings": { "block-size": 16 } }),
+            ),
+        ] {
+            std::fs::write(dir.path().join(CONFIG), more.to_string()).unwrap();
+            let made = config(&dir.path().join(TENSORS), &["base_model.model.q.x"]).unwrap().unwrap();
+            let made: Value = serde_json::from_str(&made).unwrap();
+            for (key, value) in want.as_object().unwrap() {
+                assert_eq!(&made[key], value, "{more}: {key}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_not_plain_lora_is_named() {
         let check = |more: Value, want: Option<&str>| {
             let mut config = json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_dora": false });

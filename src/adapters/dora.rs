@@ -36,7 +36,7 @@ fn norms(weight: &Array2<f64>) -> ndarray::Array1<f64> {
 }
 
 fn row_norms(call: &mut Drawing) -> Result<ArrayD<f32>, String> {
-    let norms = norms(&(call.weight)());
+    let norms = norms(&(call.weight)()?);
     if norms.iter().any(|n| *n == 0.0) {
         return Err("a row of the weight is zero, so its norm cannot be divided by".into());
     }
@@ -72,8 +72,8 @@ fn emit(e: &mut Emitter, block: &Block, term: &str) -> String {
     let (two_s, s_s) = (e.wide_float(2.0 * s), e.wide_float(s * s));
     let cross = e.node("dora_cross_scaled", "Mul", &[&cross, &two_s]);
     let own = e.node("dora_own_scaled", "Mul", &[&own, &s_s]);
-    let squares: Vec<f64> = (block.weight)().map_axis(Axis(1), |row| row.iter().map(|w| w * w).sum()).to_vec();
-    let w = e.wide_floats(&block.target.tensor("dora_squares"), &[squares.len()], &squares);
+    let squares = || (block.weight)().map_axis(Axis(1), |row| row.iter().map(|w| w * w).sum()).to_vec();
+    let w = e.computed(&block.target.tensor("dora_squares"), &[block.target.out_features], squares);
     let sum = e.node("dora_sum", "Add", &[&w, &cross]);
     let sum = e.node("dora_squared", "Add", &[&sum, &own]);
     let norm = e.node("dora_norm", "Sqrt", &[&sum]);

@@ -92,11 +92,8 @@ fn emit_with(model: &Model, config: &Config, injected: Option<&Model>) -> Emissi
     let mut shared = Shared::default();
     let mut out = Emission::default();
     let inputs: Vec<String> = model.inputs().into_iter().map(|i| i.name).collect();
-    // A term that is added reads no bias.
-    let reads_bias = match &config.structure.form {
-        Form::Term(term) => term.join.is_some(),
-        Form::Whole(_) => true,
-    };
+    let reads_bias = config.structure.form.reads_bias();
+    let mode = Mode { opset: model.opset(""), fresh: injected.is_none() };
     let consumers = if reads_bias { model.consumers() } else { HashMap::new() };
     for l in &linear {
         let Some(target) = config.target(&l.path) else { continue };
@@ -121,10 +118,7 @@ fn emit_with(model: &Model, config: &Config, injected: Option<&Model>) -> Emissi
             (Place::Product | Place::Output, None) => (l.node, l.y.clone()),
             (Place::Input, _) => (l.node, l.x.clone()),
         };
-        let weight = || {
-            let w = l.weight_matrix(model).expect("a target's weight can be read");
-            if l.alpha == 1.0 { w } else { w * f64::from(l.alpha) }
-        };
+        let weight = || l.multiplied(model).expect("checked before anything is emitted");
         let mut block = Block {
             config,
             target,
@@ -140,14 +134,14 @@ fn emit_with(model: &Model, config: &Config, injected: Option<&Model>) -> Emissi
         let suffix = if *call == 0 { String::new() } else { format!(".call{call}") };
         let original;
         let before = if place == Place::Input { shared.clone() } else { Shared::default() };
-        let mut e = Emitter::new(l, config, suffix.clone(), std::mem::take(&mut shared));
+        let mut e = Emitter::new(l, config, mode, suffix.clone(), std::mem::take(&mut shared));
         let mut result = block_nodes(&mut e, &block);
         if let (Place::Input, Some(injected)) = (place, injected) {
             // The node reads what the adapter gave it: its own input is where the adapter's nodes begin.
             let names: HashSet<&str> = e.nodes.iter().map(|n| n.name.as_str()).collect();
             original = input_before(injected, &l.x, &names);
             block.x = &original;
-            e = Emitter::new(l, config, suffix, before);
+            e = Emitter::new(l, config, mode, suffix, before);
             result = block_nodes(&mut e, &block);
         }
         let mut nodes = e.nodes;
@@ -218,9 +212,19 @@ struct Shared {
     carried: BTreeMap<String, String>,
 }
 
+/// For what nodes are emitted.
+#[derive(Clone, Copy)]
+struct Mode {
+    /// The model's operator set: from 13 on, axes of ReduceSum are an input.
+    opset: i64,
+    /// They are put into a model, rather than found in one again, which needs no elements of constants.
+    fresh: bool,
+}
+
 /// Collects the nodes of one block.
 pub struct Emitter {
     pub nodes: Vec<NewNode>,
+    mode: Mode,
     /// Distinguishes the nodes of a module's second and later calls; empty for the first.
     suffix: String,
     path: String,
@@ -233,9 +237,10 @@ pub struct Emitter {
 }
 
 impl Emitter {
-    fn new(l: &Linear, config: &Config, suffix: String, shared: Shared) -> Emitter {
+    fn new(l: &Linear, config: &Config, mode: Mode, suffix: String, shared: Shared) -> Emitter {
         Emitter {
             nodes: vec![],
+            mode,
             suffix,
             path: l.path.clone(),
             element: l.element,
@@ -312,8 +317,12 @@ impl Emitter {
 
     /// The sum over an axis, which goes.
     pub fn sum(&mut self, role: &str, x: &str, axis: i64) -> String {
+        let keep = ("keepdims", AttrValue::Int(0));
+        if self.mode.opset < 13 {
+            return self.node_with(role, "ReduceSum", &[x], vec![keep, ("axes", AttrValue::Ints(vec![axis]))]);
+        }
         let axes = self.integers(&format!("reslora.at.{axis}"), &[axis]);
-        self.node_with(role, "ReduceSum", &[x, &axes], vec![("keepdims", AttrValue::Int(0))])
+        self.node_with(role, "ReduceSum", &[x, &axes], vec![keep])
     }
 
     /// The last `count` axes of `x` as `shape`, whatever stands before them.
@@ -326,6 +335,15 @@ impl Emitter {
         let last = self.integers(&format!("reslora.shape.{}", dims.join("x")), shape);
         let whole = self.concat(&format!("{role}.whole"), &[&leading, &last], 0);
         self.node(role, "Reshape", &[x, &whole])
+    }
+
+    /// Rows of `width` numbers as `(B, rows, width)`, B as many as the graph input has, however a model has folded its batch axis
+    /// into the rows.
+    pub fn by_example(&mut self, role: &str, x: &str, input: &str, width: usize) -> String {
+        let batch = self.node(&format!("{role}.batch"), "Shape", &[input]);
+        let rows = self.integers(&format!("reslora.shape.-1x{width}"), &[-1, width as i64]);
+        let shape = self.concat(&format!("{role}.shape"), &[&batch, &rows], 0);
+        self.node(role, "Reshape", &[x, &shape])
     }
 
     /// `x` with the shape of `like`.
@@ -385,6 +403,12 @@ impl Emitter {
     pub fn wide_floats(&mut self, name: &str, dims: &[usize], values: &[f64]) -> String {
         let bytes = values.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect();
         self.constant(name, Constant { element: ElementType::F32, dims: dims.to_vec(), bytes })
+    }
+
+    /// A constant of float32 whose elements cost something to find.
+    pub fn computed(&mut self, name: &str, dims: &[usize], values: impl FnOnce() -> Vec<f64>) -> String {
+        let values = if self.mode.fresh { values() } else { vec![] };
+        self.wide_floats(name, dims, &values)
     }
 
     pub fn booleans(&mut self, name: &str, dims: &[usize], values: &[bool]) -> String {

@@ -131,7 +131,7 @@ pub struct Drawing<'a> {
     pub target: Option<&'a Target>,
     pub shape: &'a [usize],
     /// The target's weight as the node multiplies by it, `[out, in]`.
-    pub weight: &'a dyn Fn() -> Array2<f64>,
+    pub weight: &'a dyn Fn() -> Result<Array2<f64>, String>,
     /// Tensors of the target that were started before this one.
     pub earlier: &'a [(String, ArrayD<f32>)],
 }
@@ -153,6 +153,16 @@ pub enum Form {
     Term(Term),
     /// Nodes of its own take the place of the product, the output or the input.
     Whole(Whole),
+}
+
+impl Form {
+    /// Whether nodes depend on the linear node's bias. A term that is added alone reads none.
+    pub fn reads_bias(&self) -> bool {
+        match self {
+            Form::Term(term) => term.join.is_some(),
+            Form::Whole(_) => true,
+        }
+    }
 }
 
 /// A term of two linear maps, which residual paths can join: what a path carries from block to block is `carry(x)`.

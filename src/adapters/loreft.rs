@@ -143,7 +143,7 @@ fn emit(e: &mut Emitter, block: &Block) -> String {
     e.node("loreft_add", "Where", &[&chosen, &new, h])
 }
 
-/// Which positions it acts at, `(B, T, 1)`.
+/// Which positions it acts at, `(.., 1)`.
 fn chosen(e: &mut Emitter, block: &Block, first: bool, n: usize) -> String {
     let zero = e.integers("reslora.at.0", &[0]);
     let kept = match block.has_input(MASK) {
@@ -169,8 +169,13 @@ fn chosen(e: &mut Emitter, block: &Block, first: bool, n: usize) -> String {
     let limit = e.wide_float(n as f64 + 0.5);
     let near = e.node("loreft_near", "Less", &[&count, &limit]);
     let both = e.node("loreft_chosen", "And", &[&near, &kept]);
-    let last = e.integers("reslora.at.-1", &[-1]);
-    e.node("loreft_at", "Unsqueeze", &[&both, &last])
+    // As the output has its rows, which a model may have folded into one axis.
+    let one = e.integers("reslora.at.1", &[1]);
+    let all = e.node("loreft_rows", "Shape", &[block.y]);
+    let end = e.integers("reslora.at.-1", &[-1]);
+    let rows = e.node("loreft_row_axes", "Slice", &[&all, &zero, &end]);
+    let shape = e.concat("loreft_at_shape", &[&rows, &one], 0);
+    e.node("loreft_at", "Reshape", &[&both, &shape])
 }
 
 /// `K = I + Rᵀ (U - R)`, `W' = K W`, `b' = K b + Rᵀ c`.

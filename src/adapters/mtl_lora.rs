@@ -64,7 +64,7 @@ fn emit(e: &mut Emitter, block: &Block) -> String {
     let (r, m) = (config.rank_of(target) as i64, target.out_features as i64);
     let x = e.dropped("lora_dropout", block.x);
     let z = e.product_down("lora_A", &x, &target.tensor(lora::A));
-    let z = e.reshape("mtl_rows", &z, &[0, -1, r]);
+    let z = e.by_example("mtl_rows", &z, TASK, r as usize);
     let tau = e.wide_float(TEMPERATURE);
     let p = e.node("mtl_tempered", "Div", &[&target.tensor(WEIGHT), &tau]);
     let p = e.node_with("mtl_p", "Softmax", &[&p], vec![("axis", AttrValue::Int(-1))]);

@@ -52,7 +52,7 @@ fn emit(e: &mut Emitter, block: &Block) -> String {
     let of = |e: &mut Emitter, which: &str, [a, b]: [&str; 2]| {
         let t = e.product_down(&format!("lora_A_{which}"), &x, &target.tensor(a));
         let y = e.product_up(&format!("lora_B_{which}"), &t, &target.tensor(b));
-        e.reshape(&format!("petal_{which}"), &y, &[0, -1, target.out_features as i64])
+        e.by_example(&format!("petal_{which}"), &y, QUALITY, target.out_features)
     };
     let (high, low) = (of(e, "high", HIGH), of(e, "low", LOW));
     let q = e.narrow("petal_narrow", QUALITY);

@@ -6,21 +6,10 @@ use crate::onnx::{Bias, ElementType, Linear, Model, NewNode, NodeId};
 use ndarray::Array1;
 use std::collections::HashMap;
 
-/// Gemm's factor of its bias.
-fn beta(model: &Model, l: &Linear) -> f64 {
-    let node = model.node(l.node);
-    let gemm = node.op_type() == "Gemm";
-    node.attr_float("beta").filter(|_| gemm).map_or(1.0, f64::from)
-}
-
 /// The bias as it is added to the product, `[out]`.
 pub(super) fn read(model: &Model, l: &Linear, consumers: &HashMap<String, Vec<NodeId>>) -> Option<Array1<f64>> {
-    let (name, factor) = match l.bias(model, consumers)? {
-        Bias::Own { name } => (name, beta(model, l)),
-        Bias::Added { name, .. } => (name, 1.0),
-    };
-    let values = model.initializer(&name)?.to_f64()?;
-    Some(Array1::from(values) * factor)
+    let (Bias::Own { name } | Bias::Added { name, .. }) = l.bias(model, consumers)?;
+    Some(Array1::from(model.initializer(&name)?.to_f64()?))
 }
 
 /// Stores a bias `[out]` in the place of the node's own; a node without one gets an Add.
@@ -31,14 +20,13 @@ pub(super) fn store(
     notes: &mut Vec<String>,
 ) -> Result<(), MergeError> {
     let consumers = model.consumers();
-    let (name, reader, factor) = match l.bias(model, &consumers) {
-        Some(Bias::Own { name }) => (name, l.node, beta(model, l)),
-        Some(Bias::Added { name, node, .. }) => (name, node, 1.0),
+    let (name, reader) = match l.bias(model, &consumers) {
+        Some(Bias::Own { name }) => (name, l.node),
+        Some(Bias::Added { name, node, .. }) => (name, node),
         None => return add(model, l, bias, notes),
     };
     let (element, dims) = model.initializer_type(&name).expect("a bias is an initializer");
-    let values: Vec<f64> = bias.iter().map(|b| b / factor).collect();
-    let bytes = encoded(element, &values, &name, &l.path)?;
+    let bytes = encoded(element, &bias.to_vec(), &name, &l.path)?;
     let alone = consumers.get(&name).is_some_and(|readers| readers[..] == [reader]);
     if alone {
         model.replace_data(&name, bytes);

@@ -28,7 +28,7 @@ pub use table::Strategy;
 
 use crate::adapter::{Adapter, Norms};
 use crate::adapters::{self, BASE_KEY, CONFIG_KEY, Config, Factors, Form, Target, Values};
-use crate::onnx::{self, ElementType, Linear, Model};
+use crate::onnx::{self, Linear, Model};
 use encode::place;
 use ndarray::{Array2, ArrayD};
 use std::collections::{BTreeMap, HashMap};
@@ -90,13 +90,8 @@ pub fn prepare(injected: &Model, adapter: &Adapter) -> Result<Prepared, MergeErr
     let mut model = strip(injected, &config)?;
     let linear = onnx::linear_nodes(&model);
     for l in linear.iter().filter(|l| config.target(&l.path).is_some()) {
-        let element = model.initializer_type(&l.weight).map_or(ElementType::Other(0), |t| t.0);
         let refused = |why: String| MergeError::Quantised { weight: l.weight.clone(), path: l.path.clone(), why };
-        match l.quantised(&model) {
-            Some(read) => drop(read.map_err(refused)?),
-            None if !element.is_float() => return Err(refused(format!("it is {element}"))),
-            None => {}
-        }
+        l.check_weight(&model).map_err(refused)?;
     }
     // Tensors that are trained themselves first: a target's weight may be one of them.
     for name in &config.also_train {
@@ -155,11 +150,7 @@ fn deltas_in(
     let linear = onnx::linear_nodes(&p.model);
     let by_path: HashMap<&str, &Linear> = linear.iter().rev().map(|l| (l.path.as_str(), l)).collect();
     let consumers = p.model.consumers();
-    let weights = |t: &Target| {
-        let l = by_path[t.path.as_str()];
-        let w = fold::weight(&p.model, l);
-        if l.alpha == 1.0 { w } else { w * f64::from(l.alpha) }
-    };
+    let weights = |t: &Target| by_path[t.path.as_str()].multiplied(&p.model).expect("checked when it was prepared");
     let biases = |t: &Target| bias::read(&p.model, by_path[t.path.as_str()], &consumers);
     (strategy.deltas)(&Inputs {
         config,

@@ -79,10 +79,7 @@ impl Linear {
     pub fn bias(&self, model: &Model, consumers: &HashMap<String, Vec<NodeId>>) -> Option<Bias> {
         let own = model.node(self.node);
         let at = if own.op_type() == "MatMulNBits" { 5 } else { 2 };
-        let vector = |name: &str| {
-            let dims = model.initializer_type(name).map(|t| t.1);
-            dims.is_some_and(|d| d.len() == 1 && d[0] == self.out_features)
-        };
+        let vector = |name: &str| self.is_vector(model, name);
         if own.op_type() != "MatMul" {
             return own.input(at).filter(|n| vector(n)).map(|n| Bias::Own { name: n.to_string() });
         }
@@ -98,7 +95,42 @@ impl Linear {
         })
     }
 
-    /// The weight as the node multiplies by it, `[out, in]`, without Gemm's `alpha`; or why its elements cannot be read.
+    /// Whether a constant has one element for each output, along its last axis.
+    fn is_vector(&self, model: &Model, name: &str) -> bool {
+        let dims = model.initializer_type(name).map(|t| t.1);
+        dims.and_then(|d| d.split_last().map(|(last, rest)| *last == self.out_features && rest.iter().all(|n| *n == 1)))
+            .unwrap_or(false)
+    }
+
+    /// Whether the weight's elements can be read and written; or why not.
+    pub fn check_weight(&self, model: &Model) -> Result<(), String> {
+        let element = model.initializer_type(&self.weight).map_or(ElementType::Other(0), |t| t.0);
+        match self.quantised(model) {
+            Some(read) => read.map(drop),
+            None if !element.is_float() => Err(format!("it is {element}")),
+            None => Ok(()),
+        }
+    }
+
+    /// What is unusual about the bias that the node adds itself, if something is.
+    pub fn odd_bias(&self, model: &Model) -> Option<String> {
+        let own = model.node(self.node);
+        let at = if own.op_type() == "MatMulNBits" { 5 } else { 2 };
+        let bias = own.input(at).filter(|_| own.op_type() != "MatMul")?;
+        if !self.is_vector(model, bias) {
+            return Some(format!("its bias '{bias}' is no constant with one element for each output"));
+        }
+        let beta = own.attr_float("beta").filter(|_| own.op_type() == "Gemm")?;
+        (beta != 1.0).then(|| format!("its bias '{bias}' is multiplied by {beta}"))
+    }
+
+    /// The weight as the node multiplies by it, `[out, in]`; or why its elements cannot be read.
+    pub fn multiplied(&self, model: &Model) -> Result<Array2<f64>, String> {
+        let w = self.weight_matrix(model)?;
+        Ok(if self.alpha == 1.0 { w } else { w * f64::from(self.alpha) })
+    }
+
+    /// The weight as the file stores it, `[out, in]`, without Gemm's `alpha`; or why its elements cannot be read.
     pub fn weight_matrix(&self, model: &Model) -> Result<Array2<f64>, String> {
         let (dims, values) = match self.quantised(model) {
             Some(q) => {

@@ -1,0 +1,79 @@
+//! What of the options cannot be: numbers out of range, settings that the structure does not have.
+
+use super::error::InjectError;
+use super::options::Options;
+use crate::adapters::{Residual, SettingKind};
+use crate::onnx::Model;
+
+pub(super) fn check(base: &Model, o: &Options) -> Result<(), InjectError> {
+    let bad = |why: String| Err(InjectError::Option(why));
+    if o.rank == 0 {
+        return bad("--rank must be at least 1".into());
+    }
+    if !(o.alpha.is_finite() && o.alpha > 0.0) {
+        return bad(format!("--alpha {} must be a positive number", o.alpha));
+    }
+    if !(0.0..1.0).contains(&o.dropout) {
+        return bad(format!("--dropout {} must be at least 0 and below 1", o.dropout));
+    }
+    if o.pre_num < -1 {
+        return bad(format!("--pre-num {} must be -1 (all earlier blocks) or more", o.pre_num));
+    }
+    let structure = o.structure;
+    if o.residual != Residual::None && !structure.residuals.contains(&o.residual) {
+        let paths: Vec<String> = structure.residuals.iter().map(ToString::to_string).collect();
+        let takes = if paths.is_empty() { "none".into() } else { paths.join(", ") };
+        return bad(format!("--residual {} does not go with {structure}\nhint: it takes {takes}", o.residual));
+    }
+    if o.dropout > 0.0 && !structure.dropout {
+        return bad(format!("--dropout does not go with {structure}, which has no place for it"));
+    }
+    if !structure.rank && !o.rank_pattern.is_empty() || !structure.alpha && !o.alpha_pattern.is_empty() {
+        return bad(format!("--rank-pattern and --alpha-pattern do not go with {structure}, which has no such number"));
+    }
+    if o.rank_pattern.iter().any(|p| p.1 == 0) {
+        return bad("--rank-pattern must give a rank of at least 1".into());
+    }
+    if let Some((_, a)) = o.alpha_pattern.iter().find(|p| !(p.1.is_finite() && p.1 > 0.0)) {
+        return bad(format!("--alpha-pattern {a} must be a positive number"));
+    }
+    if o.freeze_a && !structure.suffixes.contains(&"lora_A.weight") {
+        return bad(format!("--freeze-a does not go with {structure}, which has no factor A"));
+    }
+    check_settings(o)?;
+    let opset = base.opset("");
+    if opset < 11 && o.structure.form.reads_bias() {
+        return Err(InjectError::Opset { opset, what: format!("the nodes of {}", o.structure) });
+    }
+    if o.dropout > 0.0 && opset < 12 {
+        return Err(InjectError::Opset { opset, what: "dropout that is active in training only".into() });
+    }
+    Ok(())
+}
+
+/// Checks the settings of a structure's own.
+fn check_settings(o: &Options) -> Result<(), InjectError> {
+    let bad = |why: String| Err(InjectError::Option(why));
+    for (name, value) in &o.settings {
+        let Some(setting) = o.structure.settings.iter().find(|s| s.name == name) else {
+            let own: Vec<String> = o.structure.settings.iter().map(|s| format!("--{}", s.name)).collect();
+            let own = if own.is_empty() {
+                "it has no settings of its own".into()
+            } else {
+                format!("it takes {}", own.join(", "))
+            };
+            return bad(format!("--{name} means nothing to {}\nhint: {own}", o.structure));
+        };
+        match setting.kind {
+            SettingKind::Count { least, .. } if value.as_i64().is_none_or(|n| n < least) => {
+                return bad(format!("--{name} {value} must be a whole number, at least {least}"));
+            }
+            SettingKind::Number { .. } if value.as_f64().is_none_or(|x| !x.is_finite()) => {
+                return bad(format!("--{name} {value} must be a number"));
+            }
+            SettingKind::Text { .. } if !value.is_string() => return bad(format!("--{name} {value} must be text")),
+            SettingKind::Count { .. } | SettingKind::Number { .. } | SettingKind::Text { .. } => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! What to inject.
+
+use crate::adapter::Adapter;
+use crate::adapters::{self, Residual, Structure};
+use crate::onnx::Role;
+use regex::Regex;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Which linear nodes to adapt.
+#[derive(Clone, Debug)]
+pub enum Selector {
+    /// Searched in module paths.
+    Path(Regex),
+    /// By what the node does.
+    Role(Role),
+}
+
+/// What to inject.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Empty: those of the adapter; without one, the attention query and value projections, or every linear node if there are none.
+    pub targets: Vec<Selector>,
+    pub exclude: Vec<Regex>,
+    pub structure: Structure,
+    /// The residual path to put on the structure, where its name does not say one.
+    pub residual: Residual,
+    pub pre_num: i64,
+    pub rank: usize,
+    pub alpha: f64,
+    pub dropout: f64,
+    pub rslora: bool,
+    /// Ranks and alphas of targets whose path a pattern is found in; the first that is counts.
+    pub rank_pattern: Vec<(Regex, usize)>,
+    pub alpha_pattern: Vec<(Regex, f64)>,
+    /// Whether the first factor A keeps its start (LoRA-FA, arXiv 2308.03303).
+    pub freeze_a: bool,
+    /// Settings of the structure's own, by name.
+    pub settings: BTreeMap<String, Value>,
+    /// Searched in initializer names and module paths. Empty: what the adapter trains whole.
+    pub also_train: Vec<Regex>,
+    pub seed: u64,
+    /// Start from these factors rather than fresh ones. They must have been made as the other options say.
+    pub adapter: Option<Adapter>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            targets: vec![],
+            exclude: vec![],
+            structure: adapters::standard(),
+            residual: Residual::None,
+            pre_num: 2,
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.0,
+            rslora: false,
+            rank_pattern: vec![],
+            alpha_pattern: vec![],
+            freeze_a: false,
+            settings: BTreeMap::new(),
+            also_train: vec![],
+            seed: 0,
+            adapter: None,
+        }
+    }
+}
