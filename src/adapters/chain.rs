@@ -76,10 +76,7 @@ mod tests {
             weight: "w".into(),
             in_features: features.0,
             out_features: features.1,
-            prev: None,
-            role: None,
-            rank: None,
-            alpha: None,
+            ..Target::default()
         }
     }
 

@@ -1,6 +1,6 @@
 //! The configuration that an injected model carries in its metadata, and an adapter in its own.
 
-use super::{Folding, Form, Merge, Residual, SettingKind, Spec, Structure};
+use super::{ElsewhereFolding, Folding, Form, Merge, Residual, SettingKind, Spec, Structure};
 use crate::onnx::Role;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -43,8 +43,8 @@ fn is_none(residual: &Residual) -> bool {
     *residual == Residual::None
 }
 
-/// A linear node (or several that share weight and path) with an adapter.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A linear node (or several that share weight and path) with an adapter, or another place that an adapter stands at.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Target {
     pub path: String,
     pub weight: String,
@@ -60,6 +60,9 @@ pub struct Target {
     pub rank: Option<usize>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
+    /// Names that an adapter which does not stand at a linear node has found in the base, by what they are to it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub names: BTreeMap<String, String>,
 }
 
 /// A tensor of an adapter: its name, the target that it belongs to (`None` for what targets share), and what it is.
@@ -112,6 +115,10 @@ impl Config {
                 Folding::Chosen(input, _) => Merge::Chosen(input),
                 Folding::KeepsBranch(why) => Merge::KeepsBranch(why),
             },
+            Form::Elsewhere(elsewhere) => match elsewhere.folding {
+                ElsewhereFolding::Rewrites(_) => Merge::Exact,
+                ElsewhereFolding::KeepsBranch(why) => Merge::KeepsBranch(why),
+            },
         }
     }
 
@@ -119,7 +126,7 @@ impl Config {
     pub fn adds_alone(&self) -> bool {
         match &self.structure.form {
             Form::Term(term) => term.join.is_none(),
-            Form::Whole(_) => false,
+            Form::Whole(_) | Form::Elsewhere(_) => false,
         }
     }
 
@@ -168,7 +175,7 @@ impl Config {
     pub fn count(&self, name: &str) -> Option<i64> {
         let default = match self.kind(name) {
             SettingKind::Count { default, .. } => default,
-            SettingKind::Number { .. } | SettingKind::Text { .. } => None,
+            SettingKind::Number { .. } | SettingKind::Text { .. } | SettingKind::Tokens => None,
         };
         self.setting(name).and_then(Value::as_i64).or(default)
     }
@@ -176,7 +183,7 @@ impl Config {
     pub fn number(&self, name: &str) -> f64 {
         let default = match self.kind(name) {
             SettingKind::Number { default } => default,
-            SettingKind::Count { .. } | SettingKind::Text { .. } => f64::NAN,
+            SettingKind::Count { .. } | SettingKind::Text { .. } | SettingKind::Tokens => f64::NAN,
         };
         self.setting(name).and_then(Value::as_f64).unwrap_or(default)
     }
@@ -184,7 +191,7 @@ impl Config {
     pub fn text(&self, name: &str) -> &str {
         let default = match self.kind(name) {
             SettingKind::Text { default } => default,
-            SettingKind::Count { .. } | SettingKind::Number { .. } => "",
+            SettingKind::Count { .. } | SettingKind::Number { .. } | SettingKind::Tokens => "",
         };
         self.setting(name).and_then(Value::as_str).unwrap_or(default)
     }
@@ -197,10 +204,8 @@ impl Config {
             weight: "m.weight".into(),
             in_features: 8,
             out_features: 8,
-            prev: None,
-            role: None,
-            rank: None,
-            alpha: None,
+            names: BTreeMap::from([("bias".to_string(), "m.bias".to_string())]),
+            ..Target::default()
         };
         let fitting = [("tasks", 2), ("block-size", 4)].map(|(name, n)| (name.to_string(), Value::from(n)));
         let settings = fitting.into_iter().filter(|(n, _)| structure.settings.iter().any(|s| s.name == n)).collect();

@@ -41,11 +41,73 @@ pub struct Emitted {
     pub carried: Option<String>,
 }
 
+impl Emitted {
+    /// Nodes that a node reads instead of one of its inputs, in an adapter that stands elsewhere than at linear nodes.
+    pub fn before(path: &str, node: NodeId, old: &str, new: &str, nodes: Vec<NewNode>) -> Emitted {
+        let (path, old, new, x) = (path.to_string(), old.to_string(), new.to_string(), old.to_string());
+        Emitted { node, path, nodes, place: Place::Input, old, new, x, signal: None, carried: None }
+    }
+
+    /// Nodes that take the place of a node's output: they read it as `new`, and the last of them gives `old`.
+    pub fn after(path: &str, node: NodeId, old: &str, new: &str, mut nodes: Vec<NewNode>) -> Emitted {
+        nodes.last_mut().expect("a block has nodes").outputs = vec![old.to_string()];
+        let (path, old, new, x) = (path.to_string(), old.to_string(), new.to_string(), new.to_string());
+        Emitted { node, path, nodes, place: Place::Output, old, new, x, signal: None, carried: None }
+    }
+}
+
+/// What the nodes of an adapter that stands elsewhere than at linear nodes are made for.
+pub struct Scene<'a> {
+    pub model: &'a Model,
+    pub config: &'a Config,
+    /// Whether they are put into the model, rather than found in it again.
+    pub fresh: bool,
+}
+
+impl Scene<'_> {
+    /// What collects nodes called after `path` that read and give values of this type.
+    pub fn emitter(&self, path: &str, element: ElementType) -> Emitter {
+        let mode = Mode { opset: self.model.opset(""), fresh: self.fresh };
+        Emitter::at(path, element, None, self.config, mode, String::new(), Shared::default())
+    }
+
+    /// The nodes that read a value which the adapter renames from `base` to `new`, but for its own, in execution order.
+    pub fn readers(&self, base: &str, new: &str, own: &dyn Fn(&str) -> bool) -> Vec<NodeId> {
+        let name = if self.fresh { base } else { new };
+        let reads = |n: &Node| n.inputs().iter().any(|i| i == name) && !own(n.name());
+        self.model.nodes().filter(|(_, n)| reads(n)).map(|(id, _)| id).collect()
+    }
+
+    /// The node that gives a value which the adapter renames from `base` to `new`.
+    pub fn producer(&self, base: &str, new: &str) -> Option<NodeId> {
+        let name = if self.fresh { base } else { new };
+        self.model.nodes().find(|(_, n)| n.outputs().iter().any(|o| o == name)).map(|(id, _)| id)
+    }
+}
+
 /// The nodes of all blocks in execution order, and what they read.
 #[derive(Clone, Debug, Default)]
 pub struct Emission {
     pub blocks: Vec<Emitted>,
     pub constants: BTreeMap<String, Constant>,
+}
+
+impl Emission {
+    /// Puts the nodes into the model that they were made for.
+    pub fn put_into(&self, model: &mut Model) {
+        for block in &self.blocks {
+            match block.place {
+                Place::Input => {
+                    model.insert_before(block.node, block.nodes.clone());
+                    model.node_mut(block.node).rename_input(&block.old, &block.new);
+                }
+                Place::Product | Place::Output => {
+                    model.node_mut(block.node).rename_output(&block.old, &block.new);
+                    model.insert_after(block.node, block.nodes.clone());
+                }
+            }
+        }
+    }
 }
 
 /// One block to emit.
@@ -86,6 +148,9 @@ pub fn emit_again(injected: &Model, config: &Config) -> Emission {
 }
 
 fn emit_with(model: &Model, config: &Config, injected: Option<&Model>) -> Emission {
+    if let Form::Elsewhere(elsewhere) = &config.structure.form {
+        return (elsewhere.emit)(&Scene { model, config, fresh: injected.is_none() });
+    }
     let linear = linear_nodes(model);
     let first_x: HashMap<&str, &str> = linear.iter().rev().map(|l| (l.path.as_str(), l.x.as_str())).collect();
     let mut calls: HashMap<&str, usize> = HashMap::new();
@@ -100,7 +165,7 @@ fn emit_with(model: &Model, config: &Config, injected: Option<&Model>) -> Emissi
         let call = calls.entry(&target.path).or_default();
         let ancestors = config.ancestors(target).into_iter().map(|t| (t, first_x[t.path.as_str()])).collect();
         let place = match &config.structure.form {
-            Form::Term(_) => Place::Product,
+            Form::Term(_) | Form::Elsewhere(_) => Place::Product,
             Form::Whole(whole) => (whole.place)(config, target),
         };
         let base_value = match *call {
@@ -174,6 +239,7 @@ fn emit_with(model: &Model, config: &Config, injected: Option<&Model>) -> Emissi
 fn block_nodes(e: &mut Emitter, block: &Block) -> String {
     match &block.config.structure.form {
         Form::Whole(whole) => (whole.emit)(e, block),
+        Form::Elsewhere(_) => unreachable!("it has no block at a linear node"),
         Form::Term(term) => {
             let sum = block.config.residual().emit(e, term, block);
             let scaled = if block.config.structure.alpha {
@@ -238,16 +304,34 @@ pub struct Emitter {
 
 impl Emitter {
     fn new(l: &Linear, config: &Config, mode: Mode, suffix: String, shared: Shared) -> Emitter {
-        Emitter {
-            nodes: vec![],
-            mode,
-            suffix,
-            path: l.path.clone(),
-            element: l.element,
-            strides: l.strides.clone(),
-            dropout: config.dropout,
-            shared,
-        }
+        Emitter::at(&l.path, l.element, l.strides.clone(), config, mode, suffix, shared)
+    }
+
+    fn at(
+        path: &str,
+        element: ElementType,
+        strides: Option<Vec<i64>>,
+        config: &Config,
+        mode: Mode,
+        suffix: String,
+        shared: Shared,
+    ) -> Emitter {
+        Emitter { nodes: vec![], mode, suffix, path: path.into(), element, strides, dropout: config.dropout, shared }
+    }
+
+    /// Goes on at another place; gives the nodes collected so far.
+    pub fn take(&mut self) -> Vec<NewNode> {
+        std::mem::take(&mut self.nodes)
+    }
+
+    /// Calls the nodes that follow after another path.
+    pub fn go_to(&mut self, path: &str, element: ElementType) {
+        (self.path, self.element) = (path.into(), element);
+    }
+
+    /// What all nodes collected read.
+    pub fn into_constants(self) -> BTreeMap<String, Constant> {
+        self.shared.constants
     }
 
     /// Adds a node called `{path}.{role}` whose output has the same name, and returns that.

@@ -1,7 +1,7 @@
 //! What an adapter is: the answers that an [`Entry`] gives.
 
-use super::{Block, Config, Emitter, Factors, Residual, Target, Values};
-use crate::onnx::ElementType;
+use super::{Block, Config, Emission, Emitter, Factors, Residual, Scene, Target, Tensors, Values};
+use crate::onnx::{ElementType, Model, NodeId};
 use ndarray::{Array1, Array2, ArrayD};
 use rand_chacha::ChaCha8Rng;
 
@@ -68,6 +68,8 @@ pub enum SettingKind {
     Text {
         default: &'static str,
     },
+    /// A text that the model's tokenizer cuts into tokens.
+    Tokens,
 }
 
 /// A tensor of an adapter.
@@ -132,8 +134,12 @@ pub struct Drawing<'a> {
     pub shape: &'a [usize],
     /// The target's weight as the node multiplies by it, `[out, in]`.
     pub weight: &'a dyn Fn() -> Result<Array2<f64>, String>,
+    /// The elements of an initializer of the base, of all or of some of its rows.
+    pub initializer: &'a dyn Fn(&str, Option<&[usize]>) -> Result<Vec<f64>, String>,
     /// Tensors of the target that were started before this one.
     pub earlier: &'a [(String, ArrayD<f32>)],
+    /// Token ids of the text that a setting gives.
+    pub tokens: &'a [usize],
 }
 
 /// A graph input that an adapter adds; its first axis is the batch.
@@ -153,6 +159,8 @@ pub enum Form {
     Term(Term),
     /// Nodes of its own take the place of the product, the output or the input.
     Whole(Whole),
+    /// It stands elsewhere than at linear nodes.
+    Elsewhere(Elsewhere),
 }
 
 impl Form {
@@ -161,6 +169,7 @@ impl Form {
         match self {
             Form::Term(term) => term.join.is_some(),
             Form::Whole(_) => true,
+            Form::Elsewhere(_) => false,
         }
     }
 }
@@ -202,6 +211,55 @@ pub enum Place {
     Output,
     /// The linear node's input: input 0 of each node that is emitted must lead back to `x`.
     Input,
+}
+
+/// An adapter at other places than linear nodes.
+pub struct Elsewhere {
+    /// What a place is called, as "normalization".
+    pub what: &'static str,
+    /// Every place of a model that it can stand at, in execution order; `--target` is searched in their paths.
+    pub places: fn(&Places) -> Result<Vec<Target>, String>,
+    /// The targets that places which were chosen make.
+    pub targets: fn(&Config, Vec<Target>) -> Result<Vec<Target>, String>,
+    /// The nodes, and what of the model they take the place of.
+    pub emit: fn(&Scene) -> Emission,
+    pub folding: ElsewhereFolding,
+}
+
+/// How an adapter at other places becomes plain weights.
+pub enum ElsewhereFolding {
+    /// Some initializers get other values.
+    Rewrites(Rewrites),
+    /// Plain weights cannot compute it, for this reason.
+    KeepsBranch(&'static str),
+}
+
+/// A merge that changes initializers.
+pub struct Rewrites {
+    /// What the initializers of the model, with the adapter's nodes taken out, become.
+    pub rewrites: fn(&Model, &Config, &Tensors) -> Result<Vec<Rewrite>, String>,
+    /// Entries of the merged model's metadata, which say how to use it.
+    pub metadata: fn(&Model, &Config) -> Vec<(String, String)>,
+    /// The nodes with which the merged model takes the inputs of the injected one and gives its outputs, where it does not without.
+    pub adapted: Option<fn(&Scene) -> Emission>,
+}
+
+/// What looking for places reads.
+pub struct Places<'a> {
+    pub model: &'a Model,
+    /// The shape of a value at a sample batch shape; `None` where it is not known.
+    pub shape_of: &'a dyn Fn(&str) -> Option<Vec<usize>>,
+}
+
+/// Another content for an initializer.
+pub struct Rewrite {
+    pub path: String,
+    pub initializer: String,
+    /// The nodes that shall read it. Where others do too, they keep the old one.
+    pub readers: Vec<NodeId>,
+    pub values: Vec<f64>,
+    /// Whether the values are rows that follow those which are there.
+    pub append: bool,
 }
 
 /// How nodes of an adapter's own become plain weights.

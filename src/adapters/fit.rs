@@ -120,7 +120,9 @@ fn flags(differences: &[Difference]) -> String {
 /// The module paths of an adapter's tensors.
 fn paths(structure: Structure, tensors: &Tensors) -> Result<BTreeSet<&str>, FitError> {
     let paths: BTreeSet<&str> = tensors.keys().filter_map(|n| names::split(n, structure)).map(|f| f.0).collect();
-    match paths.is_empty() {
+    // Tensors that all targets share have no path.
+    let shared = tensors.keys().any(|n| structure.suffixes.contains(&n.as_str()));
+    match paths.is_empty() && !shared {
         true => {
             let suffix = structure.suffixes.first().copied().unwrap_or("*");
             Err(FitError::Empty { structure, suffix, nearest: tensors.keys().take(3).cloned().collect() })
@@ -329,20 +331,21 @@ fn also_trained(
     Ok((to, t))
 }
 
-/// The linear nodes that an adapter was made for, by path, and the names of what it trains whole.
+/// The targets that an adapter was made for, by path, of those that a model has; and the names of what it trains whole.
 pub fn own_targets(
     model: &Model,
     structure: Structure,
     made: &Made,
     tensors: &Tensors,
+    all: &[String],
 ) -> Result<(Vec<String>, Vec<String>), FitError> {
     let linear = names::layers(model);
-    let all: Vec<&str> = linear.iter().map(|l| l.path.as_str()).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
     let paths = paths(structure, tensors)?;
     let renamed = names::resolve(&paths, &all, &all)?;
     if let Some(path) = paths.iter().find(|p| !renamed.paths.contains_key(**p)) {
         let nearest = onnx::nearest(path, all.iter().copied(), 3).into_iter().map(String::from).collect();
-        let hint = "the model has no linear node of that name: was the adapter made for this model?".into();
+        let hint = "the model has no target of that name: was the adapter made for this model?".into();
         let of_path = tensors.keys().find(|n| names::split(n, structure).is_some_and(|f| f.0 == *path));
         let name = of_path.map_or(path.to_string(), String::from);
         return Err(FitError::Stray { name, nearest, hint });

@@ -14,6 +14,7 @@ mod ia3;
 mod input_shortcut;
 mod loha;
 mod lokr;
+mod lor2c;
 mod lora;
 mod loreft;
 mod middle_shortcut;
@@ -22,8 +23,10 @@ mod moe_lora;
 mod mora;
 mod mtl_lora;
 mod names;
+mod norm;
 mod oft;
 mod petalface;
+mod prompt;
 mod propulsion;
 mod residual;
 mod sltrain;
@@ -36,10 +39,10 @@ use std::ops::Deref;
 use std::sync::RwLock;
 
 pub use config::{BASE_KEY, CONFIG_KEY, Config, Target, base_name};
-pub use emitter::{Block, Constant, Emission, Emitted, Emitter, emit, emit_again};
+pub use emitter::{Block, Constant, Emission, Emitted, Emitter, Scene, emit, emit_again};
 pub use entry::{
-    Drawing, Entry, Fold, Folded, Folding, Form, GraphInput, Group, Join, Merge, Place, Setting, SettingKind, Spec,
-    Start, Term, Whole,
+    Drawing, Elsewhere, ElsewhereFolding, Entry, Fold, Folded, Folding, Form, GraphInput, Group, Join, Merge, Place,
+    Places, Rewrite, Rewrites, Setting, SettingKind, Spec, Start, Term, Whole,
 };
 pub use fit::{Difference, FitError, Fitted, Made, Tensors, fit, own_targets};
 pub use names::layers;
@@ -59,6 +62,7 @@ static ENTRIES: &[&Entry] = &[
     &ia3::ENTRY,
     &miss::ENTRY,
     &oft::ENTRY,
+    &norm::ENTRY,
     &propulsion::ENTRY,
     &mora::ENTRY,
     &mtl_lora::ENTRY,
@@ -66,6 +70,8 @@ static ENTRIES: &[&Entry] = &[
     &petalface::ENTRY,
     &sltrain::ENTRY,
     &loreft::ENTRY,
+    &lor2c::ENTRY,
+    &prompt::ENTRY,
 ];
 
 /// The adapter that `inject` takes where nothing else is asked for.
@@ -110,6 +116,13 @@ pub fn find(name: &str) -> Option<Structure> {
 /// An adapter of the table; two are equal if their names are.
 #[derive(Clone, Copy)]
 pub struct Structure(&'static Entry);
+
+impl Structure {
+    /// The line of the table.
+    pub fn entry(self) -> &'static Entry {
+        self.0
+    }
+}
 
 impl Deref for Structure {
     type Target = Entry;

@@ -69,6 +69,9 @@ pub struct Args {
     /// Start from the factors in this file, run directory or PEFT folder; flags that are not given are as it was made
     #[arg(long, value_name = "FILE|DIR")]
     adapter: Option<PathBuf>,
+    /// A Hugging Face tokenizer.json, or a folder that holds one, for --prompt-text [default: beside the model]
+    #[arg(long, value_name = "FILE|DIR")]
+    tokenizer: Option<PathBuf>,
     /// Write over a file that is in use: the model itself, its data or the adapter
     #[arg(long)]
     overwrite: bool,
@@ -102,6 +105,7 @@ impl clap::Args for Settings {
             let (value, default) = match setting.kind {
                 SettingKind::Count { default, .. } => ("N", default.map(|d| d.to_string())),
                 SettingKind::Number { default } => ("F", Some(default.to_string())),
+                SettingKind::Tokens => ("TEXT", None),
                 SettingKind::Text { default } => ("TEXT", Some(default.to_string()).filter(|d| !d.is_empty())),
             };
             let default = default.map_or(String::new(), |d| format!(" [default: {d}]"));
@@ -124,7 +128,7 @@ impl clap::FromArgMatches for Settings {
             let value = match setting.kind {
                 SettingKind::Count { .. } => text.parse::<i64>().ok().map(Value::from),
                 SettingKind::Number { .. } => text.parse::<f64>().ok().map(Value::from),
-                SettingKind::Text { .. } => Some(Value::from(text.as_str())),
+                SettingKind::Text { .. } | SettingKind::Tokens => Some(Value::from(text.as_str())),
             };
             // What is no number is refused with the others, by what the structure takes.
             out.insert(setting.name.to_string(), value.unwrap_or_else(|| Value::from(text.as_str())));
@@ -262,13 +266,15 @@ fn options(args: &Args) -> Result<Options> {
         freeze_a: args.freeze_a || made.freeze_a.unwrap_or(false),
         also_train: args.also_train.iter().map(|t| regex("--also-train", t)).collect::<Result<_>>()?,
         seed: args.seed.or(made.seed).unwrap_or(0),
+        tokens: vec![],
         adapter,
     })
 }
 
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
-    let options = options(args)?;
+    let mut options = options(args)?;
     let base = pipeline::read(&args.model)?;
+    options.tokens = pipeline::setting_tokens(&base, &options, args.tokenizer.as_deref())?;
     pipeline::model_notes(&base).iter().for_each(|n| printer.note(n));
     let (model, report) = pipeline::inject(&base, &options)?;
     let output = args.output.clone().unwrap_or_else(|| beside(&args.model, "reslora"));

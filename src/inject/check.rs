@@ -71,8 +71,11 @@ fn check_settings(o: &Options) -> Result<(), InjectError> {
             SettingKind::Number { .. } if value.as_f64().is_none_or(|x| !x.is_finite()) => {
                 return bad(format!("--{name} {value} must be a number"));
             }
-            SettingKind::Text { .. } if !value.is_string() => return bad(format!("--{name} {value} must be text")),
-            SettingKind::Count { .. } | SettingKind::Number { .. } | SettingKind::Text { .. } => {}
+            SettingKind::Text { .. } | SettingKind::Tokens if !value.is_string() => {
+                return bad(format!("--{name} {value} must be text"));
+            }
+            SettingKind::Count { .. } | SettingKind::Number { .. } | SettingKind::Text { .. } | SettingKind::Tokens => {
+            }
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! Why nothing is injected.
 
-use crate::adapters::FitError;
+use crate::adapters::{FitError, Structure};
 use crate::onnx::ElementType;
 use regex::Regex;
 
@@ -16,6 +16,13 @@ pub enum InjectError {
         either(pattern, *list), nearest.join("\n  ")
     )]
     NoMatch { pattern: String, count: usize, nearest: Vec<String>, list: bool },
+    #[error("the model has no {what} for {structure} to stand at")]
+    NoPlace { what: &'static str, structure: Structure },
+    #[error(
+        "--target '{pattern}' matches none of the model's {count} places ({what})\nhint: {hint}the nearest are:\n  {}",
+        nearest.join("\n  ")
+    )]
+    NoMatchElsewhere { pattern: String, what: &'static str, count: usize, hint: String, nearest: Vec<String> },
     #[error("every target is excluded by --exclude")]
     AllExcluded,
     #[error(

@@ -4,6 +4,7 @@
 
 mod check;
 mod choose;
+mod elsewhere;
 mod error;
 mod options;
 mod start;
@@ -12,7 +13,7 @@ pub use error::InjectError;
 pub use options::{Options, Selector};
 
 use crate::adapters::chain::{self, Break, Link};
-use crate::adapters::{self, BASE_KEY, CONFIG_KEY, Config, Form, Made, Merge, Place, Residual, Target};
+use crate::adapters::{self, BASE_KEY, CONFIG_KEY, Config, Form, Made, Merge, Residual, Target};
 use crate::onnx::{self, Linear, Model};
 use check::check;
 use choose::{also_trained, choose};
@@ -42,56 +43,34 @@ pub fn inject(
     }
     check(base, options)?;
     let linear = onnx::linear_nodes(base);
-    let own = match &options.adapter {
-        Some(a) => {
-            let made = Made::read(a.config.as_deref(), &a.tensors)?;
-            Some((adapters::own_targets(base, options.structure, &made, &a.tensors)?, made))
-        }
-        None => None,
-    };
-    let (chosen, mut notes) = choose(base, &linear, options, own.as_ref().map(|o| &o.0.0[..]))?;
+    let mut notes = Vec::new();
     if let Some(given) = options.adapter.as_ref().and_then(|a| a.base.as_ref()).filter(|b| **b != base.digest()) {
         notes
             .push(format!("the adapter was trained on another base (digest {given}): used as the starting point here"));
     }
-    if let Some(l) = chosen.iter().find(|l| l.strides.is_some() && !options.structure.images) {
-        let why = format!("target '{}': it is a convolution, and {} reads vectors alone", l.path, options.structure);
-        return Err(InjectError::Target(why));
-    }
-    if let Form::Term(adapters::Term { join: Some(_), .. }) = &options.structure.form
-        && let Some((l, why)) = chosen.iter().find_map(|l| Some((l, l.check_weight(base).err()?)))
-    {
-        return Err(InjectError::Target(format!("target '{}': its weight cannot be read: {why}", l.path)));
-    }
-    if options.structure.form.reads_bias()
-        && let Some((l, why)) = chosen.iter().find_map(|l| Some((l, l.odd_bias(base)?)))
-    {
-        return Err(InjectError::Target(format!(
-            "target '{}': {why}, which {} cannot read",
-            l.path, options.structure
-        )));
-    }
-    let mut sites: Vec<Vec<&Linear>> = Vec::new();
-    for l in chosen {
-        match sites.iter_mut().find(|s| s[0].path == l.path) {
-            Some(site) => site.push(l),
-            None => sites.push(vec![l]),
+    let made = options.adapter.as_ref().map(|a| Made::read(a.config.as_deref(), &a.tensors)).transpose()?;
+    let (sites, own) = match &options.structure.form {
+        Form::Elsewhere(elsewhere) => {
+            let places = elsewhere::places(base, options, elsewhere, shape_of)?;
+            let paths: Vec<String> = places.iter().map(|t| t.path.clone()).collect();
+            let own = own_targets(base, options, made.as_ref(), &paths)?;
+            let chosen = elsewhere::choose(options, elsewhere, places, own.as_ref().map(|o| &o.0[..]))?;
+            (Sites::Elsewhere(chosen), own)
         }
+        Form::Term(_) | Form::Whole(_) => {
+            let paths: Vec<String> = linear.iter().map(|l| l.path.clone()).collect();
+            let own = own_targets(base, options, made.as_ref(), &paths)?;
+            let (chosen, more) = choose(base, &linear, options, own.as_ref().map(|o| &o.0[..]))?;
+            notes.extend(more);
+            check_nodes(base, options, &chosen)?;
+            (Sites::linear(chosen), own)
+        }
+    };
+    let mut targets = sites.targets(base, options, &linear);
+    for target in &mut targets {
+        target.rank = of_pattern(&options.rank_pattern, &target.path).filter(|r| *r != options.rank);
+        target.alpha = of_pattern(&options.alpha_pattern, &target.path).filter(|a| *a != options.alpha);
     }
-    let roles = if options.structure.reads_roles { onnx::roles(base, &linear) } else { vec![] };
-    let mut targets: Vec<Target> = sites
-        .iter()
-        .map(|s| Target {
-            path: s[0].path.clone(),
-            weight: s[0].weight.clone(),
-            in_features: s[0].in_features,
-            out_features: s[0].out_features,
-            prev: None,
-            role: roles.iter().zip(&linear).find(|(_, l)| l.node == s[0].node).and_then(|(r, _)| *r),
-            rank: of_pattern(&options.rank_pattern, &s[0].path).filter(|r| *r != options.rank),
-            alpha: of_pattern(&options.alpha_pattern, &s[0].path).filter(|a| *a != options.alpha),
-        })
-        .collect();
     for (flag, patterns) in [
         ("--rank-pattern", options.rank_pattern.iter().map(|p| &p.0).collect::<Vec<_>>()),
         ("--alpha-pattern", options.alpha_pattern.iter().map(|p| &p.0).collect()),
@@ -107,13 +86,7 @@ pub fn inject(
     }
     let residual = options.structure.residual.unwrap_or(options.residual);
     let reads = residual.reads_inputs();
-    let links: Vec<Link> = sites
-        .iter()
-        .map(|s| Link {
-            leading: reads.then(|| shape_of(&s[0].x)).flatten().map(|d| leading(d, s[0].strides.as_deref())),
-            alone: s.len() > 1,
-        })
-        .collect();
+    let links = sites.links(reads, shape_of);
     if reads && links.iter().any(|l| l.leading.is_none()) {
         notes.push("input shapes unknown: chains joined without checking them".into());
     }
@@ -122,28 +95,15 @@ pub fn inject(
         // Its blocks read nothing of each other.
         breaks.clear();
     }
-    let config = Config {
-        version: 1,
-        structure: options.structure,
-        residual: options.residual,
-        pre_num: options.pre_num,
-        rank: options.rank,
-        alpha: options.alpha,
-        dropout: options.dropout,
-        rslora: options.rslora,
-        seed: options.seed,
-        settings: options.settings.clone(),
-        freeze_a: options.freeze_a,
-        targets,
-        also_train: match &own {
-            Some(((_, whole), _)) if options.also_train.is_empty() => {
-                base.initializers().filter(|n| whole.iter().any(|w| w == n)).map(String::from).collect()
-            }
-            _ => also_trained(base, &linear, options)?,
-        },
+    let also_train = match &own {
+        Some((_, whole)) if options.also_train.is_empty() => {
+            base.initializers().filter(|n| whole.iter().any(|w| w == n)).map(String::from).collect()
+        }
+        _ => also_trained(base, &linear, options)?,
     };
-    let start = match (&options.adapter, own) {
-        (Some(a), Some(((_, whole), made))) => {
+    let config = Config { also_train, ..options.config(targets) };
+    let start = match (&options.adapter, own, made) {
+        (Some(a), Some((_, whole)), Some(made)) => {
             let mut claimed = config.clone();
             if made.also_train.is_none() {
                 // A tensor that the adapter does not train may be trained from now on.
@@ -158,18 +118,7 @@ pub fn inject(
 
     let mut model = base.clone();
     let emission = adapters::emit(base, &config);
-    for block in &emission.blocks {
-        match block.place {
-            Place::Input => {
-                model.insert_before(block.node, block.nodes.clone());
-                model.node_mut(block.node).rename_input(&block.old, &block.new);
-            }
-            Place::Product | Place::Output => {
-                model.node_mut(block.node).rename_output(&block.old, &block.new);
-                model.insert_after(block.node, block.nodes.clone());
-            }
-        }
-    }
+    emission.put_into(&mut model);
     // The first axis of the model's first input is the batch.
     let batch = base.inputs().into_iter().find_map(|i| i.dims?.into_iter().next()).unwrap_or(onnx::Dim::Unknown);
     for input in config.structure.inputs {
@@ -181,7 +130,8 @@ pub fn inject(
         }
         model.add_input(input.name, input.element, &batch);
     }
-    let adapter_parameters = add_initializers(&mut model, base, &config, &emission, start.as_ref(), &linear)?;
+    let adapter_parameters =
+        add_initializers(&mut model, base, &config, &emission, start.as_ref(), &linear, &options.tokens)?;
     model.set_metadata(CONFIG_KEY, Some(serde_json::to_string(&config).expect("a configuration serialises")));
     model.set_metadata(BASE_KEY, Some(base.digest()));
     let count = |name: &String| base.initializer_type(name).map_or(0, |(_, dims)| dims.iter().product());
@@ -196,6 +146,84 @@ pub fn inject(
         notes,
     };
     Ok((model, report))
+}
+
+/// The targets that an adapter was made for, and what it trains whole; `None` without an adapter.
+fn own_targets(
+    base: &Model,
+    options: &Options,
+    made: Option<&Made>,
+    paths: &[String],
+) -> Result<Option<(Vec<String>, Vec<String>)>, InjectError> {
+    let Some((a, made)) = options.adapter.as_ref().zip(made) else { return Ok(None) };
+    Ok(Some(adapters::own_targets(base, options.structure, made, &a.tensors, paths)?))
+}
+
+/// Where adapters will stand.
+enum Sites<'a> {
+    /// Linear nodes, those of one path together.
+    Linear(Vec<Vec<&'a Linear>>),
+    Elsewhere(Vec<Target>),
+}
+
+impl<'a> Sites<'a> {
+    fn linear(chosen: Vec<&'a Linear>) -> Sites<'a> {
+        let mut sites: Vec<Vec<&Linear>> = Vec::new();
+        for l in chosen {
+            match sites.iter_mut().find(|s| s[0].path == l.path) {
+                Some(site) => site.push(l),
+                None => sites.push(vec![l]),
+            }
+        }
+        Sites::Linear(sites)
+    }
+
+    fn targets(&self, base: &Model, options: &Options, linear: &[Linear]) -> Vec<Target> {
+        let sites = match self {
+            Sites::Elsewhere(targets) => return targets.clone(),
+            Sites::Linear(sites) => sites,
+        };
+        let roles = if options.structure.reads_roles { onnx::roles(base, linear) } else { vec![] };
+        let target = |s: &Vec<&Linear>| Target {
+            path: s[0].path.clone(),
+            weight: s[0].weight.clone(),
+            in_features: s[0].in_features,
+            out_features: s[0].out_features,
+            role: roles.iter().zip(linear).find(|(_, l)| l.node == s[0].node).and_then(|(r, _)| *r),
+            ..Target::default()
+        };
+        sites.iter().map(target).collect()
+    }
+
+    /// What joins each with its neighbours in a chain.
+    fn links(&self, reads: bool, shape_of: &dyn Fn(&str) -> Option<Vec<usize>>) -> Vec<Link> {
+        let link = |s: &Vec<&Linear>| Link {
+            leading: reads.then(|| shape_of(&s[0].x)).flatten().map(|d| leading(d, s[0].strides.as_deref())),
+            alone: s.len() > 1,
+        };
+        match self {
+            Sites::Linear(sites) => sites.iter().map(link).collect(),
+            Sites::Elsewhere(targets) => targets.iter().map(|_| Link { leading: None, alone: false }).collect(),
+        }
+    }
+}
+
+/// Whether the structure can stand beside these nodes.
+fn check_nodes(base: &Model, options: &Options, chosen: &[&Linear]) -> Result<(), InjectError> {
+    let structure = options.structure;
+    let refused = |l: &Linear, why: String| Err(InjectError::Target(format!("target '{}': {why}", l.path)));
+    for l in chosen {
+        if l.strides.is_some() && !structure.images {
+            return refused(l, format!("it is a convolution, and {structure} reads vectors alone"));
+        }
+        if let (Form::Term(adapters::Term { join: Some(_), .. }), Err(why)) = (&structure.form, l.check_weight(base)) {
+            return refused(l, format!("its weight cannot be read: {why}"));
+        }
+        if let Some(why) = l.odd_bias(base).filter(|_| structure.form.reads_bias()) {
+            return refused(l, format!("{why}, which {structure} cannot read"));
+        }
+    }
+    Ok(())
 }
 
 /// The number of the first pattern that is found in a path.

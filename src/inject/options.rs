@@ -1,7 +1,7 @@
 //! What to inject.
 
 use crate::adapter::Adapter;
-use crate::adapters::{self, Residual, Structure};
+use crate::adapters::{self, Config, Residual, Structure, Target};
 use crate::onnx::Role;
 use regex::Regex;
 use serde_json::Value;
@@ -40,6 +40,8 @@ pub struct Options {
     /// Searched in initializer names and module paths. Empty: what the adapter trains whole.
     pub also_train: Vec<Regex>,
     pub seed: u64,
+    /// Tokens of the text that a setting gives.
+    pub tokens: Vec<usize>,
     /// Start from these factors rather than fresh ones. They must have been made as the other options say.
     pub adapter: Option<Adapter>,
 }
@@ -62,7 +64,29 @@ impl Default for Options {
             settings: BTreeMap::new(),
             also_train: vec![],
             seed: 0,
+            tokens: vec![],
             adapter: None,
+        }
+    }
+}
+
+impl Options {
+    /// The configuration of a model with these targets.
+    pub(super) fn config(&self, targets: Vec<Target>) -> Config {
+        Config {
+            version: 1,
+            structure: self.structure,
+            residual: self.residual,
+            pre_num: self.pre_num,
+            rank: self.rank,
+            alpha: self.alpha,
+            dropout: self.dropout,
+            rslora: self.rslora,
+            seed: self.seed,
+            settings: self.settings.clone(),
+            freeze_a: self.freeze_a,
+            targets,
+            also_train: vec![],
         }
     }
 }

@@ -15,6 +15,7 @@ pub(super) fn add_initializers(
     emission: &Emission,
     start: Option<&Tensors>,
     linear: &[Linear],
+    tokens: &[usize],
 ) -> Result<usize, InjectError> {
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
     let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
@@ -50,7 +51,17 @@ pub(super) fn add_initializers(
             }
             Start::Drawn(draw) => {
                 let (shape, rng) = (&spec.shape[..], &mut rng);
-                let call = &mut Drawing { rng, config, target, shape, weight: &weight, earlier: &earlier };
+                let initializer = |name: &str, rows: Option<&[usize]>| elements(base, name, rows);
+                let call = &mut Drawing {
+                    rng,
+                    config,
+                    target,
+                    shape,
+                    weight: &weight,
+                    initializer: &initializer,
+                    earlier: &earlier,
+                    tokens,
+                };
                 draw(call).map_err(|why| InjectError::Option(format!("'{name}': {why}")))?
             }
         };
@@ -76,4 +87,15 @@ pub(super) fn add_initializers(
         model.replace_data(name, bytes);
     }
     Ok(parameters)
+}
+
+/// The elements of an initializer, or of some rows of it.
+fn elements(model: &Model, name: &str, rows: Option<&[usize]>) -> Result<Vec<f64>, String> {
+    let all = model.initializer(name).ok_or_else(|| format!("the model has no constant '{name}'"))?;
+    let refused = || format!("'{name}' is {}", all.element);
+    let Some(rows) = rows else { return all.to_f64().ok_or_else(refused) };
+    let row_bytes = all.bytes.len() / all.dims[0].max(1);
+    let bytes: Vec<u8> = rows.iter().flat_map(|r| all.bytes[r * row_bytes..][..row_bytes].iter().copied()).collect();
+    let dims = [vec![rows.len()], all.dims[1..].to_vec()].concat();
+    onnx::TensorView { name, element: all.element, dims, bytes: bytes.into() }.to_f64().ok_or_else(refused)
 }

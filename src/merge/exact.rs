@@ -36,6 +36,10 @@ fn deltas(i: &Inputs) -> Result<Vec<Delta>, MergeError> {
             Folding::KeepsBranch(why) => Err(MergeError::KeepsBranch { structure: i.config.structure, why }),
             Folding::Exact(fold) => folded(i, t, &fold),
         },
+        // Its initializers are rewritten, and no weight is changed by a sum.
+        Form::Elsewhere(_) => {
+            Ok(Delta { path: t.path.clone(), delta: Array2::zeros((0, 0)), bias: None, a: None, alphas: vec![] })
+        }
     };
     i.config.targets.iter().map(delta).collect()
 }

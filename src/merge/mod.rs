@@ -13,6 +13,7 @@ mod input_norm;
 mod least_squares;
 mod own_weight;
 mod report;
+mod rewrite;
 mod strategy;
 mod strip;
 mod table;
@@ -22,6 +23,7 @@ pub use branch::keep_branch;
 pub use error::MergeError;
 pub use fold::fold;
 pub use report::{LayerReport, Report};
+pub use rewrite::adapted;
 pub use strategy::{Delta, Inputs};
 pub use strip::strip;
 pub use table::Strategy;
@@ -88,7 +90,7 @@ pub fn prepare(injected: &Model, adapter: &Adapter) -> Result<Prepared, MergeErr
     let (adapter, notes) = fit(injected, adapter)?;
     let factors = factors(&config, &adapter);
     let mut model = strip(injected, &config)?;
-    let linear = onnx::linear_nodes(&model);
+    let linear = if rewrite::of(&config).is_some() { vec![] } else { onnx::linear_nodes(&model) };
     for l in linear.iter().filter(|l| config.target(&l.path).is_some()) {
         let refused = |why: String| MergeError::Quantised { weight: l.weight.clone(), path: l.path.clone(), why };
         l.check_weight(&model).map_err(refused)?;
@@ -172,8 +174,16 @@ pub fn merge(
     statistics: &Statistics,
 ) -> Result<(Model, Report), MergeError> {
     let mut p = prepare(injected, adapter)?;
-    let deltas = deltas(&p, strategy, statistics)?;
-    let layers = fold(&mut p.model, &p.config, &deltas, &mut p.notes)?;
+    let layers = match rewrite::of(&p.config) {
+        Some(rewrites) => {
+            check_strategy(&p.config, strategy)?;
+            rewrite::apply(&mut p, rewrites)?
+        }
+        None => {
+            let deltas = deltas(&p, strategy, statistics)?;
+            fold(&mut p.model, &p.config, &deltas, &mut p.notes)?
+        }
+    };
     let report =
         Report { strategy: strategy.name.into(), layers, also_trained: p.config.also_train.clone(), notes: p.notes };
     Ok((p.model, report))

@@ -50,7 +50,7 @@ impl Inputs<'_> {
         let added = sum * self.factors[&target.path].scale;
         let join = match &self.config.structure.form {
             Form::Term(term) => term.join.as_ref(),
-            Form::Whole(_) => None,
+            Form::Whole(_) | Form::Elsewhere(_) => None,
         };
         let delta = match join {
             None => added,

@@ -1,7 +1,7 @@
 //! Takes adapters' nodes out of an injected model again.
 
 use super::MergeError;
-use crate::adapters::{Config, Emission, Place, emit_again};
+use crate::adapters::{Config, Emission, Form, Place, emit_again};
 use crate::onnx::{self, Model, NodeId};
 use std::collections::HashSet;
 
@@ -39,20 +39,31 @@ fn emitted(injected: &Model, config: &Config) -> Result<Emission, MergeError> {
     let producers = injected.producers();
     let mut emission = emit_again(injected, config);
     for block in &mut emission.blocks {
-        let last = block.nodes.last().expect("a block has nodes");
-        let found = injected.nodes().find(|(_, n)| n.name() == last.name).map(|(_, n)| n);
-        let found = found.ok_or_else(|| MergeError::Nodes(format!("there is no node '{}'", last.name)))?;
+        let found = match block.nodes.last() {
+            None => None,
+            Some(last) => {
+                let found = injected.nodes().find(|(_, n)| n.name() == last.name).map(|(_, n)| n);
+                Some(found.ok_or_else(|| MergeError::Nodes(format!("there is no node '{}'", last.name)))?)
+            }
+        };
         let follows = match block.place {
             Place::Input => injected.node(block.node).inputs().contains(&block.new),
             Place::Product | Place::Output => producers.get(block.new.as_str()) == Some(&block.node),
         };
         if !follows {
-            return Err(MergeError::Nodes(format!("'{}' does not stand beside its linear node", last.name)));
+            return Err(MergeError::Nodes(format!("the adapter at '{}' does not stand beside its node", block.path)));
         }
-        if block.place != Place::Input {
+        if let Some(found) = found.filter(|_| block.place != Place::Input) {
             // The linear node's output has its base name now; the value it had is what the block gives.
             block.old = found.outputs()[0].clone();
         }
+    }
+    if matches!(config.structure.form, Form::Elsewhere(_)) {
+        let missing = config.targets.iter().find(|t| !emission.blocks.iter().any(|b| b.path == t.path));
+        return match missing.filter(|_| emission.blocks.len() < config.targets.len()) {
+            Some(t) => Err(MergeError::Nodes(format!("there is nothing of '{}'", t.path))),
+            None => Ok(emission),
+        };
     }
     let found: HashSet<String> = onnx::linear_nodes(injected).into_iter().map(|l| l.path).collect();
     match config.targets.iter().find(|t| !found.contains(&t.path)) {

@@ -103,9 +103,12 @@ fn judged(
     for (name, value) in request.chosen.iter().filter(|c| folds(config, &c.0)) {
         inputs.iter_mut().flatten().filter(|i| i.0 == *name).for_each(|i| i.1 = i.1.filled(*value));
     }
-    let differences = compare_outputs(request.injected, Some(request.adapter), &model, &inputs, device)?;
+    // A merged model may want other inputs than the live one, as the tokens of a prompt.
+    let adapted = if config.merge() == Merge::Exact { merge::adapted(&model, config) } else { None };
+    let alike = adapted.map_or_else(|| model.clone(), Arc::new);
+    let differences = compare_outputs(request.injected, Some(request.adapter), &alike, &inputs, device)?;
     let metric = match request.chosen.is_empty() {
-        true => metric(request, given, &model, device)?,
+        true => metric(request, given, &alike, device)?,
         // The data's examples have values of their own.
         false => None,
     };

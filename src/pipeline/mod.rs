@@ -53,11 +53,12 @@ pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evalua
 
 pub use crate::onnx::{FileDiff, diff};
 
+use crate::adapters;
 use crate::inject::{self, Options, Report};
 use crate::ir::DType;
 use crate::lower;
 use crate::onnx::{self, Dim, Model};
-use crate::train::data::{Axis, InputSpec};
+use crate::train::data::{self, Axis, InputSpec};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -65,6 +66,25 @@ use std::sync::Arc;
 /// Reads a model.
 pub fn read(path: &Path) -> Result<Arc<Model>, Error> {
     Ok(Arc::new(onnx::read(path)?))
+}
+
+/// The tokens of the text among a structure's settings, by the tokenizer that is given or lies beside the model; none where there is
+/// no text.
+pub fn setting_tokens(base: &Model, options: &Options, tokenizer: Option<&Path>) -> Result<Vec<usize>, Error> {
+    let kind = |s: &&adapters::Setting| matches!(s.kind, adapters::SettingKind::Tokens);
+    let setting = options.structure.settings.iter().find(kind);
+    let text = setting.and_then(|s| options.settings.get(s.name)?.as_str()).filter(|t| !t.is_empty());
+    let Some(text) = text.filter(|_| options.adapter.is_none()) else { return Ok(vec![]) };
+    let beside = base.path().parent().map(Path::to_path_buf);
+    let how = data::Options {
+        tokenizer: tokenizer.map(Path::to_path_buf),
+        beside,
+        special_tokens: false,
+        ..data::Options::default()
+    };
+    let tokenizer = data::open_tokenizer(base.path(), &how)?;
+    let tokens = tokenizer.language(text, usize::MAX).map_err(Error::Model)?;
+    Ok(tokens.ids.into_iter().filter_map(|id| usize::try_from(id).ok()).collect())
 }
 
 /// Injects adapters. The base is lowered at a sample shape first: that finds operators without a lowering before anything

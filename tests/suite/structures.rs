@@ -75,9 +75,9 @@ impl Case {
             .map(|(k, v)| (k.replace('_', "-"), v.clone()))
             .filter(|(k, _)| structure.settings.iter().any(|s| s.name == k))
             .collect();
-        let target = regex::Regex::new(self.json["target"].as_str().unwrap()).unwrap();
+        let target = self.json["target"].as_str().filter(|t| !t.is_empty());
         Options {
-            targets: vec![Selector::Path(target)],
+            targets: target.map(|t| Selector::Path(regex::Regex::new(t).unwrap())).into_iter().collect(),
             structure,
             residual,
             settings,
