@@ -255,7 +255,7 @@ fn emit(scene: &Scene, appended: Option<usize>) -> Emission {
         let shape = e.node("rows.shape", "Shape", &[&base]);
         let (zero, one) = (e.integers("reslora.at.0", &[0]), e.integers("reslora.at.1", &[1]));
         let batch = e.node("rows.batch", "Slice", &[&shape, &zero, &one]);
-        let each = e.integers(&format!("{PREFIX}.rows"), &[n as i64, target.out_features as i64]);
+        let each = e.integers(&format!("{PREFIX}.rows.size"), &[n as i64, target.out_features as i64]);
         let shape = e.concat("rows.each", &[&batch, &each], 0);
         let rows = e.node("rows", "Expand", &[&rows, &shape]);
         let tokens = from(&mut e, "tokens", &base, n);
