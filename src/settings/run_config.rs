@@ -189,7 +189,13 @@ impl RunConfig {
         if let Some(key) = ["model", "data"].into_iter().find(|key| !table.contains_key(*key)) {
             return Err(wrong(format!("it names no '{key}'")));
         }
-        toml::from_str(text).map_err(|e| wrong(e.to_string()))
+        // Errors in flattened structs do not name the key, so it is found by reading each alone.
+        let alone = |(key, value): (&String, &toml::Value)| toml::Table::from_iter([(key.clone(), value.clone())]);
+        let read = |table: toml::Table| table.try_into::<RunConfig>();
+        read(table.clone()).map_err(|e| match table.iter().find(|entry| read(alone(*entry)).is_err()) {
+            Some((key, _)) => wrong(format!("'{key}': {}", e.message())),
+            None => wrong(e.to_string()),
+        })
     }
 
     /// The text of the file.
@@ -318,7 +324,8 @@ mod tests {
             assert!(error.contains(says), "'{text}' says '{error}', not '{says}'");
         };
         check("batch-sizes = 4", "config.toml: 'batch-sizes' is no setting\nhint: is it 'batch-size'?");
-        check("lr = \"fast\"", "lr");
+        check("lr = \"fast\"", "config.toml: 'lr': invalid type: string \"fast\", expected f64");
+        check("batch-size = \"many\"", "config.toml: 'batch-size': invalid type: string \"many\", expected usize");
         check("version = 2", "it is of version 2, and this program knows 1 alone");
         assert_eq!(parse("model = \"m\"").unwrap_err(), "config.toml: it names no 'data'");
     }
