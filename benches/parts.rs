@@ -2,12 +2,12 @@
 //! `reslora-compile bench`, and beside other programs by `benches/compare.sh`.
 
 use divan::{Bencher, black_box};
-use reslora_compile::device::{Cpu, Device, Gpu, GpuOptions, Run};
-use reslora_compile::inject::{Options, Selector};
-use reslora_compile::ir::{Attr, Attrs, Builder, Sink, Type};
-use reslora_compile::ops::{Fill, RULES, draw};
-use reslora_compile::pipeline;
-use reslora_compile::plan::{self, Layout};
+use reslora_compile::internals::device::{Cpu, Device, Gpu, GpuOptions, Run};
+use reslora_compile::internals::inject::{Options, Selector};
+use reslora_compile::internals::ir::{Attr, Attrs, Builder, Sink, Type};
+use reslora_compile::internals::ops::{Fill, RULES, draw};
+use reslora_compile::internals::pipeline;
+use reslora_compile::internals::plan::{self, Layout};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -103,7 +103,7 @@ fn transpose_heads(bencher: Bencher) {
     primitive(bencher, "transpose", &[&[8, 64, 12, 32]], perm);
 }
 
-fn fixture(name: &str) -> Arc<reslora_compile::onnx::Model> {
+fn fixture(name: &str) -> Arc<reslora_compile::internals::onnx::Model> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/cases").join(name).join("model.onnx");
     pipeline::read(&path).expect("a fixture")
 }

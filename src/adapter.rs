@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 /// Factors and trained tensors by initializer name, with what else an adapter file records.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Adapter {
+    /// Trained tensors, and frozen ones that the adapter drew, by the names that the injected model has for them.
     pub tensors: BTreeMap<String, ArrayD<f32>>,
     /// Digest of the model that was injected into; `None` in files that other programs wrote.
     pub base: Option<String>,
@@ -30,6 +31,7 @@ pub struct Norms {
     pub x: f64,
     /// Σ ‖A x‖² over the rows counted.
     pub xa: f64,
+    /// The rows counted: those that are not padding.
     pub rows: f64,
 }
 

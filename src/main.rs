@@ -1,5 +1,5 @@
 //! The `reslora-compile` program.
 
 fn main() -> std::process::ExitCode {
-    reslora_compile::cli::main()
+    reslora_compile::main()
 }

@@ -99,13 +99,22 @@ fn blamed(model: &Model, why: &str) -> Option<String> {
 /// How far two runs of one output are apart.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Difference {
+    /// Its name.
     pub output: String,
+    /// The largest absolute difference of an element; NaN where [`Difference::not_finite`] says why.
     pub largest: f64,
     /// `‖a - b‖ / ‖a‖`; NaN where [`Difference::not_finite`] says why.
     pub relative: f64,
     /// Which side holds NaN or infinity, so that nothing can be told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_finite: Option<String>,
+}
+
+impl Difference {
+    /// Whether it is above a tolerance, as what is not a number always is.
+    pub fn exceeds(&self, tolerance: f64) -> bool {
+        self.relative.is_nan() || self.relative > tolerance
+    }
 }
 
 /// Compares outputs of one name; `Err` names one that only one side has, or that differs in shape.

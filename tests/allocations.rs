@@ -1,10 +1,10 @@
 //! Steps on the cpu device allocate what they give back, and nothing else. A binary of its own, since it replaces the allocator.
 
-use reslora_compile::device::{Cpu, Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing};
-use reslora_compile::inject::Options;
-use reslora_compile::onnx;
-use reslora_compile::pipeline::{self, BenchRequest};
-use reslora_compile::plan::{Limits, Plan};
+use reslora_compile::internals::device::{Cpu, Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing};
+use reslora_compile::internals::inject::Options;
+use reslora_compile::internals::onnx;
+use reslora_compile::internals::pipeline::{self, BenchRequest};
+use reslora_compile::internals::plan::{Limits, Plan};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -90,7 +90,7 @@ impl Device for Counted {
 
 #[test]
 fn steps_on_the_cpu_allocate_what_they_give_back_alone() {
-    if !reslora_compile::ops::packs_rights::<f32>() {
+    if !reslora_compile::internals::ops::packs_rights::<f32>() {
         eprintln!(
             "NO AVX-512: host products are the gemm crate's, which allocates in each: allocations were NOT counted"
         );

@@ -7,8 +7,11 @@ use std::fmt;
 /// A place where a chain ends although another block of the same name follows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Break {
+    /// Module path of the block that the chain ends with.
     pub before: String,
+    /// Module path of the block that begins another chain.
     pub after: String,
+    /// Why they are not joined.
     pub why: String,
 }
 

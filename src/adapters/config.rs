@@ -14,18 +14,24 @@ pub const BASE_KEY: &str = "reslora.base";
 /// How a model was injected.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
+    /// The version of this form: 1.
     pub version: u32,
+    /// The adapter.
     pub structure: Structure,
     /// The residual path put on the structure, where its name does not say one.
     #[serde(default, skip_serializing_if = "is_none")]
     pub residual: Residual,
     /// How many earlier blocks a block-shortcut or middle-shortcut reads; -1 for all.
     pub pre_num: i64,
+    /// The rank of targets without one of their own.
     pub rank: usize,
+    /// The alpha of targets without one of their own.
     pub alpha: f64,
+    /// The probability of dropping an element of the adapter's input, in training.
     pub dropout: f64,
     /// Scale by `alpha / √rank` rather than `alpha / rank`.
     pub rslora: bool,
+    /// What random starts are drawn from.
     pub seed: u64,
     /// Settings of the structure's own, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -46,18 +52,23 @@ fn is_none(residual: &Residual) -> bool {
 /// A linear node (or several that share weight and path) with an adapter, or another place that an adapter stands at.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Target {
+    /// Module path.
     pub path: String,
+    /// The initializer of the weight.
     pub weight: String,
+    /// Elements of an input row.
     pub in_features: usize,
+    /// Elements of an output row.
     pub out_features: usize,
     /// The block before this one in its chain.
     pub prev: Option<String>,
     /// What the node does, where the structure depends on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
-    /// Its own rank and alpha, where `--rank-pattern` or `--alpha-pattern` give it some.
+    /// Its own rank, where `--rank-pattern` gives it one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
+    /// Its own alpha, where `--alpha-pattern` gives it one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
     /// Names that an adapter which does not stand at a linear node has found in the base, by what they are to it.
@@ -83,6 +94,7 @@ impl Config {
         target.rank.unwrap_or(self.rank)
     }
 
+    /// The target of a module path.
     pub fn target(&self, path: &str) -> Option<&Target> {
         self.targets.iter().find(|t| t.path == path)
     }
@@ -180,6 +192,10 @@ impl Config {
         self.setting(name).and_then(Value::as_i64).or(default)
     }
 
+    /// A number among the settings.
+    ///
+    /// # Panics
+    /// If the structure has no setting of this name.
     pub fn number(&self, name: &str) -> f64 {
         let default = match self.kind(name) {
             SettingKind::Number { default } => default,
@@ -188,6 +204,10 @@ impl Config {
         self.setting(name).and_then(Value::as_f64).unwrap_or(default)
     }
 
+    /// A text among the settings.
+    ///
+    /// # Panics
+    /// If the structure has no setting of this name.
     pub fn text(&self, name: &str) -> &str {
         let default = match self.kind(name) {
             SettingKind::Text { default } => default,

@@ -112,7 +112,9 @@ impl Emission {
 
 /// One block to emit.
 pub struct Block<'a> {
+    /// How the model is injected.
     pub config: &'a Config,
+    /// The block's target.
     pub target: &'a Target,
     /// The linear node's input.
     pub x: &'a str,
@@ -120,9 +122,8 @@ pub struct Block<'a> {
     pub y: &'a str,
     /// The initializer that `y` has added to the product, where the linear node adds it itself.
     pub bias: Option<&'a str>,
-    pub linear: &'a Linear,
     /// The linear node.
-    pub node: &'a Node,
+    pub(crate) node: &'a Node,
     /// Its weight as it multiplies by it, `[out, in]`.
     pub weight: &'a dyn Fn() -> Array2<f64>,
     /// The model's graph inputs.
@@ -132,6 +133,7 @@ pub struct Block<'a> {
 }
 
 impl Block<'_> {
+    /// Whether the model has a graph input of this name.
     pub fn has_input(&self, name: &str) -> bool {
         self.inputs.iter().any(|i| i == name)
     }
@@ -190,7 +192,6 @@ fn emit_with(model: &Model, config: &Config, injected: Option<&Model>) -> Emissi
             x: &l.x,
             y: &base_value,
             bias: own.as_deref(),
-            linear: l,
             node: model.node(l.node),
             weight: &weight,
             inputs: &inputs,
@@ -289,7 +290,7 @@ struct Mode {
 
 /// Collects the nodes of one block.
 pub struct Emitter {
-    pub nodes: Vec<NewNode>,
+    pub(crate) nodes: Vec<NewNode>,
     mode: Mode,
     /// Distinguishes the nodes of a module's second and later calls; empty for the first.
     suffix: String,
@@ -384,10 +385,12 @@ impl Emitter {
         self.node(role, "Reshape", &[x, &shape])
     }
 
+    /// `x` with its axes in another order.
     pub fn transpose(&mut self, role: &str, x: &str, perm: &[i64]) -> String {
         self.node_with(role, "Transpose", &[x], vec![("perm", AttrValue::Ints(perm.to_vec()))])
     }
 
+    /// Values end to end along an axis.
     pub fn concat(&mut self, role: &str, parts: &[&str], axis: i64) -> String {
         self.node_with(role, "Concat", parts, vec![("axis", AttrValue::Int(axis))])
     }
@@ -474,6 +477,7 @@ impl Emitter {
         if self.element == ElementType::F32 { x.to_string() } else { self.cast_to(role, x, self.element) }
     }
 
+    /// `x` in another element type.
     pub fn cast_to(&mut self, role: &str, x: &str, element: ElementType) -> String {
         self.node_with(role, "Cast", &[x], vec![("to", AttrValue::Int(element.number() as i64))])
     }
@@ -495,6 +499,7 @@ impl Emitter {
         self.wide_floats(name, dims, &values)
     }
 
+    /// A constant of booleans.
     pub fn booleans(&mut self, name: &str, dims: &[usize], values: &[bool]) -> String {
         let bytes = values.iter().map(|b| u8::from(*b)).collect();
         self.constant(name, Constant { element: ElementType::Bool, dims: dims.to_vec(), bytes })

@@ -11,14 +11,17 @@ use rand_chacha::ChaCha8Rng;
 pub struct Entry {
     /// As `--structure` and files call it.
     pub name: &'static str,
+    /// Other names for it.
     pub aliases: &'static [&'static str],
     /// One line for `--help`: what it computes.
     pub help: &'static str,
     /// Settings of its own, which become flags of `inject`.
     pub settings: &'static [Setting],
-    /// Whether `--rank`, `--alpha` and `--dropout` mean anything to it.
+    /// Whether `--rank` means anything to it.
     pub rank: bool,
+    /// Whether `--alpha` means anything to it.
     pub alpha: bool,
+    /// Whether `--dropout` means anything to it.
     pub dropout: bool,
     /// The residual path that the name stands for; `None` where `--residual` chooses one.
     pub residual: Option<Residual>,
@@ -36,6 +39,7 @@ pub struct Entry {
     pub shared: fn(&Config) -> Vec<Spec>,
     /// Graph inputs that its nodes read.
     pub inputs: &'static [GraphInput],
+    /// Its nodes, and how they become plain weights again.
     pub form: Form,
 }
 
@@ -49,8 +53,11 @@ impl Entry {
 /// A setting of an adapter's own: a flag `--{name}` of `inject`, and a key of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
+    /// The flag without its hyphens, and the key.
     pub name: &'static str,
+    /// One line for `--help`.
     pub help: &'static str,
+    /// What values it takes.
     pub kind: SettingKind,
 }
 
@@ -59,13 +66,19 @@ pub struct Setting {
 pub enum SettingKind {
     /// A whole number, at least `least`.
     Count {
+        /// `None` where a value must be given, or follows from others.
         default: Option<i64>,
+        /// The smallest that is allowed.
         least: i64,
     },
+    /// A number.
     Number {
+        /// Taken where none is given.
         default: f64,
     },
+    /// A text.
     Text {
+        /// Taken where none is given.
         default: &'static str,
     },
     /// A text that the model's tokenizer cuts into tokens.
@@ -76,12 +89,15 @@ pub enum SettingKind {
 pub struct Spec {
     /// What follows the module path in its name.
     pub suffix: String,
+    /// Its extents.
     pub shape: Vec<usize>,
+    /// Its values before training.
     pub start: Start,
     /// Frozen tensors are saved with the adapter, and not changed.
     pub trained: bool,
     /// The graph reads it as int64; a file may hold it so.
     pub integer: bool,
+    /// Its learning-rate group.
     pub group: Group,
 }
 
@@ -110,6 +126,7 @@ impl Spec {
 /// Learning-rate groups. `--lora-plus` (arXiv 2402.12354) raises the rate of the output factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
+    /// The learning rate of the run.
     Main,
     /// The output factor B of LoRA.
     OutputFactor,
@@ -117,7 +134,9 @@ pub enum Group {
 
 /// The values that a tensor has before training.
 pub enum Start {
+    /// Zero everywhere.
     Zeros,
+    /// One number everywhere.
     Full(f32),
     /// Uniform within `1 / √columns`: PyTorch's `kaiming_uniform_(a = √5)` over each matrix.
     KaimingUniform,
@@ -127,10 +146,13 @@ pub enum Start {
 
 /// What a start may read.
 pub struct Drawing<'a> {
+    /// Draw from this, so that a seed gives the same start again.
     pub rng: &'a mut ChaCha8Rng,
+    /// How the model is injected.
     pub config: &'a Config,
     /// `None` for tensors that targets share.
     pub target: Option<&'a Target>,
+    /// Extents of the tensor to start.
     pub shape: &'a [usize],
     /// The target's weight as the node multiplies by it, `[out, in]`.
     pub weight: &'a dyn Fn() -> Result<Array2<f64>, String>,
@@ -145,7 +167,9 @@ pub struct Drawing<'a> {
 /// A graph input that an adapter adds; its first axis is the batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GraphInput {
+    /// Its name in the graph, and the data's name for it.
     pub name: &'static str,
+    /// Its element type.
     pub element: ElementType,
     /// One line for the flag of `merge` that folds one value in.
     pub help: &'static str,
@@ -196,9 +220,11 @@ pub struct Join {
 
 /// Nodes of an adapter's own.
 pub struct Whole {
+    /// Where the nodes stand.
     pub place: fn(&Config, &Target) -> Place,
     /// The nodes; the last gives the value that stands in the place.
     pub emit: fn(&mut Emitter, &Block) -> String,
+    /// How they become plain weights.
     pub folding: fn(&Config) -> Folding,
 }
 
@@ -213,21 +239,21 @@ pub enum Place {
     Input,
 }
 
-/// An adapter at other places than linear nodes.
+/// An adapter at other places than linear nodes. Only this crate's own table has such entries.
 pub struct Elsewhere {
     /// What a place is called, as "normalization".
-    pub what: &'static str,
+    pub(crate) what: &'static str,
     /// Every place of a model that it can stand at, in execution order; `--target` is searched in their paths.
-    pub places: fn(&Places) -> Result<Vec<Target>, String>,
+    pub(crate) places: fn(&Places) -> Result<Vec<Target>, String>,
     /// The targets that places which were chosen make.
-    pub targets: fn(&Config, Vec<Target>) -> Result<Vec<Target>, String>,
+    pub(crate) targets: fn(&Config, Vec<Target>) -> Result<Vec<Target>, String>,
     /// The nodes, and what of the model they take the place of.
-    pub emit: fn(&Scene) -> Emission,
-    pub folding: ElsewhereFolding,
+    pub(crate) emit: fn(&Scene) -> Emission,
+    pub(crate) folding: ElsewhereFolding,
 }
 
 /// How an adapter at other places becomes plain weights.
-pub enum ElsewhereFolding {
+pub(crate) enum ElsewhereFolding {
     /// Some initializers get other values.
     Rewrites(Rewrites),
     /// Plain weights cannot compute it, for this reason.
@@ -235,7 +261,7 @@ pub enum ElsewhereFolding {
 }
 
 /// A merge that changes initializers.
-pub struct Rewrites {
+pub(crate) struct Rewrites {
     /// What the initializers of the model, with the adapter's nodes taken out, become.
     pub rewrites: fn(&Model, &Config, &Tensors) -> Result<Vec<Rewrite>, String>,
     /// Entries of the merged model's metadata, which say how to use it.
@@ -245,14 +271,14 @@ pub struct Rewrites {
 }
 
 /// What looking for places reads.
-pub struct Places<'a> {
+pub(crate) struct Places<'a> {
     pub model: &'a Model,
     /// The shape of a value at a sample batch shape; `None` where it is not known.
     pub shape_of: &'a dyn Fn(&str) -> Option<Vec<usize>>,
 }
 
 /// Another content for an initializer.
-pub struct Rewrite {
+pub(crate) struct Rewrite {
     pub path: String,
     pub initializer: String,
     /// The nodes that shall read it. Where others do too, they keep the old one.
@@ -264,6 +290,7 @@ pub struct Rewrite {
 
 /// How nodes of an adapter's own become plain weights.
 pub enum Folding {
+    /// The merged weights compute what the nodes do.
     Exact(fn(&Fold) -> Result<Folded, String>),
     /// Exact for one value of a graph input of its, which the merge chooses; without a choice the branch is kept.
     Chosen(&'static str, fn(&Fold, f64) -> Result<Folded, String>),
@@ -274,6 +301,7 @@ pub enum Folding {
 /// How a configuration merges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Merge<'a> {
+    /// Plain weights compute what the adapter does.
     Exact,
     /// The signal that the last factor multiplies is not a function of the block's own input: it is regressed on it.
     Approximate,
@@ -285,12 +313,15 @@ pub enum Merge<'a> {
 
 /// What folding one target reads.
 pub struct Fold<'a> {
+    /// How the model is injected.
     pub config: &'a Config,
+    /// The target to fold.
     pub target: &'a Target,
     /// As the node multiplies by it, `[out, in]`.
     pub weight: &'a Array2<f64>,
     /// `[out]`, where the node has a bias.
     pub bias: Option<&'a Array1<f64>>,
+    /// The adapter's tensors.
     pub values: &'a Values<'a>,
     /// The value of a graph input that is folded in, by the input's name.
     pub chosen: &'a [(String, f64)],
@@ -298,6 +329,7 @@ pub struct Fold<'a> {
 
 /// The weights of one target after merging.
 pub struct Folded {
+    /// As the node multiplies by it, `[out, in]`.
     pub weight: Array2<f64>,
     /// `None` leaves the bias as it is.
     pub bias: Option<Array1<f64>>,

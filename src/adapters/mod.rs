@@ -4,7 +4,7 @@
 //! asks: names, settings, tensors, nodes, residual paths, graph inputs and how it merges.
 
 mod block_shortcut;
-pub mod chain;
+pub(crate) mod chain;
 mod config;
 mod dora;
 mod emitter;
@@ -38,16 +38,23 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::RwLock;
 
-pub use config::{BASE_KEY, CONFIG_KEY, Config, Target, base_name};
-pub use emitter::{Block, Constant, Emission, Emitted, Emitter, Scene, emit, emit_again};
+pub use crate::onnx::{AttrValue, ElementType, Role};
+pub use chain::Break;
+pub use config::{Config, Target};
+pub use emitter::{Block, Emitter};
 pub use entry::{
-    Drawing, Elsewhere, ElsewhereFolding, Entry, Fold, Folded, Folding, Form, GraphInput, Group, Join, Merge, Place,
-    Places, Rewrite, Rewrites, Setting, SettingKind, Spec, Start, Term, Whole,
+    Drawing, Elsewhere, Entry, Fold, Folded, Folding, Form, GraphInput, Group, Join, Merge, Place, Setting, SettingKind,
+    Spec, Start, Term, Whole,
 };
-pub use fit::{Difference, FitError, Fitted, Made, Tensors, fit, own_targets};
-pub use names::layers;
-pub use residual::{RESIDUALS, Residual};
+pub use residual::Residual;
 pub use values::{Factors, Values};
+
+pub(crate) use config::{BASE_KEY, CONFIG_KEY, base_name};
+pub(crate) use emitter::{Emission, Emitted, Scene, emit, emit_again};
+pub(crate) use entry::{ElsewhereFolding, Places, Rewrite, Rewrites};
+pub(crate) use fit::{FitError, Made, Tensors, fit, own_targets};
+pub(crate) use names::layers;
+pub(crate) use residual::RESIDUALS;
 
 /// Every adapter.
 static ENTRIES: &[&Entry] = &[

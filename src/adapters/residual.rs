@@ -16,10 +16,14 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Residual {
+    /// No path: each adapter reads its own block alone.
     #[default]
     None,
+    /// The input of the block before is added to the block's own.
     InputShortcut,
+    /// The terms of earlier blocks are added, each of this block's input.
     BlockShortcut,
+    /// What earlier blocks carry, of their own inputs, is added before the last map.
     MiddleShortcut,
 }
 

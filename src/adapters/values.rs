@@ -17,7 +17,9 @@ pub struct Factors {
 
 /// Tensors of a target by suffix.
 pub struct Values<'a> {
+    /// The adapter's tensors by name.
     pub tensors: &'a BTreeMap<String, ArrayD<f32>>,
+    /// Whose tensors are read.
     pub target: &'a Target,
 }
 
@@ -38,6 +40,7 @@ impl Values<'_> {
         self.tensor(suffix).into_dimensionality::<Ix2>().expect("its shape was checked")
     }
 
+    /// A tensor of one axis.
     pub fn vector(&self, suffix: &str) -> Array1<f64> {
         self.tensor(suffix).into_dimensionality::<Ix1>().expect("its shape was checked")
     }

@@ -1,7 +1,5 @@
 //! What subcommands share: printing, exit codes, data flags, and finding a model's files.
 
-use crate::device::DeviceError;
-use crate::inject::InjectError;
 use crate::lower::loss::LOSSES;
 use crate::onnx::Model;
 use crate::pipeline::{self, DeviceChoice, Error, Numbers};
@@ -54,17 +52,8 @@ fn is_usage(error: &anyhow::Error) -> bool {
     if error.downcast_ref::<Usage>().is_some() {
         return true;
     }
-    let usage = |e: &ConfigError| !matches!(e, ConfigError::Open { .. });
-    if let Some(error) = error.downcast_ref::<ConfigError>() {
-        return usage(error);
-    }
-    match error.downcast_ref::<Error>() {
-        Some(Error::Usage(_)) => true,
-        Some(Error::Config(e)) => usage(e),
-        Some(Error::Inject(e)) => !matches!(e, InjectError::NoLinear | InjectError::Opset { .. }),
-        Some(Error::Device(DeviceError::NoDevice { .. })) => true,
-        _ => false,
-    }
+    error.downcast_ref::<ConfigError>().is_some_and(ConfigError::is_usage)
+        || error.downcast_ref::<Error>().is_some_and(Error::is_usage)
 }
 
 /// A wrong flag.
@@ -170,7 +159,7 @@ impl TypeArgs {
     }
 
     fn numbers(&self) -> Numbers {
-        Numbers { half_weights: self.weights == "f16", mixed: self.mixed() }
+        Numbers::named(&self.precision, &self.weights)
     }
 }
 
@@ -209,11 +198,6 @@ pub fn stem(model: &Path) -> String {
 /// A file beside `model` called `{stem}.{what}.onnx`.
 pub fn beside(model: &Path, what: &str) -> PathBuf {
     model.with_file_name(format!("{}.{what}.onnx", stem(model)))
-}
-
-/// Whether a difference is above a tolerance, as what is not a number always is.
-pub fn exceeds(difference: f64, tolerance: f64) -> bool {
-    difference.is_nan() || difference > tolerance
 }
 
 /// A number with groups of three digits.

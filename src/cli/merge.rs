@@ -1,17 +1,15 @@
 //! `merge`
 
-use super::common::{DataArgs, Outcome, Printer, Usage, beside, exceeds, read_data, table};
+use super::common::{DataArgs, Outcome, Printer, Usage, beside, read_data, table};
 use super::output::guard;
 use super::runs::{self, Taken};
 use crate::adapter;
 use crate::adapters;
 use crate::adapters::BASE_KEY;
-use crate::merge::{self, LayerReport, Strategy};
+use crate::merge::{self, LayerReport};
 use crate::onnx::{self, Model};
 use crate::pipeline::{self, Error, MergeRequest, Metric, Polished};
 use crate::settings::{ConfigError, DataConfig, RunConfig, defaults};
-use crate::train::Settings;
-use crate::train::schedule::Schedule;
 use crate::verify::Difference;
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -123,7 +121,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let how = args.how.config();
     how.check()?;
     args.tolerance.map_or(Ok(()), check_tolerance)?;
-    let strategy = strategy(&args.strategy)?;
+    let strategy = pipeline::named_strategy(&args.strategy)?;
     let ridge = match args.ridge.as_str() {
         "auto" => None,
         text => match text.parse::<f64>() {
@@ -151,10 +149,10 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let config = run_config(&path, printer);
     let read = |file: &Path, how: &DataConfig| read_data(how, file, &injected, &Printer { json: true }).ok();
     let fallback = match (&calibrate, &config) {
-        (None, Some(run)) => read(&run.data, &run.how),
+        (None, Some(run)) => read(&run.data, &run.train.how),
         _ => None,
     };
-    let evaluation = config.as_ref().and_then(|run| read(run.eval.as_ref()?, &run.how));
+    let evaluation = config.as_ref().and_then(|run| read(run.eval.as_ref()?, &run.train.how));
     let output = args.output.clone().unwrap_or_else(|| beside(&args.model, "merged"));
     // A folder gets the model and what goes with it.
     let folder =
@@ -172,8 +170,9 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         guard(&output, inputs, &[&*injected])?;
     }
     let mut device = args.how.device.open()?;
-    let run_how = config.as_ref().map(|run| &run.how);
-    let polish = args.polish.map(|steps| polishing(steps, config.as_ref(), &how)).transpose()?;
+    let run_how = config.as_ref().map(|run| &run.train.how);
+    let trained = config.as_ref().map(|run| &run.train);
+    let polish = args.polish.map(|steps| pipeline::polishing(steps, trained, &how)).transpose()?;
     let request = MergeRequest {
         injected: &injected,
         adapter: &adapter,
@@ -185,16 +184,14 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         ridge,
         sequential: args.sequential,
         polish,
-        rescue: Some(polishing(defaults::RESCUE_STEPS, config.as_ref(), &how)?),
+        rescue: Some(pipeline::polishing(defaults::RESCUE_STEPS, trained, &how)?),
         evaluate: evaluation.as_ref().zip(run_how).map(|(data, how)| pipeline::calibration(how, data)).transpose()?,
     };
     let merged = pipeline::merge(&request, device.as_mut())?;
-    let exact = matches!(merged.report.strategy.as_str(), "exact" | "branch");
-    let limit = if args.keep_branch { defaults::TOLERANCE } else { merged.exact_tolerance };
-    let tolerance = args.tolerance.or((exact && limit.is_finite()).then_some(limit));
-    let above = tolerance.is_some_and(|t| merged.differences.iter().any(|d| exceeds(d.relative, t)));
+    let tolerance = args.tolerance.or(merged.tolerance());
+    let above = tolerance.is_some_and(|t| merged.is_above(t));
     // Asked for by name, a strategy is taken for what it gives; left to us, it has to keep what was learnt.
-    let short = strategy.is_none() && !args.keep_branch && merged.metric.as_ref().is_some_and(Metric::falls_short);
+    let short = strategy.is_none() && merged.falls_short();
     let writes = !(above || short) || args.force;
     if writes {
         onnx::write(&merged.model, &output).map_err(Error::from)?;
@@ -221,15 +218,6 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     };
     printer.result(&result, || text(&result));
     Ok(if (above || short) && !args.force { Outcome::AboveTolerance } else { Outcome::Done })
-}
-
-fn strategy(text: &str) -> Result<Option<Strategy>> {
-    if text == "auto" {
-        return Ok(None);
-    }
-    let names: Vec<&str> = Strategy::all().map(|s| s.name).collect();
-    let unknown = || Usage(format!("--strategy '{text}' is not known\nhint: auto, {}", names.join(", ")));
-    Ok(Some(Strategy::parse(text).ok_or_else(unknown)?))
 }
 
 /// Says which run was taken and which were not.
@@ -305,19 +293,6 @@ fn run_config(adapter: &Path, printer: &Printer) -> Option<RunConfig> {
             None
         }
     }
-}
-
-/// Polishing goes on as the run did, at a tenth of its learning rate, falling to zero.
-fn polishing(steps: u64, run: Option<&RunConfig>, how: &DataConfig) -> Result<Settings> {
-    let mut settings = run.map_or(Ok(Settings::default()), pipeline::settings)?;
-    if run.is_none() {
-        settings.batch_size = how.batch_size;
-    }
-    settings.lr *= defaults::POLISHING_RATE;
-    settings.schedule = Schedule::LINEAR;
-    (settings.warmup_steps, settings.max_steps) = (0, Some(steps));
-    (settings.eval_every, settings.save_every) = (None, None);
-    Ok(settings)
 }
 
 fn text(r: &Result_) -> String {

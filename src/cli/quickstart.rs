@@ -2,7 +2,6 @@
 
 use super::common::{DeviceArg, Outcome, Printer, beside, grouped, table};
 use super::progress::Progress;
-use super::verify;
 use crate::device::Device;
 use crate::onnx::{self, Model};
 use crate::pipeline::{self, Calibration, Error, EvalRequest, Evaluation, MergeRequest, TrainRequest, digits};
@@ -94,7 +93,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let rows: Vec<usize> = (0..digits::BATCH).collect();
     let feed = data::Feed::new(pipeline::input_specs(&model), defaults::MAX_LENGTH);
     let batch = test.batch(&feed, &rows).map_err(Error::from)?.inputs;
-    let check = verify::against_ours(&model, &batch)?;
+    let check = pipeline::against_ours(&model, &batch)?;
 
     let row = |model, file: &Path, e: &Evaluation| Row {
         model,

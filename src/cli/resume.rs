@@ -65,8 +65,8 @@ impl Kept {
                 differ.push((key, was, now));
             }
         }
-        let steps = read.map(|(_, examples)| (self.saved.steps(examples), now.steps(examples)));
-        if schedule::find(&now.schedule).is_some_and(|s| s.reads_total)
+        let steps = read.map(|(_, examples)| (self.saved.train.steps(examples), now.train.steps(examples)));
+        if schedule::find(&now.train.schedule).is_some_and(|s| s.reads_total)
             && steps.is_some_and(|(was, total)| was != total)
         {
             // The rate of every step depends on how many there are.
@@ -106,7 +106,7 @@ impl Kept {
             "model" => Some(args.model.clone()),
             "data" => Some(args.data.clone()),
             "eval" => args.eval.clone(),
-            "tokenizer" => args.how.tokenizer.clone(),
+            "tokenizer" => args.train.how.tokenizer.clone(),
             _ => None,
         };
         let named = |args: &RunConfig, key: &str, digest: Option<&String>| {
@@ -168,7 +168,7 @@ pub fn digests(args: &RunConfig, model: &Model, data: &Dataset, eval: Option<&Da
     if matches!(data.source, Source::Text { .. }) {
         out.insert("tokenizer".into(), tokenizer_digest(args));
     }
-    if let Some(bytes) = args.how.chat_template.as_ref().and_then(|t| std::fs::read(t).ok()) {
+    if let Some(bytes) = args.train.how.chat_template.as_ref().and_then(|t| std::fs::read(t).ok()) {
         out.insert("chat-template".into(), sha256(&bytes));
     }
     out
@@ -191,7 +191,7 @@ pub fn model_digest(model: &Model) -> String {
 /// Of the files that say how text becomes tokens.
 fn tokenizer_digest(args: &RunConfig) -> String {
     let folder = |path: &Path| path.parent().map(Path::to_path_buf).unwrap_or_default();
-    let file = match &args.how.tokenizer {
+    let file = match &args.train.how.tokenizer {
         Some(path) if path.is_dir() => path.join("tokenizer.json"),
         Some(path) => path.clone(),
         None => folder(&args.model).join("tokenizer.json"),

@@ -6,7 +6,7 @@ use super::resume;
 use crate::adapters::BASE_KEY;
 use crate::optim::OPTIMIZERS;
 use crate::pipeline::{self, Error, TrainRequest};
-use crate::settings::{RunConfig, defaults};
+use crate::settings::{RunConfig, TrainConfig, defaults};
 use crate::train::data::{self, Dataset, Source};
 use crate::train::record::{self, Record, Status};
 use crate::train::schedule::SCHEDULES;
@@ -112,6 +112,13 @@ impl Args {
             data: self.data.clone(),
             eval: self.eval.clone(),
             output: self.output.clone(),
+            train: self.train_config(),
+        }
+    }
+
+    /// How to train.
+    fn train_config(&self) -> TrainConfig {
+        TrainConfig {
             how: self.how.config(),
             accumulate: self.accumulate,
             epochs: self.epochs,
@@ -161,8 +168,9 @@ fn with_momentum() -> String {
 
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let config = args.config();
-    let settings = pipeline::settings(&config)?;
-    if config.momentum > 0.0 && !settings.optimizer.takes_momentum {
+    config.check()?;
+    let settings = pipeline::settings(&config.train)?;
+    if config.train.momentum > 0.0 && !settings.optimizer.takes_momentum {
         let (takes, own) = (with_momentum(), settings.optimizer.name);
         printer.note(format!("--momentum is for {takes}: {own} has moments of its own"));
     }
@@ -180,11 +188,11 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     kept.as_ref().map_or(Ok(()), |kept| kept.check(&config, &args.resume_with, None))?;
     let model = pipeline::read(&args.model)?;
     pipeline::model_notes(&model).iter().for_each(|n| printer.note(n));
-    let data = read_data(&config.how, &args.data, &model, printer)?;
-    let eval = args.eval.as_ref().map(|path| read_data(&config.how, path, &model, printer)).transpose()?;
+    let data = read_data(&config.train.how, &args.data, &model, printer)?;
+    let eval = args.eval.as_ref().map(|path| read_data(&config.train.how, path, &model, printer)).transpose()?;
     let digests = resume::digests(&config, &model, &data, eval.as_ref());
     kept.as_ref().map_or(Ok(()), |kept| kept.check(&config, &args.resume_with, Some((&digests, data.len()))))?;
-    let total = config.steps(data.len());
+    let total = config.train.steps(data.len());
     if args.warmup_steps > total {
         let text = format!("--warmup-steps {} is longer than the run, which has {total} steps", args.warmup_steps);
         return Err(Usage(format!("{text}\nhint: a shorter warm-up, or more --epochs")).into());
@@ -194,7 +202,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let mut request = TrainRequest {
         eval: eval.as_ref(),
         resume: args.resume,
-        ..TrainRequest::configured(&config, &settings, &model, &data, dir)?
+        ..TrainRequest::configured(&config.train, &settings, &model, &data, dir)?
     };
     // Whatever can be wrong with model and data shows before the run directory is touched.
     pipeline::check(&request)?;

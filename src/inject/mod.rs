@@ -23,11 +23,15 @@ use start::add_initializers;
 /// What was injected.
 #[derive(Clone, Debug)]
 pub struct Report {
+    /// How the model was injected.
     pub config: Config,
+    /// Where chains end although another block of the same name follows.
     pub breaks: Vec<Break>,
     /// Trained numbers: in adapters, and in tensors trained themselves.
     pub adapter_parameters: usize,
+    /// Trained numbers in tensors that are trained whole.
     pub also_trained_parameters: usize,
+    /// What a user should know.
     pub notes: Vec<String>,
 }
 

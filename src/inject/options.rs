@@ -21,17 +21,25 @@ pub enum Selector {
 pub struct Options {
     /// Empty: those of the adapter; without one, the attention query and value projections, or every linear node if there are none.
     pub targets: Vec<Selector>,
+    /// Searched in module paths: linear nodes to leave out.
     pub exclude: Vec<Regex>,
+    /// The adapter.
     pub structure: Structure,
     /// The residual path to put on the structure, where its name does not say one.
     pub residual: Residual,
+    /// How many earlier blocks a block-shortcut or middle-shortcut reads; -1 for all.
     pub pre_num: i64,
+    /// The rank of the adapters, at least 1.
     pub rank: usize,
+    /// The term is scaled by `alpha / rank`.
     pub alpha: f64,
+    /// The probability of dropping an element of the adapter's input, in training: from 0 to below 1.
     pub dropout: f64,
+    /// Scale by `alpha / √rank` instead (arXiv 2312.03732).
     pub rslora: bool,
     /// Ranks and alphas of targets whose path a pattern is found in; the first that is counts.
     pub rank_pattern: Vec<(Regex, usize)>,
+    /// Alphas of targets whose path a pattern is found in; the first that is counts.
     pub alpha_pattern: Vec<(Regex, f64)>,
     /// Whether the first factor A keeps its start (LoRA-FA, arXiv 2308.03303).
     pub freeze_a: bool,
@@ -39,6 +47,7 @@ pub struct Options {
     pub settings: BTreeMap<String, Value>,
     /// Searched in initializer names and module paths. Empty: what the adapter trains whole.
     pub also_train: Vec<Regex>,
+    /// What random starts are drawn from.
     pub seed: u64,
     /// Tokens of the text that a setting gives.
     pub tokens: Vec<usize>,

@@ -60,10 +60,6 @@ impl Builder {
         Builder { graph, rules, origin: "".into(), named }
     }
 
-    pub fn rules(&self) -> Rules {
-        self.rules
-    }
-
     /// Names the ONNX node that the operations added from now on come from.
     pub fn set_origin(&mut self, origin: impl Into<Arc<str>>) {
         self.origin = origin.into();

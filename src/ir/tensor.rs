@@ -117,9 +117,4 @@ impl Tensor {
             DType::Bool => Tensor::bool(ty.shape.clone(), words),
         }
     }
-
-    /// The same elements under another shape of the same size.
-    pub fn reshaped(&self, shape: &Shape) -> Tensor {
-        Tensor::from_words(&Type::new(self.dtype(), shape.clone()), self.words().to_vec())
-    }
 }

@@ -23,7 +23,7 @@ mod shape;
 
 pub use context::{Context, dtype};
 
-use crate::ir::{BuildError, Builder, Graph, Leaf, Tensor, Type, Value, Weight, Words};
+use crate::ir::{BuildError, Builder, Leaf, Tensor, Type, Value, Weight, Words};
 use crate::onnx::{ElementType, Model, Node, NodeId, TensorView};
 use crate::ops::RULES;
 use std::borrow::Cow;
@@ -524,13 +524,4 @@ pub fn load(view: &TensorView) -> Result<Tensor, Reason> {
     }
     let ints = view.to_i64().ok_or_else(|| format!("{} is not supported", view.element))?;
     Ok(Tensor::i32(shape, ints.into_iter().map(|x| x.clamp(i32::MIN as i64, i32::MAX as i64) as i32).collect()))
-}
-
-/// The graph with the named values as outputs to fetch.
-pub fn finish(mut lowered: Lowered, outputs: &[String]) -> Graph {
-    for name in outputs {
-        let v = lowered.values[name];
-        lowered.b.output(name.clone(), v, crate::ir::Sink::Fetch);
-    }
-    lowered.b.graph
 }

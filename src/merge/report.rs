@@ -3,18 +3,26 @@
 /// What a merge did.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Report {
+    /// The strategy's name; `branch` where the adapters stay.
     pub strategy: String,
+    /// Every target, in execution order.
     pub layers: Vec<LayerReport>,
+    /// Initializers that were trained whole.
     pub also_trained: Vec<String>,
+    /// What a user should know.
     pub notes: Vec<String>,
 }
 
+/// What a merge did to one target.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct LayerReport {
+    /// Module path.
     pub path: String,
+    /// The initializer of the weight.
     pub weight: String,
     /// `‖ΔW‖ / ‖W‖`, Frobenius.
     pub relative_change: f64,
+    /// The factors by which the strategy scales the terms of the blocks before, nearest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub alphas: Vec<f64>,
     /// Relative error of what the merged weight adds to the base's output, against what the adapter added, on held-back rows.

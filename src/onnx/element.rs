@@ -7,20 +7,35 @@ use std::fmt;
 /// Element types that tensors of a model may have (`TensorProto.DataType`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ElementType {
+    /// 32-bit float.
     F32,
+    /// 8-bit unsigned integer.
     U8,
+    /// 8-bit integer.
     I8,
+    /// 16-bit unsigned integer.
     U16,
+    /// 16-bit integer.
     I16,
+    /// 32-bit integer.
     I32,
+    /// 64-bit integer.
     I64,
+    /// One byte, 0 or 1.
     Bool,
+    /// 16-bit float (binary16).
     F16,
+    /// 64-bit float.
     F64,
+    /// 32-bit unsigned integer.
     U32,
+    /// 64-bit unsigned integer.
     U64,
+    /// bfloat16.
     Bf16,
+    /// 4-bit unsigned integer, two to a byte.
     U4,
+    /// 4-bit integer, two to a byte.
     I4,
     /// One that only passes through, by its number.
     Other(i32),
@@ -45,10 +60,12 @@ const TYPES: &[(i32, ElementType, &str, usize)] = &[
 ];
 
 impl ElementType {
+    /// The type of a number of `TensorProto.DataType`.
     pub fn from_number(n: i32) -> ElementType {
         TYPES.iter().find(|t| t.0 == n).map_or(ElementType::Other(n), |t| t.1)
     }
 
+    /// Its number in `TensorProto.DataType`.
     pub fn number(self) -> i32 {
         match self {
             ElementType::Other(n) => n,
@@ -61,6 +78,7 @@ impl ElementType {
         TYPES.iter().find(|t| t.1 == self).map(|t| t.3)
     }
 
+    /// Whether it is one of the float types.
     pub fn is_float(self) -> bool {
         matches!(self, ElementType::F32 | ElementType::F16 | ElementType::Bf16 | ElementType::F64)
     }

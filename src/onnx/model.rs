@@ -150,11 +150,6 @@ impl Model {
         in_file.chain(sorted).map(|id| (id, &self.nodes[&id]))
     }
 
-    /// Whether the file has its nodes in an order of execution, as ONNX asks.
-    pub fn is_sorted(&self) -> bool {
-        self.sorted.is_none()
-    }
-
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[&id]
     }
@@ -228,11 +223,6 @@ impl Model {
 
     pub fn ir_version(&self) -> i64 {
         self.header.ir_version
-    }
-
-    /// `(domain, name)` of the model's local functions.
-    pub fn functions(&self) -> Vec<(String, String)> {
-        self.header.functions.iter().map(|f| (f.domain.clone(), f.name.clone())).collect()
     }
 
     /// Graph inputs that are not initializers.

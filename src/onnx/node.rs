@@ -136,10 +136,6 @@ impl Node {
         }
     }
 
-    pub fn attribute_names(&self) -> impl Iterator<Item = &str> {
-        self.proto.attribute.iter().map(|a| a.name.as_str())
-    }
-
     pub fn attr_int(&self, name: &str) -> Option<i64> {
         self.attr(name).map(|a| a.i)
     }
@@ -312,9 +308,13 @@ pub(super) fn typed_bytes(t: &TensorProto, element: ElementType) -> Cow<'_, [u8]
 /// An attribute of a new node.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AttrValue {
+    /// An integer.
     Int(i64),
+    /// A list of integers.
     Ints(Vec<i64>),
+    /// A number.
     Float(f32),
+    /// A text.
     Str(String),
 }
 

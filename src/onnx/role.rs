@@ -10,15 +10,23 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
+    /// Queries.
     AttentionQ,
+    /// Keys.
     AttentionK,
+    /// Values.
     AttentionV,
     /// One product that gives queries, keys and values at once.
     AttentionQkv,
+    /// Attention's output projection.
     AttentionO,
+    /// The first projection of the multi-layer perceptron.
     MlpUp,
+    /// The projection whose activation gates the first.
     MlpGate,
+    /// The last projection of the multi-layer perceptron.
     MlpDown,
+    /// The output projection of the model.
     Head,
 }
 

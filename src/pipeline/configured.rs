@@ -1,20 +1,24 @@
 //! What a configuration says, looked up in the tables: settings, data sets and requests are made from it here and nowhere else.
 
-use super::{Calibration, Error, EvalRequest, MergeRequest, TrainRequest, within_positions};
+use super::{
+    Calibration, DeviceChoice, Error, EvalRequest, MergeRequest, Numbers, TrainRequest, open_device, within_positions,
+};
 use crate::adapter::Adapter;
+use crate::device::Device;
 use crate::lower::loss::{self, LOSSES, Loss};
+use crate::merge::Strategy;
 use crate::onnx::Model;
 use crate::optim::{self, Hyper, OPTIMIZERS};
-use crate::settings::{ConfigError, DataConfig, RunConfig, defaults};
+use crate::settings::{ConfigError, DataConfig, TrainConfig, defaults};
 use crate::train::Settings;
 use crate::train::data::{self, Dataset, Order};
-use crate::train::schedule::{self, SCHEDULES};
+use crate::train::schedule::{self, SCHEDULES, Schedule};
 use std::path::Path;
 use std::sync::Arc;
 
 /// How a run trains. Numbers that no run can have and names that no table has are errors.
-pub fn settings(config: &RunConfig) -> Result<Settings, Error> {
-    config.check()?;
+pub fn settings(config: &TrainConfig) -> Result<Settings, Error> {
+    config.check_numbers()?;
     let optimizers = OPTIMIZERS.iter().map(|o| o.name);
     let optimizer =
         optim::find(&config.optimizer).ok_or_else(|| unknown("--optimizer", &config.optimizer, optimizers))?;
@@ -49,6 +53,15 @@ pub fn named_loss(name: &str) -> Result<Option<Loss>, Error> {
     loss::find(name).map(Some).ok_or_else(|| unknown("--loss", name, names))
 }
 
+/// The strategy of a name; `None` for the one that suits.
+pub fn named_strategy(name: &str) -> Result<Option<Strategy>, Error> {
+    if name == defaults::STRATEGY {
+        return Ok(None);
+    }
+    let names = std::iter::once(defaults::STRATEGY).chain(Strategy::all().map(|s| s.name));
+    Strategy::parse(name).map(Some).ok_or_else(|| unknown("--strategy", name, names))
+}
+
 fn unknown<'a>(flag: &str, name: &str, names: impl Iterator<Item = &'a str>) -> Error {
     let names: Vec<&str> = names.collect();
     ConfigError::Value(format!("{flag} '{name}' is not known\nhint: {}", names.join(", "))).into()
@@ -76,10 +89,31 @@ pub fn calibration<'a>(how: &'a DataConfig, data: &'a Dataset) -> Result<Calibra
     Ok(Calibration { loss, loss_output, ..Calibration::new(data, how.batch_size, how.max_length) })
 }
 
+/// How a merged form is polished: as the run was trained, at a tenth of its learning rate, which falls to zero. `run` is `None` where that
+/// is not known.
+pub fn polishing(steps: u64, run: Option<&TrainConfig>, how: &DataConfig) -> Result<Settings, Error> {
+    let mut settings = run.map_or(Ok(Settings::default()), settings)?;
+    if run.is_none() {
+        settings.batch_size = how.batch_size;
+    }
+    settings.lr *= defaults::POLISHING_RATE;
+    settings.schedule = Schedule::LINEAR;
+    (settings.warmup_steps, settings.max_steps) = (0, Some(steps));
+    (settings.eval_every, settings.save_every) = (None, None);
+    Ok(settings)
+}
+
+/// The device that a configuration names, for its types of numbers.
+pub fn device(config: &TrainConfig) -> Result<Box<dyn Device>, Error> {
+    let choice = config.how.device.parse::<DeviceChoice>();
+    let choice = choice.map_err(|why| Error::Usage(format!("--device '{}': {why}", config.how.device)))?;
+    open_device(choice, Numbers::named(&config.precision, &config.weights))
+}
+
 impl<'a> TrainRequest<'a> {
     /// Trains as a configuration says, from the start; `settings` are those of the configuration.
     pub fn configured(
-        config: &'a RunConfig,
+        config: &'a TrainConfig,
         settings: &'a Settings,
         model: &'a Arc<Model>,
         data: &'a Dataset,

@@ -34,10 +34,15 @@ impl std::str::FromStr for DeviceChoice {
 pub struct DeviceInfo {
     /// What `--device` calls it.
     pub id: String,
+    /// The adapter's or the CPU's name.
     pub name: String,
+    /// What it is, such as `discrete GPU`.
     pub kind: String,
+    /// Vulkan, Metal or DirectX 12; empty for the CPU.
     pub backend: String,
+    /// The driver and its version; empty for the CPU.
     pub driver: String,
+    /// Whether a GPU is emulated on the CPU.
     pub software: bool,
     /// MiB that one binding may have; `None` where there is no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,6 +93,13 @@ pub struct Numbers {
     pub half_weights: bool,
     /// Products of halves are to come, for which the device may have units of their own.
     pub mixed: bool,
+}
+
+impl Numbers {
+    /// By the names that `--precision` and `--weights` have for them.
+    pub fn named(precision: &str, weights: &str) -> Numbers {
+        Numbers { half_weights: weights == "f16", mixed: precision == "mixed" }
+    }
 }
 
 /// Opens a device.

@@ -1,5 +1,8 @@
 //! The pipeline's error: each module's error, unchanged.
 
+use crate::device::DeviceError;
+use crate::inject::InjectError;
+
 /// An error of any module.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -35,4 +38,17 @@ pub enum Error {
     Usage(String),
     #[error("{0}")]
     Model(String),
+}
+
+impl Error {
+    /// Whether the caller asked for something that cannot be, rather than something failing.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Error::Usage(_) => true,
+            Error::Config(e) => e.is_usage(),
+            Error::Inject(e) => !matches!(e, InjectError::NoLinear | InjectError::Opset { .. }),
+            Error::Device(DeviceError::NoDevice { .. }) => true,
+            _ => false,
+        }
+    }
 }

@@ -6,6 +6,7 @@ use super::metric::Metric;
 use crate::adapter::Adapter;
 use crate::merge::{Report, Strategy};
 use crate::onnx::Model;
+use crate::settings::defaults;
 use crate::train::Settings;
 use crate::verify::Difference;
 use std::sync::Arc;
@@ -48,6 +49,8 @@ pub struct Merged {
     pub compared_on: String,
     /// The largest relative difference that an exact merge may have, given the weights' element types.
     pub exact_tolerance: f64,
+    /// Whether the request was to keep the adapters in the file.
+    pub keeps_branch: bool,
     /// The strategies that were tried, with the largest relative difference of an output.
     pub tried: Vec<(String, f64)>,
     /// The metric with the adapter live, and merged.
@@ -56,6 +59,26 @@ pub struct Merged {
 }
 
 impl Merged {
+    /// The largest relative difference of an output that rounding explains; `None` where the merge is approximate.
+    pub fn tolerance(&self) -> Option<f64> {
+        let limit = match self.report.strategy.as_str() {
+            "branch" if self.keeps_branch => defaults::TOLERANCE,
+            "exact" | "branch" => self.exact_tolerance,
+            _ => return None,
+        };
+        limit.is_finite().then_some(limit)
+    }
+
+    /// Whether an output differs by more than a tolerance, as what is not a number always does.
+    pub fn is_above(&self, tolerance: f64) -> bool {
+        self.differences.iter().any(|d| d.exceeds(tolerance))
+    }
+
+    /// Whether too little of the gain is left. A branch that is kept as it was asked for loses nothing.
+    pub fn falls_short(&self) -> bool {
+        !self.keeps_branch && self.metric.as_ref().is_some_and(Metric::falls_short)
+    }
+
     /// Refused where an output is not a number, with the adapter live or merged.
     pub(super) fn check_finite(self) -> Result<Merged, Error> {
         let Some((d, why)) = self.differences.iter().find_map(|d| Some((d, d.not_finite.as_ref()?))) else {
@@ -72,6 +95,7 @@ impl Merged {
 /// What polishing changed.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Polished {
+    /// Optimiser steps.
     pub steps: u64,
     /// The metric merged, before and after.
     pub metric: Option<[f64; 2]>,

@@ -137,6 +137,7 @@ fn done(request: &MergeRequest, config: &Config, given: Option<&Calibration>, ch
         differences: chosen.differences,
         compared_on: compared_on(given),
         exact_tolerance: tolerance(request.injected, config),
+        keeps_branch: request.keep_branch,
         tried: chosen.tried,
         metric: None,
         polished: None,

@@ -3,6 +3,7 @@
 /// The evaluation metric before and after merging.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Metric {
+    /// What it was measured on, in words.
     pub measured_on: String,
     /// Of the model without the adapter.
     pub base: f64,
@@ -12,6 +13,7 @@ pub struct Metric {
     pub chosen: String,
     /// The share of what the adapter gained that the merged model keeps; `None` where it gained nothing to speak of.
     pub kept: Option<f64>,
+    /// With the adapter live, and merged, where labels are classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<[f64; 2]>,
 }

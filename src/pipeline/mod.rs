@@ -31,13 +31,14 @@ mod recording;
 mod running;
 mod surveying;
 mod training;
+mod verifying;
 mod weighing;
 
 pub use benching::{Bench, BenchRequest, KernelTime, Profile, Span, bench};
 pub use calibrating::{Calibration, calibrate};
 pub use comparing::{compare_outputs, infer, synthetic};
 pub use compile::{LossChoice, ModelCompiler, Program, index_bounds, sample_shapes};
-pub use configured::{calibration, named_loss, read_data, settings};
+pub use configured::{calibration, device, named_loss, named_strategy, polishing, read_data, settings};
 pub use devices::{DeviceChoice, DeviceInfo, Numbers, list_devices, open_device};
 pub use doctor::{KERNEL_TOLERANCE, KernelCheck, TRAINING_TOLERANCE, TrainingCheck, self_check, training_check};
 pub use dumping::dump_ir;
@@ -50,6 +51,7 @@ pub use recording::MERGE_KEY;
 pub use running::{Ran, run, save};
 pub use surveying::within_positions;
 pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};
+pub use verifying::{Verification, VerifyRequest, against_ours, verify};
 
 pub use crate::onnx::{FileDiff, diff};
 

@@ -206,11 +206,12 @@ impl<'a> EvalRequest<'a> {
 /// What an evaluation gave.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    pub totals: Totals,
+    pub(crate) totals: Totals,
     /// Mean loss over counted labels.
     pub loss: f64,
     /// Hits among counted labels, where labels are classes.
     pub accuracy: Option<f64>,
+    /// `e^loss`, of language models.
     pub perplexity: Option<f64>,
     /// What a user should know about how it was measured.
     pub notes: Vec<String>,

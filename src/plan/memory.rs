@@ -52,10 +52,6 @@ impl Layout {
     pub fn slot(&self, parameter: &str) -> Option<Slot> {
         self.slots.get(parameter).copied()
     }
-
-    pub fn slots(&self) -> impl Iterator<Item = (&str, Slot)> {
-        self.slots.iter().map(|(n, s)| (n.as_str(), *s))
-    }
 }
 
 /// Free ranges of the arenas.

@@ -5,7 +5,7 @@
 pub mod defaults;
 mod run_config;
 
-pub use run_config::{DataConfig, RunConfig};
+pub use run_config::{DataConfig, RunConfig, TrainConfig};
 
 use std::path::{Path, PathBuf};
 
@@ -22,6 +22,11 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// Whether the caller asked for something that cannot be, rather than something failing.
+    pub fn is_usage(&self) -> bool {
+        !matches!(self, ConfigError::Open { .. })
+    }
+
     /// A key that no setting has, with the one that may be meant.
     pub fn unknown(path: &Path, key: &str, nearest: Option<&str>) -> ConfigError {
         let hint = nearest.map(|n| format!("\nhint: is it '{n}'?")).unwrap_or_default();

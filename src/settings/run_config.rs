@@ -17,23 +17,41 @@ pub struct RunConfig {
     /// The run directory.
     pub output: Option<PathBuf>,
     #[serde(flatten)]
+    pub train: TrainConfig,
+}
+
+/// How to train. The defaults are those of `train`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct TrainConfig {
+    /// How data is read, and where training runs.
+    #[serde(flatten)]
     pub how: DataConfig,
     /// Micro-batches to an optimiser step.
     pub accumulate: usize,
+    /// Passes over the data.
     pub epochs: usize,
     /// Ends training after so many optimiser steps, whatever `epochs` says.
     pub max_steps: Option<u64>,
+    /// `adamw`, `sgd` or `lion`.
     pub optimizer: String,
+    /// The peak learning rate.
     pub lr: f64,
+    /// The name of a learning-rate schedule: `constant`, `linear`, `cosine` or `inverse-sqrt`.
     pub schedule: String,
+    /// Steps over which the learning rate rises to its peak.
     pub warmup_steps: u64,
+    /// Decoupled weight decay.
     pub weight_decay: f64,
+    /// The momentum of optimisers that take one: from 0 to below 1.
     pub momentum: f64,
     /// The learning rate of output factors (B) over that of the others.
     pub lora_plus: f64,
     /// Zero turns clipping off.
     pub clip_norm: f64,
+    /// Take examples in the file's order.
     pub no_shuffle: bool,
+    /// What the order of examples and dropout are drawn from.
     pub seed: u64,
     /// Steps between evaluations; `None` for an epoch.
     pub eval_every: Option<u64>,
@@ -43,6 +61,7 @@ pub struct RunConfig {
     pub precision: String,
     /// `f32` or `f16`.
     pub weights: String,
+    /// Leave out fusion, for comparison.
     pub no_fuse: bool,
 }
 
@@ -82,6 +101,14 @@ impl Default for RunConfig {
             data: PathBuf::new(),
             eval: None,
             output: None,
+            train: TrainConfig::default(),
+        }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> TrainConfig {
+        TrainConfig {
             how: DataConfig::default(),
             accumulate: default::ACCUMULATE,
             epochs: default::EPOCHS,
@@ -162,7 +189,13 @@ impl RunConfig {
         if let Some(key) = ["model", "data"].into_iter().find(|key| !table.contains_key(*key)) {
             return Err(wrong(format!("it names no '{key}'")));
         }
-        toml::from_str(text).map_err(|e| wrong(e.to_string()))
+        // Errors in flattened structs do not name the key, so it is found by reading each alone.
+        let alone = |(key, value): (&String, &toml::Value)| toml::Table::from_iter([(key.clone(), value.clone())]);
+        let read = |table: toml::Table| table.try_into::<RunConfig>();
+        read(table.clone()).map_err(|e| match table.iter().find(|entry| read(alone(*entry)).is_err()) {
+            Some((key, _)) => wrong(format!("'{key}': {}", e.message())),
+            None => wrong(e.to_string()),
+        })
     }
 
     /// The text of the file.
@@ -170,14 +203,31 @@ impl RunConfig {
         toml::to_string_pretty(self).expect("plain values")
     }
 
+    /// Refuses numbers that no run can have.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.train.check(self.eval.is_some())
+    }
+}
+
+impl TrainConfig {
     /// Optimiser steps of a run on so many examples.
-    pub fn steps(&self, examples: usize) -> u64 {
+    pub(crate) fn steps(&self, examples: usize) -> u64 {
         let batches = examples.div_ceil(self.how.batch_size.max(1));
         self.max_steps.unwrap_or((self.epochs * batches.div_ceil(self.accumulate.max(1)).max(1)) as u64)
     }
 
+    /// Refuses numbers that no run can have; `evaluates` says whether there is data to evaluate on.
+    pub(crate) fn check(&self, evaluates: bool) -> Result<(), ConfigError> {
+        self.check_numbers()?;
+        if self.eval_every.is_some() && !evaluates {
+            let hint = "give --eval FILE, or leave --eval-every out";
+            return Err(ConfigError::Value(format!("--eval-every has nothing to evaluate on\nhint: {hint}")));
+        }
+        Ok(())
+    }
+
     /// Refuses numbers that no run can have.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    pub(crate) fn check_numbers(&self) -> Result<(), ConfigError> {
         self.how.check()?;
         let (lr, decay) = (format!("{:e} is the default", default::LEARNING_RATE), is_default(default::WEIGHT_DECAY));
         for (flag, x, hint) in [
@@ -208,17 +258,13 @@ impl RunConfig {
                 return Err(ConfigError::Value(format!("{flag} must be at least 1\nhint: {hint}")));
             }
         }
-        if self.eval_every.is_some() && self.eval.is_none() {
-            let hint = "give --eval FILE, or leave --eval-every out";
-            return Err(ConfigError::Value(format!("--eval-every has nothing to evaluate on\nhint: {hint}")));
-        }
         Ok(())
     }
 }
 
 impl DataConfig {
     /// Refuses numbers that no batch can have.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
         match (self.batch_size, self.max_length) {
             (0, _) => {
                 let hint = is_default(default::BATCH_SIZE);
@@ -230,7 +276,7 @@ impl DataConfig {
     }
 
     /// Columns of text files by the names used here.
-    pub fn renamed(&self) -> Result<Vec<(String, String)>, ConfigError> {
+    pub(crate) fn renamed(&self) -> Result<Vec<(String, String)>, ConfigError> {
         let one = |c: &String| match c.split_once('=') {
             Some((name, column)) if !name.is_empty() && !column.is_empty() => Ok((name.into(), column.into())),
             _ => Err(ConfigError::Value(format!(
@@ -258,17 +304,17 @@ mod tests {
     fn a_configuration_is_read_as_it_was_written() {
         let mut config = RunConfig { model: "m.onnx".into(), data: "d.jsonl".into(), ..RunConfig::default() };
         assert_eq!(parse(&config.to_toml()), Ok(config.clone()));
-        config.how.columns = vec!["text=review".into()];
-        config.how.loss_output = Some("loss".into());
-        (config.eval, config.eval_every, config.lr) = (Some("e.jsonl".into()), Some(3), 1e-3);
+        config.train.how.columns = vec!["text=review".into()];
+        config.train.how.loss_output = Some("loss".into());
+        (config.eval, config.train.eval_every, config.train.lr) = (Some("e.jsonl".into()), Some(3), 1e-3);
         assert_eq!(parse(&config.to_toml()), Ok(config));
     }
 
     #[test]
     fn an_earlier_file_lacks_keys() {
         let config = parse("model = \"m\"\ndata = \"d\"\nbatch-size = 4").unwrap();
-        assert_eq!((config.version, config.how.batch_size), (1, 4));
-        assert_eq!(config.lr, RunConfig::default().lr);
+        assert_eq!((config.version, config.train.how.batch_size), (1, 4));
+        assert_eq!(config.train.lr, RunConfig::default().train.lr);
     }
 
     #[test]
@@ -278,7 +324,8 @@ mod tests {
             assert!(error.contains(says), "'{text}' says '{error}', not '{says}'");
         };
         check("batch-sizes = 4", "config.toml: 'batch-sizes' is no setting\nhint: is it 'batch-size'?");
-        check("lr = \"fast\"", "lr");
+        check("lr = \"fast\"", "config.toml: 'lr': invalid type: string \"fast\", expected f64");
+        check("batch-size = \"many\"", "config.toml: 'batch-size': invalid type: string \"many\", expected usize");
         check("version = 2", "it is of version 2, and this program knows 1 alone");
         assert_eq!(parse("model = \"m\"").unwrap_err(), "config.toml: it names no 'data'");
     }

@@ -14,10 +14,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct StepMetrics {
     /// From 1.
     pub step: u64,
+    /// Mean loss over the counted labels of the step.
     pub loss: f64,
     /// The norm of all gradients together, before clipping. Not finite (`null` in a file) where mixed precision skipped the step.
     #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
+    /// The learning rate of the step.
     pub lr: f64,
     /// Positions that were not padding (examples, where there are no positions).
     pub tokens: usize,
@@ -45,13 +47,14 @@ pub struct EvalMetrics {
     /// `e^loss`, of language models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_perplexity: Option<f64>,
+    /// Wall time of the evaluation.
     pub seconds: f64,
 }
 
 impl EvalMetrics {
     /// Refuses a run's evaluation whose loss is not a number: it says nothing, and compares with nothing. `rows` are examples (from 0)
     /// that it comes from.
-    pub fn finite(&self, data: &Dataset, rows: &[usize]) -> Result<(), TrainError> {
+    pub(super) fn finite(&self, data: &Dataset, rows: &[usize]) -> Result<(), TrainError> {
         if self.eval_loss.is_finite() {
             return Ok(());
         }

@@ -96,8 +96,11 @@ pub struct Trained {
 pub trait Observer {
     /// Something the user should know before the first step.
     fn note(&mut self, _text: &str) {}
+    /// The run begins: its steps in all, and those that it has done already.
     fn started(&mut self, _total: u64, _done: u64) {}
+    /// A step is done.
     fn step(&mut self, _metrics: &StepMetrics) {}
+    /// An evaluation is done; `best` says whether its loss is the lowest so far.
     fn evaluated(&mut self, _metrics: &EvalMetrics, _best: bool) {}
     /// Whether to stop after this step, keeping what is there.
     fn stop(&mut self) -> bool {
@@ -105,14 +108,21 @@ pub trait Observer {
     }
 }
 
+/// Takes no notice.
+impl Observer for () {}
+
 /// What came of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
+    /// Steps done in all.
     pub steps: u64,
+    /// The loss of each step of this call.
     pub losses: Vec<f64>,
+    /// The evaluations of this call.
     pub evaluations: Vec<EvalMetrics>,
     /// What was written to `adapter.safetensors`.
     pub adapter: Adapter,
+    /// Whether [`Observer::stop`] ended it.
     pub interrupted: bool,
     /// The step whose parameters the adapter holds.
     pub adapter_step: u64,

@@ -3,7 +3,7 @@
 use crate::build::{A, F32, Net, perceptron, spread, tensor};
 use crate::cli::{cli, done, json, perceptron_data, write_tensors};
 use onnx_protobuf::TensorProto;
-use reslora_compile::ir::Tensor;
+use reslora_compile::internals::ir::Tensor;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 

@@ -2,8 +2,8 @@
 
 use crate::build::{F32, Net, perceptron};
 use crate::cli::{cli, json};
-use reslora_compile::ir::Tensor;
-use reslora_compile::train::data::{self, DataError, Options, Source};
+use reslora_compile::internals::ir::Tensor;
+use reslora_compile::internals::train::data::{self, DataError, Options, Source};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -3,9 +3,9 @@
 use crate::build::{F32, Net, perceptron, spread, tensor};
 use crate::oracle::{self, Case, relative};
 use ndarray::ArrayD;
-use reslora_compile::adapter;
-use reslora_compile::ir::Tensor;
-use reslora_compile::pipeline;
+use reslora_compile::internals::adapter;
+use reslora_compile::internals::ir::Tensor;
+use reslora_compile::internals::pipeline;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -65,8 +65,8 @@ pub fn perceptron_data(path: &Path, rows: usize, label: impl Fn(usize) -> i32) {
 }
 
 /// How batches are made for a model.
-pub fn feed(model: &reslora_compile::onnx::Model) -> reslora_compile::train::data::Feed {
-    reslora_compile::train::data::Feed::new(pipeline::input_specs(model), 512)
+pub fn feed(model: &reslora_compile::internals::onnx::Model) -> reslora_compile::internals::train::data::Feed {
+    reslora_compile::internals::train::data::Feed::new(pipeline::input_specs(model), 512)
 }
 
 fn case(name: &str) -> Case {
@@ -97,9 +97,11 @@ fn bert_case_from_inject_to_merge() {
     let trained = adapter::read(&dir.path().join("run")).unwrap();
     assert_eq!(trained.tensors.len(), 16);
 
-    let all = reslora_compile::train::data::Options::default();
-    let all = reslora_compile::train::data::read(&case.dir.join("data.safetensors"), &all).unwrap();
-    let reslora_compile::train::data::Source::Tensors { tensors, .. } = all.subset(0..16).source else { panic!() };
+    let all = reslora_compile::internals::train::data::Options::default();
+    let all = reslora_compile::internals::train::data::read(&case.dir.join("data.safetensors"), &all).unwrap();
+    let reslora_compile::internals::train::data::Source::Tensors { tensors, .. } = all.subset(0..16).source else {
+        panic!()
+    };
     let calib: Vec<(&str, Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
     write_tensors(&dir.path().join("calib.safetensors"), &calib);
     for (strategy, key) in [("input-norm", "input"), ("weight-norm", "weight")] {

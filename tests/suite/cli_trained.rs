@@ -2,8 +2,8 @@
 
 use crate::build::{A, F32, I64, Net, ints, perceptron, spread, tensor};
 use crate::cli::{cli, done, json, metrics, perceptron_data, write_tensors};
-use reslora_compile::ir::Tensor;
-use reslora_compile::pipeline;
+use reslora_compile::internals::ir::Tensor;
+use reslora_compile::internals::pipeline;
 use serde_json::Value;
 use std::collections::BTreeMap;
 

@@ -196,8 +196,8 @@ fn a_tied_weight_behind_several_nodes_is_split() {
         .node("/Transpose", "Transpose", &["table"], &["turned"], &[])
         .node("/lm_head/MatMul", "MatMul", &["e", "turned"], &["logits"], &[]);
     net.write(&dir.path().join("tied.onnx"));
-    let rows = reslora_compile::ir::Tensor::i32([4, 3], vec![0, 1, 2, 3, 4, 5, 5, 3, 1, 0, 2, 4]);
-    let labels = reslora_compile::ir::Tensor::i32([4, 3], vec![5, 4, 3, 2, 1, 0, 0, 1, 2, 3, 4, 5]);
+    let rows = reslora_compile::internals::ir::Tensor::i32([4, 3], vec![0, 1, 2, 3, 4, 5, 5, 3, 1, 0, 2, 4]);
+    let labels = reslora_compile::internals::ir::Tensor::i32([4, 3], vec![5, 4, 3, 2, 1, 0, 0, 1, 2, 3, 4, 5]);
     crate::cli::write_tensors(&dir.path().join("d.safetensors"), &[("input_ids", rows), ("labels", labels)]);
     let how = ["--target", "lm_head", "--rank", "2", "--structure", "lora", "-o", "m.onnx"];
     done(dir.path(), &[&["inject", "tied.onnx"], &how[..]].concat());
@@ -229,15 +229,17 @@ fn one_inference_gives_every_output_in_its_declared_type() {
     let dir = here();
     let (model, data) = (at("labels", "many.onnx"), dir.path().join("x.safetensors"));
     let x: Vec<f32> = (0..8).map(|i| i as f32 / 4.0 - 1.0).collect();
-    crate::cli::write_tensors(&data, &[("x", reslora_compile::ir::Tensor::f32([2, 4], x))]);
+    crate::cli::write_tensors(&data, &[("x", reslora_compile::internals::ir::Tensor::f32([2, 4], x))]);
     let mut results = Vec::new();
     for out in ["out.npz", "out.safetensors"] {
         let ran = json(dir.path(), &["run", &model, "--data", "x.safetensors", "-o", out, "--device", "cpu"]);
         assert_eq!(ran["outputs"][0], serde_json::json!({"name": "logits", "element": "float32", "shape": [2, 3]}));
-        results.push(reslora_compile::train::data::read_tensors(&dir.path().join(out)).unwrap()["logits"].clone());
+        results.push(
+            reslora_compile::internals::train::data::read_tensors(&dir.path().join(out)).unwrap()["logits"].clone(),
+        );
     }
     assert_eq!(results[0], results[1]);
-    crate::cli::write_tensors(&data, &[("y", reslora_compile::ir::Tensor::f32([1], vec![1.0]))]);
+    crate::cli::write_tensors(&data, &[("y", reslora_compile::internals::ir::Tensor::f32([1], vec![1.0]))]);
     refused(dir.path(), &["run", &model, "--data", "x.safetensors", "-o", "o.npz"], &["no input 'y'", "x"]);
 }
 
@@ -340,25 +342,25 @@ fn operators_inside_branches_are_found_where_they_are_taken() {
 
 #[test]
 fn memory_that_cannot_be_had_is_an_error() {
-    use reslora_compile::device::{Cpu, Device};
+    use reslora_compile::internals::device::{Cpu, Device};
     let text = Cpu::new(None).reserve("moments", usize::MAX / 64).unwrap_err().to_string();
     assert!(text.contains("no memory") && text.contains("moments") && text.contains("hint:"), "{text}");
 }
 
 #[test]
 fn values_without_elements_have_a_place_on_every_device() {
-    use reslora_compile::device::{Cpu, Device, Gpu, Run};
-    use reslora_compile::ir::{Builder, Sink, Tensor, Type};
+    use reslora_compile::internals::device::{Cpu, Device, Gpu, Run};
+    use reslora_compile::internals::ir::{Builder, Sink, Tensor, Type};
     let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Cpu::new(None))];
     if crate::gpu::available() {
         devices.push(Box::new(Gpu::open(None, None).unwrap()));
     }
     for mut device in devices {
-        let mut b = Builder::new(reslora_compile::ops::RULES);
+        let mut b = Builder::new(reslora_compile::internals::ops::RULES);
         let x = b.input("x", Type::f32([2, 3]));
         let none = b.slice(x, 1, 3, 0, 1).unwrap();
         b.output("y", none, Sink::Fetch);
-        let plan = reslora_compile::plan::plan(b.graph, &Default::default(), device.limits()).unwrap();
+        let plan = reslora_compile::internals::plan::plan(b.graph, &Default::default(), device.limits()).unwrap();
         let id = device.load(plan).unwrap();
         let inputs = vec![("x".to_string(), Tensor::f32([2, 3], vec![1.0; 6]))];
         device.submit(vec![Run { plan: id, inputs }]).unwrap();

@@ -1,8 +1,8 @@
 //! Data sets: text through a tokenizer, tensors as they are, and what becomes of them in a batch.
 
 use npyz::WriterBuilder;
-use reslora_compile::ir::{DType, Tensor};
-use reslora_compile::train::data::{
+use reslora_compile::internals::ir::{DType, Tensor};
+use reslora_compile::internals::train::data::{
     self, Axis, Batch, Dataset, Feed, InputSpec, Options, Order, Source, Task, TextExample,
 };
 use serde_json::json;

@@ -2,7 +2,7 @@
 
 use crate::build::perceptron;
 use crate::cli::{cli, done, perceptron_data};
-use reslora_compile::ir::Graph;
+use reslora_compile::internals::ir::Graph;
 use std::path::Path;
 
 fn names(folder: &Path) -> Vec<String> {

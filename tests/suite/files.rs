@@ -1,11 +1,11 @@
 //! ONNX files survive: byte for byte where nothing changed, and after inject and merge with B = 0.
 
 use crate::oracle::{self, Case};
-use reslora_compile::adapters;
-use reslora_compile::inject::Options;
-use reslora_compile::merge;
-use reslora_compile::onnx;
-use reslora_compile::pipeline;
+use reslora_compile::internals::adapters;
+use reslora_compile::internals::inject::Options;
+use reslora_compile::internals::merge;
+use reslora_compile::internals::onnx;
+use reslora_compile::internals::pipeline;
 use std::path::Path;
 
 fn bytes(path: &Path) -> Vec<u8> {
@@ -62,7 +62,7 @@ fn inject_and_merge_with_b_zero_gives_the_base_back() {
         for s in adapters::all() {
             let (model, _) = match pipeline::inject(&base, &fresh(&case, s.name)) {
                 // A target that does not fit the structure, as a convolution does not fit most.
-                Err(pipeline::Error::Inject(reslora_compile::inject::InjectError::Target(_))) => continue,
+                Err(pipeline::Error::Inject(reslora_compile::internals::inject::InjectError::Target(_))) => continue,
                 injected => injected.unwrap(),
             };
             *injected_into.entry(s.name).or_insert(0) += 1;

@@ -1,17 +1,18 @@
 //! The functions that kernels have in place of WGSL's own, on every adapter that is there: densely, against f64.
 
 use crate::gpu::available;
-use reslora_compile::device::{Device, Gpu, GpuOptions, Run, list_gpus};
-use reslora_compile::ir::{Builder, Sink, Tensor, Value};
-use reslora_compile::ops::RULES;
-use reslora_compile::plan::{self, Layout};
+use reslora_compile::internals::device::{Device, Gpu, GpuOptions, Run, list_gpus};
+use reslora_compile::internals::ir::{Builder, Sink, Tensor, Value};
+use reslora_compile::internals::ops::RULES;
+use reslora_compile::internals::plan::{self, Layout};
 
 /// A primitive of one operand over many arguments.
 fn compute(gpu: &mut Gpu, op: &str, operands: &[&[f32]]) -> Vec<f32> {
     let mut b = Builder::new(RULES);
     let n = operands[0].len();
-    let inputs: Vec<Value> =
-        (0..operands.len()).map(|i| b.input(&format!("x{i}"), reslora_compile::ir::Type::f32([n]))).collect();
+    let inputs: Vec<Value> = (0..operands.len())
+        .map(|i| b.input(&format!("x{i}"), reslora_compile::internals::ir::Type::f32([n])))
+        .collect();
     let y = b.emit(op, &inputs, Default::default()).unwrap();
     b.output("y", y, Sink::Fetch);
     let id = gpu.load(plan::plan(b.graph, &Layout::default(), gpu.limits()).unwrap()).unwrap();

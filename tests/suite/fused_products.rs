@@ -2,10 +2,10 @@
 
 use crate::gpu::available;
 use crate::products::{assert_valid_cooperative, close, hardware_traits, open};
-use reslora_compile::device::{Cpu, Device, Run};
-use reslora_compile::ir::{Attr, Builder, Sink, Tensor, Type};
-use reslora_compile::ops::{self, Cooperative, GpuCall, GpuTraits, RULES, Sample, draw};
-use reslora_compile::plan::{self, Layout};
+use reslora_compile::internals::device::{Cpu, Device, Run};
+use reslora_compile::internals::ir::{Attr, Builder, Sink, Tensor, Type};
+use reslora_compile::internals::ops::{self, Cooperative, GpuCall, GpuTraits, RULES, Sample, draw};
+use reslora_compile::internals::plan::{self, Layout};
 use std::collections::BTreeSet;
 
 /// Problems, each with its operation.

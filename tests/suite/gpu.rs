@@ -2,14 +2,16 @@
 
 use crate::oracle;
 use crate::products::open;
-use reslora_compile::device::{Cpu, Device, DeviceError, Fetched, Gpu, GpuOptions, PlanId, Run, Ticket, Timing};
-use reslora_compile::ir::Tensor;
-use reslora_compile::pipeline;
-use reslora_compile::plan::{Limits, Plan};
+use reslora_compile::internals::device::{
+    Cpu, Device, DeviceError, Fetched, Gpu, GpuOptions, PlanId, Run, Ticket, Timing,
+};
+use reslora_compile::internals::ir::Tensor;
+use reslora_compile::internals::pipeline;
+use reslora_compile::internals::plan::{Limits, Plan};
 
 /// Whether there is an adapter; says loudly when there is none, and fails if `RESLORA_REQUIRE_GPU=1`.
 pub fn available() -> bool {
-    let found = reslora_compile::device::list_gpus();
+    let found = reslora_compile::internals::device::list_gpus();
     if found.is_empty() {
         let required = std::env::var("RESLORA_REQUIRE_GPU").is_ok_and(|v| v == "1");
         assert!(!required, "RESLORA_REQUIRE_GPU=1, but there is no Vulkan, Metal or DX12 adapter");

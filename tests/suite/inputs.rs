@@ -133,8 +133,8 @@ fn a_measurement_of_nothing_is_an_error() {
     let dir = here();
     let model = at("labels", "many.onnx");
     let none = dir.path().join("none.safetensors");
-    let x = reslora_compile::ir::Tensor::f32([3, 4], vec![0.5; 12]);
-    let labels = reslora_compile::ir::Tensor::i32([3], vec![-100; 3]);
+    let x = reslora_compile::internals::ir::Tensor::f32([3, 4], vec![0.5; 12]);
+    let labels = reslora_compile::internals::ir::Tensor::i32([3], vec![-100; 3]);
     crate::cli::write_tensors(&none, &[("x", x.clone()), ("labels", labels)]);
     refused(dir.path(), &["eval", &model, "--data", "none.safetensors"], &["-100"]);
     json(dir.path(), &["inject", &model, "--rank", "1", "-o", "m.onnx", "--target", "fc"]);
@@ -142,7 +142,7 @@ fn a_measurement_of_nothing_is_an_error() {
     let good = at("labels", "many_classes.npz");
     refused(dir.path(), &["train", "m.onnx", "--data", &good, "--eval", "none.safetensors", "-o", "b"], &["-100"]);
     // A step of its own without any label.
-    let labels = reslora_compile::ir::Tensor::i32([3], vec![1, -100, 2]);
+    let labels = reslora_compile::internals::ir::Tensor::i32([3], vec![1, -100, 2]);
     crate::cli::write_tensors(&dir.path().join("some.safetensors"), &[("x", x), ("labels", labels)]);
     let train = ["train", "m.onnx", "--data", "some.safetensors", "--batch-size", "1", "--no-shuffle", "-o", "c"];
     refused(dir.path(), &train, &["step 2", "-100"]);

@@ -1,7 +1,7 @@
 //! What is known of a model before anything is allocated: paths, roles, chains, and the memory a step will need.
 
 use crate::oracle;
-use reslora_compile::pipeline;
+use reslora_compile::internals::pipeline;
 
 #[test]
 fn linear_nodes_are_found_with_path_role_and_chain() {

@@ -17,6 +17,7 @@ mod gpu;
 mod help;
 mod inputs;
 mod inspection;
+mod library;
 mod masked;
 mod merges;
 mod models;

@@ -3,9 +3,9 @@
 
 use crate::cli::{cli, done, metrics, write_tensors};
 use crate::gpu::available;
-use reslora_compile::ir::Tensor;
-use reslora_compile::pipeline;
-use reslora_compile::train::data::read_tensors;
+use reslora_compile::internals::ir::Tensor;
+use reslora_compile::internals::pipeline;
+use reslora_compile::internals::train::data::read_tensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 

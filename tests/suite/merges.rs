@@ -3,14 +3,14 @@
 use crate::build::{A, F32, Net, spread, tensor};
 use crate::oracle::{self, Case};
 use ndarray::ArrayD;
-use reslora_compile::adapter::Adapter;
-use reslora_compile::adapters::{self, Structure};
-use reslora_compile::device::Cpu;
-use reslora_compile::inject::{Options, Selector};
-use reslora_compile::merge::{self, Strategy};
-use reslora_compile::onnx::{self, Model, Quantised};
-use reslora_compile::pipeline::{self, Calibration, MERGE_KEY, MergeRequest, Merged};
-use reslora_compile::train::data::{self, Dataset};
+use reslora_compile::internals::adapter::Adapter;
+use reslora_compile::internals::adapters::{self, Structure};
+use reslora_compile::internals::device::Cpu;
+use reslora_compile::internals::inject::{Options, Selector};
+use reslora_compile::internals::merge::{self, Strategy};
+use reslora_compile::internals::onnx::{self, Model, Quantised};
+use reslora_compile::internals::pipeline::{self, Calibration, MERGE_KEY, MergeRequest, Merged};
+use reslora_compile::internals::train::data::{self, Dataset};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -114,7 +114,7 @@ fn polishing_trains_the_merged_form() {
     let (injected, adapter, data) = trained(&case, dir.path());
     let plain = MergeRequest { strategy: Some(Strategy::INPUT_NORM), ..request(&injected, &adapter, Some(&data)) };
     let without = run(&plain);
-    let settings = reslora_compile::train::Settings { max_steps: Some(6), lr: 1e-3, ..case.settings() };
+    let settings = reslora_compile::internals::train::Settings { max_steps: Some(6), lr: 1e-3, ..case.settings() };
     let with = run(&MergeRequest { polish: Some(settings), ..plain });
     let polished = with.polished.as_ref().expect("it was asked for");
     assert_eq!(polished.steps, 6);

@@ -1,11 +1,11 @@
 //! Every operator with a lowering, against tract: an engine that shares no code with ours.
 
 use crate::build::{A, BOOL, F32, I64, Net, ints, spread, tensor};
-use reslora_compile::device::Cpu;
-use reslora_compile::ir::Tensor;
-use reslora_compile::lower::REGISTRY;
-use reslora_compile::pipeline;
-use reslora_compile::verify::{self, Feed};
+use reslora_compile::internals::device::Cpu;
+use reslora_compile::internals::ir::Tensor;
+use reslora_compile::internals::lower::REGISTRY;
+use reslora_compile::internals::pipeline;
+use reslora_compile::internals::verify::{self, Feed};
 use std::collections::BTreeSet;
 
 /// An input of a problem: a graph input that is fed, or an initializer.
@@ -364,14 +364,14 @@ fn build(p: &Problem) -> (Net, Vec<Feed>) {
 fn ours(path: &std::path::Path, feeds: &[Feed]) -> Vec<(Vec<usize>, Vec<f64>)> {
     let model = pipeline::read(path).unwrap();
     let specs = pipeline::input_specs(&model);
-    let fed = |s: &reslora_compile::train::data::InputSpec| {
+    let fed = |s: &reslora_compile::internals::train::data::InputSpec| {
         let f = feeds.iter().find(|f| f.name == s.name).unwrap();
         let floats: Vec<f32> = f.values.iter().map(|&x| x as f32).collect();
         let ints = || f.values.iter().map(|&x| x as i32).collect::<Vec<i32>>();
         let t = match s.dtype {
-            reslora_compile::ir::DType::F32 => Tensor::f32(f.dims.clone(), floats),
-            reslora_compile::ir::DType::I32 => Tensor::i32(f.dims.clone(), ints()),
-            reslora_compile::ir::DType::Bool => {
+            reslora_compile::internals::ir::DType::F32 => Tensor::f32(f.dims.clone(), floats),
+            reslora_compile::internals::ir::DType::I32 => Tensor::i32(f.dims.clone(), ints()),
+            reslora_compile::internals::ir::DType::Bool => {
                 Tensor::bool(f.dims.clone(), ints().iter().map(|&x| x as u32).collect())
             }
         };
@@ -470,7 +470,7 @@ fn every_operator_computes_what_tract_computes() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-fn full_name(o: &reslora_compile::lower::Operator) -> String {
+fn full_name(o: &reslora_compile::internals::lower::Operator) -> String {
     match o.domain {
         "" => o.name.to_string(),
         d => format!("{d}:{}", o.name),
@@ -490,7 +490,7 @@ fn every_operator_has_a_problem() {
 /// Every attribute of every operator with a lowering is read somewhere, or said to change nothing.
 #[test]
 fn every_attribute_is_read_or_said_to_change_nothing() {
-    use reslora_compile::lower::attributes::{harmless, schema};
+    use reslora_compile::internals::lower::attributes::{harmless, schema};
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lower");
     // What is packed in few bits is read together with its file.
     let packed = folder.join("../onnx/quantised.rs");
@@ -502,7 +502,7 @@ fn every_attribute_is_read_or_said_to_change_nothing() {
         .map(|p| std::fs::read_to_string(p).unwrap())
         .collect();
     let mut unread = Vec::new();
-    for o in reslora_compile::lower::REGISTRY {
+    for o in reslora_compile::internals::lower::REGISTRY {
         let operator = full_name(o);
         for name in schema(&operator).into_iter().flat_map(|s| s.keys()) {
             if !sources.contains(&format!("\"{name}\"")) && !harmless(&operator, name) {

@@ -1,10 +1,10 @@
 //! Every optimiser against its rule written out in f64.
 
-use reslora_compile::device::{Cpu, Device, Run};
-use reslora_compile::ir::Tensor;
-use reslora_compile::ops::RULES;
-use reslora_compile::optim::{self, Flat, Hyper, OPTIMIZERS, Optimizer};
-use reslora_compile::plan::{self, Layout};
+use reslora_compile::internals::device::{Cpu, Device, Run};
+use reslora_compile::internals::ir::Tensor;
+use reslora_compile::internals::ops::RULES;
+use reslora_compile::internals::optim::{self, Flat, Hyper, OPTIMIZERS, Optimizer};
+use reslora_compile::internals::plan::{self, Layout};
 
 const WORDS: usize = 70;
 const STEPS: u64 = 6;

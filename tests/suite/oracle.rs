@@ -1,18 +1,18 @@
 //! Oracle cases: models, and what training them in PyTorch gave.
 
 use ndarray::ArrayD;
-use reslora_compile::adapter::{self, Adapter};
-use reslora_compile::adapters::{self, Structure};
-use reslora_compile::device::{Cpu, Device};
-use reslora_compile::inject::{Options, Selector};
-use reslora_compile::merge::Strategy;
-use reslora_compile::onnx;
-use reslora_compile::optim::{self, Hyper};
-use reslora_compile::pipeline::{self, Calibration, MergeRequest, TrainRequest};
-use reslora_compile::plan::{DeviceProfile, Limits};
-use reslora_compile::train::data::{self, Order};
-use reslora_compile::train::schedule::Schedule;
-use reslora_compile::train::{Observer, Purpose, Settings};
+use reslora_compile::internals::adapter::{self, Adapter};
+use reslora_compile::internals::adapters::{self, Structure};
+use reslora_compile::internals::device::{Cpu, Device};
+use reslora_compile::internals::inject::{Options, Selector};
+use reslora_compile::internals::merge::Strategy;
+use reslora_compile::internals::onnx;
+use reslora_compile::internals::optim::{self, Hyper};
+use reslora_compile::internals::pipeline::{self, Calibration, MergeRequest, TrainRequest};
+use reslora_compile::internals::plan::{DeviceProfile, Limits};
+use reslora_compile::internals::train::data::{self, Order};
+use reslora_compile::internals::train::schedule::Schedule;
+use reslora_compile::internals::train::{Observer, Purpose, Settings};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -298,7 +298,7 @@ pub fn measure_merges(case: &Case, open: Open) -> (f64, String) {
     let calibration = all.subset(0..16.min(all.len()));
     let probe = all.batch(&crate::cli::feed(&injected), &[0, 1]).unwrap().inputs;
     let mut device = open();
-    let config = reslora_compile::merge::config(&injected).unwrap();
+    let config = reslora_compile::internals::merge::config(&injected).unwrap();
     for info in Strategy::all().filter(|s| (s.applies)(&config)) {
         let calibrate = Some(Calibration::new(&calibration, 2, 512));
         let request = MergeRequest {

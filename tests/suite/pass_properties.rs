@@ -3,8 +3,8 @@
 use crate::passes::{options, outputs};
 use crate::random_graphs::graphs;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
-use reslora_compile::ir::Graph;
-use reslora_compile::passes::{self, Kind, Options};
+use reslora_compile::internals::ir::Graph;
+use reslora_compile::internals::passes::{self, Kind, Options};
 use std::collections::BTreeSet;
 
 /// 64 programs, the same each time.

@@ -2,14 +2,14 @@
 
 use crate::oracle;
 use crate::pass_cases::CASES;
-use reslora_compile::device::{Cpu, Device};
-use reslora_compile::ir::{Attr, Attrs, Builder, DType, Graph, Leaf, Sink, Tensor, Type, Weight};
-use reslora_compile::ops::host::Buffer;
-use reslora_compile::ops::{self, Fill, RULES, draw};
-use reslora_compile::passes::{self, Kind, Options};
-use reslora_compile::pipeline;
-use reslora_compile::plan::{DeviceProfile, Limits};
-use reslora_compile::train::Purpose;
+use reslora_compile::internals::device::{Cpu, Device};
+use reslora_compile::internals::ir::{Attr, Attrs, Builder, DType, Graph, Leaf, Sink, Tensor, Type, Weight};
+use reslora_compile::internals::ops::host::Buffer;
+use reslora_compile::internals::ops::{self, Fill, RULES, draw};
+use reslora_compile::internals::passes::{self, Kind, Options};
+use reslora_compile::internals::pipeline;
+use reslora_compile::internals::plan::{DeviceProfile, Limits};
+use reslora_compile::internals::train::Purpose;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Settings under which every pass of the line has something to do: parts of four rows, weights of at most 24 words.
@@ -220,7 +220,11 @@ fn a_projection_that_is_trained_or_read_stays_apart() {
     );
     let mut read = with_head("input", PRODUCT);
     let logits = read.nodes[0].outputs[0];
-    read.outputs.push(reslora_compile::ir::Output { name: "logits".into(), value: logits, sink: Sink::Fetch });
+    read.outputs.push(reslora_compile::internals::ir::Output {
+        name: "logits".into(),
+        value: logits,
+        sink: Sink::Fetch,
+    });
     let cases = [
         ("a trained weight", with_head("parameter", PRODUCT)),
         ("an adapter", with_head("input", &adapter)),
@@ -251,8 +255,8 @@ fn large_weights_are_read_in_parts() {
     b.output("y", y, Sink::Fetch);
     b.output("back", back, Sink::Fetch);
     let largest = |g: &Graph| {
-        let words = |v: &reslora_compile::ir::ValueInfo| match &v.def {
-            reslora_compile::ir::Def::Leaf(Leaf::Weight(_)) => v.ty.elements(),
+        let words = |v: &reslora_compile::internals::ir::ValueInfo| match &v.def {
+            reslora_compile::internals::ir::Def::Leaf(Leaf::Weight(_)) => v.ty.elements(),
             _ => 0,
         };
         g.values.iter().map(words).max().unwrap()

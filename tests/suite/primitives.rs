@@ -1,10 +1,10 @@
 //! Every primitive, from the table: gradients against finite differences in f64.
 
-use reslora_compile::ir::verify::verify;
-use reslora_compile::ir::{Attr, Attrs, Builder, DType, Graph, Leaf, Sink, Tensor, Type, Value};
-use reslora_compile::ops::host::Buffer;
-use reslora_compile::ops::{self, Fill, PRIMITIVES, RULES, Sample, Vjp, draw};
-use reslora_compile::passes::differentiate;
+use reslora_compile::internals::ir::verify::verify;
+use reslora_compile::internals::ir::{Attr, Attrs, Builder, DType, Graph, Leaf, Sink, Tensor, Type, Value};
+use reslora_compile::internals::ops::host::Buffer;
+use reslora_compile::internals::ops::{self, Fill, PRIMITIVES, RULES, Sample, Vjp, draw};
+use reslora_compile::internals::passes::differentiate;
 
 fn inputs_of(sample: &Sample) -> Vec<Tensor> {
     sample.inputs.iter().enumerate().map(|(i, (ty, fill))| draw(ty, *fill, i as u64 + 1)).collect()
@@ -61,7 +61,7 @@ fn gradients_match_finite_differences() {
                 tensors.iter().map(|t| t.as_f32().unwrap_or(&[]).iter().map(|&x| x as f64).collect()).collect();
             let graph = weighted(p.name, sample);
             let graph = differentiate(graph, "loss").expect("differentiable");
-            reslora_compile::passes::check(&graph, "differentiate").expect("sound");
+            reslora_compile::internals::passes::check(&graph, "differentiate").expect("sound");
             let at = |x: &[Vec<f64>]| ops::interpret::<f64>(&graph, &|leaf, _| feed(x, &tensors, leaf));
             let base = at(&floats);
             let loss_at = |x: &[Vec<f64>]| value(&at(x)[graph.output("loss").unwrap().index()])[0];

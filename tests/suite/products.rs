@@ -4,10 +4,10 @@
 use crate::gpu::available;
 use crate::oracle::{self, Case};
 use half::f16;
-use reslora_compile::device::{Cpu, Device, Gpu, GpuOptions, Run};
-use reslora_compile::ir::{Attr, Attrs, Builder, Sink, Tensor, Type, Weight};
-use reslora_compile::ops::{self, Cooperative, Fill, GpuCall, GpuTraits, RULES, draw};
-use reslora_compile::plan::{self, Layout};
+use reslora_compile::internals::device::{Cpu, Device, Gpu, GpuOptions, Run};
+use reslora_compile::internals::ir::{Attr, Attrs, Builder, Sink, Tensor, Type, Weight};
+use reslora_compile::internals::ops::{self, Cooperative, Fill, GpuCall, GpuTraits, RULES, draw};
+use reslora_compile::internals::plan::{self, Layout};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -329,7 +329,7 @@ fn training_in_mixed_precision() {
     for name in ["bert-cls.ts.input", "llama-lm.dynamo.block"] {
         let case = case(name);
         let settings = case.settings();
-        let mixed = reslora_compile::train::Settings { mixed: true, ..settings.clone() };
+        let mixed = reslora_compile::internals::train::Settings { mixed: true, ..settings.clone() };
         let (full, _) = oracle::train_case(&case, "init.safetensors", &settings, oracle::cpu);
         let (cpu, _) = oracle::train_case(&case, "init.safetensors", &mixed, oracle::cpu);
         let off = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| (x - y).abs() / y.abs()).fold(0.0, f64::max);

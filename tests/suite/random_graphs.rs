@@ -1,8 +1,10 @@
 //! Random small programs with valid shapes: a list of draws becomes a graph, and a shorter list a smaller one, so that failures shrink.
 
 use proptest::prelude::{Strategy, any};
-use reslora_compile::ir::{Attr, Attrs, BuildError, Builder, Graph, Sink, Tensor, Type, Value, Weight, outputs};
-use reslora_compile::ops::{Fill, RULES, draw};
+use reslora_compile::internals::ir::{
+    Attr, Attrs, BuildError, Builder, Graph, Sink, Tensor, Type, Value, Weight, outputs,
+};
+use reslora_compile::internals::ops::{Fill, RULES, draw};
 
 /// One operation: which, and what picks its operands and attributes.
 type Draw = (u8, [u16; 4]);
@@ -69,7 +71,8 @@ fn operation(b: &mut Builder, values: &[Value], (kind, p): Draw) -> Result<Optio
             Some(b.unary(UNARY[p[2] as usize % UNARY.len()], x)?)
         }
         3..=5 => {
-            let joint = reslora_compile::ir::Shape::broadcast(&shape, b.shape(y)).filter(|s| s.elements() <= LARGEST);
+            let joint = reslora_compile::internals::ir::Shape::broadcast(&shape, b.shape(y))
+                .filter(|s| s.elements() <= LARGEST);
             joint.map(|_| b.binary(BINARY[p[2] as usize % BINARY.len()], x, y)).transpose()?
         }
         6 | 7 => product(b, x, y, p)?,

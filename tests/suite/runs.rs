@@ -2,8 +2,8 @@
 
 use crate::build::{A, perceptron, spread, tensor};
 use crate::cli::{Ran, cli, done, json, metrics, perceptron_data, write_tensors};
-use reslora_compile::ir::Tensor;
-use reslora_compile::train::record::{self, Record, Status};
+use reslora_compile::internals::ir::Tensor;
+use reslora_compile::internals::train::record::{self, Record, Status};
 use serde_json::Value;
 use std::path::Path;
 

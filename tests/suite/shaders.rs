@@ -1,8 +1,8 @@
 //! The kernels as text: valid for every backend, and relying on nothing that they do not say.
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use reslora_compile::ir::Type;
-use reslora_compile::ops::{self, Dispatch, Gpu, GpuCall, GpuTraits, PRIMITIVES};
+use reslora_compile::internals::ir::Type;
+use reslora_compile::internals::ops::{self, Dispatch, Gpu, GpuCall, GpuTraits, PRIMITIVES};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 

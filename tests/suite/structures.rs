@@ -2,15 +2,15 @@
 
 use crate::oracle::{Open, cpu, relative};
 use ndarray::ArrayD;
-use reslora_compile::adapter::{self, Adapter};
-use reslora_compile::adapters::{self, Residual};
-use reslora_compile::inject::{Options, Selector};
-use reslora_compile::onnx::{self, Model};
-use reslora_compile::optim::{self, Hyper};
-use reslora_compile::pipeline::{self, Calibration, MergeRequest, TrainRequest};
-use reslora_compile::train::data::{self, Dataset, Order};
-use reslora_compile::train::schedule::Schedule;
-use reslora_compile::train::{Observer, Settings};
+use reslora_compile::internals::adapter::{self, Adapter};
+use reslora_compile::internals::adapters::{self, Residual};
+use reslora_compile::internals::inject::{Options, Selector};
+use reslora_compile::internals::onnx::{self, Model};
+use reslora_compile::internals::optim::{self, Hyper};
+use reslora_compile::internals::pipeline::{self, Calibration, MergeRequest, TrainRequest};
+use reslora_compile::internals::train::data::{self, Dataset, Order};
+use reslora_compile::internals::train::schedule::Schedule;
+use reslora_compile::internals::train::{Observer, Settings};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! Texts as tokens: special tokens, truncation and rows, held to tokenizers and transformers.
 
-use reslora_compile::train::data::{self, Dataset, Options, Source, Task, TextExample};
+use reslora_compile::internals::train::data::{self, Dataset, Options, Source, Task, TextExample};
 use serde_json::{Map, Value, json};
 use sha2::Digest;
 use std::path::PathBuf;

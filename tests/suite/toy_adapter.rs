@@ -5,12 +5,12 @@ use ndarray::{ArrayD, Axis};
 use reslora_compile::adapters::{
     self, Block, Config, Emitter, Entry, Fold, Folded, Folding, Form, Place, Spec, Start, Structure, Target, Whole,
 };
-use reslora_compile::device::Cpu;
-use reslora_compile::inject::Options;
-use reslora_compile::merge::{self, Strategy};
-use reslora_compile::pipeline::{self, MergeRequest, TrainRequest};
-use reslora_compile::train::data;
-use reslora_compile::{adapter, onnx, train};
+use reslora_compile::internals::device::Cpu;
+use reslora_compile::internals::inject::Options;
+use reslora_compile::internals::merge::{self, Strategy};
+use reslora_compile::internals::pipeline::{self, MergeRequest, TrainRequest};
+use reslora_compile::internals::train::data;
+use reslora_compile::internals::{adapter, onnx, train};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -74,7 +74,7 @@ fn an_adapter_of_ones_own_is_one_file() {
             .iter()
             .map(|t| (t.tensor("toy_d"), ArrayD::from_elem(vec![t.out_features], 1.0)))
             .collect(),
-        base: model.metadata(adapters::BASE_KEY).map(String::from),
+        base: model.metadata("reslora.base").map(String::from),
         ..adapter::Adapter::default()
     };
     let (back, _) = merge::merge(&model, &start, Strategy::EXACT, &merge::Statistics::default()).unwrap();

@@ -1,8 +1,8 @@
 //! Every violation that the verifier of the IR and the check of plans can report: text in, message out.
 
-use reslora_compile::ir::{Def, Graph, Leaf, Tensor, Type, verify};
-use reslora_compile::ops::RULES;
-use reslora_compile::plan::{self, DeviceProfile, Layout, Limits, Place, Plan, Step};
+use reslora_compile::internals::ir::{Def, Graph, Leaf, Tensor, Type, verify};
+use reslora_compile::internals::ops::RULES;
+use reslora_compile::internals::plan::{self, DeviceProfile, Layout, Limits, Place, Plan, Step};
 use std::sync::Arc;
 
 const LIMITS: Limits = Limits {
