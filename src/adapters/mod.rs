@@ -43,8 +43,8 @@ pub use chain::Break;
 pub use config::{Config, Target};
 pub use emitter::{Block, Emitter};
 pub use entry::{
-    Drawing, Elsewhere, Entry, Fold, Folded, Folding, Form, GraphInput, Group, Join, Merge, Place, Setting, SettingKind,
-    Spec, Start, Term, Whole,
+    Drawing, Elsewhere, Entry, Fold, Folded, Folding, Form, GraphInput, Group, Join, Merge, Place, Setting,
+    SettingKind, Spec, Start, Term, Whole,
 };
 pub use residual::Residual;
 pub use values::{Factors, Values};

@@ -5,6 +5,7 @@ use super::progress::Progress;
 use super::resume;
 use crate::adapters::BASE_KEY;
 use crate::optim::OPTIMIZERS;
+use crate::optim::precondition::PRECONDITIONS;
 use crate::pipeline::{self, Error, TrainRequest};
 use crate::settings::{RunConfig, TrainConfig, defaults};
 use crate::train::data::{self, Dataset, Source};
@@ -55,6 +56,11 @@ pub struct Args {
     /// The learning rate of output factors (LoRA's B) over that of the others
     #[arg(long, default_value_t = defaults::LORA_PLUS, value_name = "RATIO", allow_hyphen_values = true)]
     pub lora_plus: f64,
+    /// What becomes of the gradients of LoRA's factors before the optimiser: riemannian divides each by the other factor's Gram
+    /// matrix (arXiv 2402.02347)
+    #[arg(long, default_value = defaults::PRECONDITION, value_name = "NAME",
+          value_parser = names(PRECONDITIONS.iter().map(|p| p.name)))]
+    pub precondition: String,
     /// The largest norm of the gradient; 0 turns clipping off
     #[arg(long, default_value_t = defaults::CLIP_NORM, value_name = "F", allow_hyphen_values = true)]
     pub clip_norm: f64,
@@ -130,6 +136,7 @@ impl Args {
             weight_decay: self.weight_decay,
             momentum: self.momentum,
             lora_plus: self.lora_plus,
+            precondition: self.precondition.clone(),
             clip_norm: self.clip_norm,
             no_shuffle: self.no_shuffle,
             seed: self.seed,

@@ -4,10 +4,12 @@
 
 mod adamw;
 mod lion;
+pub mod precondition;
 mod sgd;
 
 use crate::ir::{BuildError, Builder, Graph, Rules, Sink, Type, Value};
 use crate::settings::defaults;
+use precondition::{Pair, Precondition};
 
 /// Settings of an optimiser.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -106,7 +108,7 @@ pub fn raised_scalar(name: &str) -> String {
 pub const UNSCALE: &str = "unscale";
 
 /// One optimiser step over all buffers. Gradients are scaled by `min(1, clip / (norm + 1e-6))` if `clip` is positive;
-/// the norm before that is fetched as `grad_norm`. With `scaled`, gradients are those of a scaled loss: they are multiplied
+/// the norm before that is fetched as `grad_norm`. Then the precondition changes those of pairs of factors. With `scaled`, gradients are those of a scaled loss: they are multiplied
 /// by the scalar [`UNSCALE`] first, and where their norm is not finite then, nothing changes.
 pub fn step(
     rules: Rules,
@@ -115,6 +117,7 @@ pub fn step(
     clip: f64,
     scaled: bool,
     flats: &[Flat],
+    (precondition, pairs): (&Precondition, &[Pair]),
 ) -> Result<Graph, BuildError> {
     let mut b = Builder::new(rules);
     b.set_origin(optimizer.name);
@@ -147,14 +150,18 @@ pub fn step(
     let names = (optimizer.scalars)(hyper, 0.0, 1);
     let scalars: Vec<(&'static str, Value)> =
         names.iter().map(|(name, _)| (*name, b.input(&scalar_input(name), Type::f32([])))).collect();
-    for (flat, &gradient) in flats.iter().zip(&gradients) {
+    if let Some(c) = coefficient {
+        for g in &mut gradients {
+            *g = b.mul(*g, c)?;
+        }
+    }
+    let all: Vec<Value> = flats.iter().map(|f| b.state(&f.parameters, Type::f32([f.words]))).collect();
+    if let Some(apply) = precondition.apply {
+        gradients = apply(&mut b, flats, &all, &gradients, pairs)?;
+    }
+    for ((flat, parameters), gradients) in flats.iter().zip(all).zip(gradients) {
         let ty = Type::f32([flat.words]);
-        let parameters = b.state(&flat.parameters, ty.clone());
         let moments: Vec<Value> = flat.moments.iter().map(|m| b.state(m, ty.clone())).collect();
-        let gradients = match coefficient {
-            Some(c) => b.mul(gradient, c)?,
-            None => gradient,
-        };
         let own = match &flat.raised {
             None => scalars.clone(),
             Some(mask) => raised(&mut b, &scalars, mask, flat.words)?,

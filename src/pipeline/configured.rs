@@ -8,6 +8,7 @@ use crate::device::Device;
 use crate::lower::loss::{self, LOSSES, Loss};
 use crate::merge::Strategy;
 use crate::onnx::Model;
+use crate::optim::precondition::{self, PRECONDITIONS};
 use crate::optim::{self, Hyper, OPTIMIZERS};
 use crate::settings::{ConfigError, DataConfig, TrainConfig, defaults};
 use crate::train::Settings;
@@ -40,6 +41,8 @@ pub fn settings(config: &TrainConfig) -> Result<Settings, Error> {
         eval_every: config.eval_every,
         save_every: config.save_every,
         lora_plus: config.lora_plus,
+        precondition: precondition::find(&config.precondition)
+            .ok_or_else(|| unknown("--precondition", &config.precondition, PRECONDITIONS.iter().map(|p| p.name)))?,
         mixed: config.precision == "mixed",
     })
 }

@@ -152,6 +152,16 @@ pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn
     let config = request.model.metadata(crate::adapters::CONFIG_KEY).unwrap_or_default().to_string();
     let blocks = trainee.program.blocks();
     let tensors = trainee.program.config.as_ref().map(|c| c.tensors().unwrap_or_default()).unwrap_or_default();
+    let trained = |name: &String| tensors.iter().any(|(n, _, spec)| n == name && spec.trained && spec.shape.len() == 2);
+    let pairs: Vec<(String, String)> = tensors
+        .iter()
+        .filter_map(|(a, _, _)| Some((a.clone(), format!("{}lora_B.weight", a.strip_suffix("lora_A.weight")?))))
+        .filter(|(a, b)| trained(a) && trained(b))
+        .collect();
+    if request.settings.precondition.apply.is_some() && pairs.is_empty() {
+        let (name, what) = (request.settings.precondition.name, "this adapter trains no pair of factors A and B");
+        return Err(Error::Usage(format!("--precondition {name} has nothing to do: {what}")));
+    }
     let raised: Vec<String> = tensors
         .into_iter()
         .filter(|(_, _, spec)| spec.trained && spec.group == Group::OutputFactor)
@@ -162,7 +172,7 @@ pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn
         return Err(Error::Usage(format!("--lora-plus has nothing to raise: {what}")));
     }
     let trained =
-        Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, raised, blocks };
+        Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, raised, pairs, blocks };
     trainee.session(device, |session| {
         let r = request;
         let task =

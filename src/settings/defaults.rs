@@ -20,6 +20,8 @@ pub const WEIGHT_DECAY: f64 = 0.01;
 pub const MOMENTUM: f64 = 0.0;
 /// One rate for all parameters.
 pub const LORA_PLUS: f64 = 1.0;
+/// Gradients go to the optimiser as they are.
+pub const PRECONDITION: &str = "none";
 /// The largest norm of the gradient.
 pub const CLIP_NORM: f64 = 1.0;
 pub const SEED: u64 = 0;

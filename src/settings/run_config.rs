@@ -47,6 +47,8 @@ pub struct TrainConfig {
     pub momentum: f64,
     /// The learning rate of output factors (B) over that of the others.
     pub lora_plus: f64,
+    /// `none`, or `riemannian`: what becomes of the gradients of low-rank factors before the optimiser.
+    pub precondition: String,
     /// Zero turns clipping off.
     pub clip_norm: f64,
     /// Take examples in the file's order.
@@ -120,6 +122,7 @@ impl Default for TrainConfig {
             weight_decay: default::WEIGHT_DECAY,
             momentum: default::MOMENTUM,
             lora_plus: default::LORA_PLUS,
+            precondition: default::PRECONDITION.into(),
             clip_norm: default::CLIP_NORM,
             no_shuffle: false,
             seed: default::SEED,

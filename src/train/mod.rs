@@ -18,6 +18,7 @@ pub use session::{CompileError, Compiler, Purpose, Session, Totals, Weight};
 use crate::adapter::{Adapter, AdapterError};
 use crate::device::DeviceError;
 use crate::ir::Rules;
+use crate::optim::precondition::{self, Precondition};
 use crate::optim::{self, Hyper, Optimizer};
 use crate::plan::PlanError;
 use crate::settings::defaults;
@@ -52,6 +53,8 @@ pub struct Settings {
     pub save_every: Option<u64>,
     /// The learning rate of output factors over that of the others (LoRA+, arXiv 2402.12354); 1 for one rate.
     pub lora_plus: f64,
+    /// What becomes of the gradients of pairs of low-rank factors.
+    pub precondition: &'static Precondition,
     /// Products of operands rounded to halves, whose gradients need a loss scale.
     pub mixed: bool,
 }
@@ -75,6 +78,7 @@ impl Default for Settings {
             eval_every: None,
             save_every: None,
             lora_plus: defaults::LORA_PLUS,
+            precondition: &precondition::NONE,
             mixed: false,
         }
     }
@@ -88,6 +92,8 @@ pub struct Trained {
     pub config: String,
     /// Parameters whose learning rate [`Settings::lora_plus`] raises.
     pub raised: Vec<String>,
+    /// Names of low-rank factors A and B, which [`Settings::precondition`] reads.
+    pub pairs: Vec<(String, String)>,
     /// Module paths of the blocks whose statistics are recorded, in order; empty for structures that need none.
     pub blocks: Vec<String>,
 }

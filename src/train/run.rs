@@ -8,6 +8,7 @@ use super::{Observer, Outcome, Purpose, STATISTICS_STEPS, Session, Settings, Tra
 use crate::adapter::{self, Adapter, Norms};
 use crate::device::{Fetched, PlanId, Run};
 use crate::ir::{Graph, Rules, Tensor, outputs};
+use crate::optim::precondition::{Matrix, Pair};
 use crate::optim::{self, Flat};
 use crate::plan::{self, Limits, gradients_state, parameters_state};
 use ndarray::ArrayD;
@@ -70,13 +71,17 @@ impl<'a, 'b> RunState<'a, 'b> {
             ("precision".into(), if settings.mixed { "mixed" } else { "f32" }.to_string()),
         ]);
         let plus = (settings.lora_plus != 1.0).then(|| ("lora_plus".to_string(), settings.lora_plus.to_string()));
-        let identity: BTreeMap<String, String> = identity.into_iter().chain(plus).collect();
+        let precondition = settings.precondition;
+        let by = precondition.apply.map(|_| ("precondition".to_string(), precondition.name.to_string()));
+        let identity: BTreeMap<String, String> = identity.into_iter().chain(plus).chain(by).collect();
         // Texts of one batch that may not be padded run one length after the other.
         let accumulates = settings.accumulate > 1 || session.feed.padding == Padding::Never;
         let flats = reserve(session, trained, settings, accumulates)?;
         let limits = session.device.limits();
         let (clip, scaled) = (settings.clip_norm, settings.mixed);
-        let graph = optim::step(rules, settings.optimizer, &settings.hyper, clip, scaled, &flats)?;
+        let pairs = pairs(session, trained);
+        let by = (precondition, &pairs[..]);
+        let graph = optim::step(rules, settings.optimizer, &settings.hyper, clip, scaled, &flats, by)?;
         let optimizer_plan = session.load_small(graph, limits)?;
         let accumulate = match accumulates {
             true => {
@@ -381,6 +386,16 @@ fn reserve(
         flats.push(Flat { parameters, gradients, moments, raised, words });
     }
     Ok(flats)
+}
+
+/// Where the pairs of factors stand in the flat buffers.
+fn pairs(session: &Session, trained: &Trained) -> Vec<Pair> {
+    let place = |name: &str| {
+        let slot = session.layout.slot(name)?;
+        let [rows, columns] = *trained.parameters.get(name)?.shape() else { return None };
+        Some(Matrix { flat: slot.segment, offset: slot.offset, rows, columns })
+    };
+    trained.pairs.iter().filter_map(|(a, b)| Some(Pair { a: place(a)?, b: place(b)? })).collect()
 }
 
 /// Writes the state that says which parameters of a segment have the raised rate, and returns its name.

@@ -52,7 +52,7 @@ fn trained(optimizer: &Optimizer, hyper: &Hyper) -> Vec<f32> {
     for name in ["p", "g"].into_iter().chain(flat.moments.iter().map(String::as_str)) {
         device.reserve(name, WORDS).unwrap();
     }
-    let graph = optim::step(RULES, optimizer, hyper, 0.0, false, &[flat]).unwrap();
+    let graph = optim::step(RULES, optimizer, hyper, 0.0, false, &[flat], (&optim::precondition::NONE, &[])).unwrap();
     let id = device.load(plan::plan(graph, &Layout::default(), device.limits()).unwrap()).unwrap();
     device.write("p", 0, bytemuck::cast_slice(&numbers(0))).unwrap();
     for step in 0..STEPS {

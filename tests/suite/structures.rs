@@ -119,6 +119,10 @@ impl Case {
             clip_norm: 0.0,
             order: Order { shuffle: false, seed: 0 },
             lora_plus: self.number("lora_plus").unwrap_or(1.0),
+            precondition: optim::precondition::find(
+                self.config().get("precondition").and_then(Value::as_str).unwrap_or("none"),
+            )
+            .unwrap(),
             ..Settings::default()
         }
     }
@@ -159,6 +163,7 @@ fn check(case: &Case, open: Open) {
         hyper: Hyper { weight_decay: 0.0, ..Hyper::default() },
         lr: 1.0,
         lora_plus: 1.0,
+        precondition: &optim::precondition::NONE,
         max_steps: Some(1),
         ..case.settings()
     };
