@@ -96,7 +96,7 @@ pub use api::{
     merge, open_device, read, read_adapter, read_data, train, verify, write, write_adapter,
 };
 pub use cli::main;
-pub use inject::{Options as InjectOptions, Report as InjectReport, Selector};
+pub use inject::{Biases, Options as InjectOptions, Report as InjectReport, Selector};
 pub use merge::{LayerReport, Report as MergeReport};
 pub use pipeline::{DeviceInfo, Evaluation, Metric, Polished, Verification, list_devices};
 pub use settings::{DataConfig, TrainConfig};

@@ -1,6 +1,6 @@
 //! The configuration that an injected model carries in its metadata, and an adapter in its own.
 
-use super::{ElsewhereFolding, Folding, Form, Merge, Residual, SettingKind, Spec, Structure};
+use super::{ElsewhereFolding, Folding, Form, Init, Merge, Residual, SettingKind, Spec, Structure};
 use crate::onnx::Role;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -39,10 +39,17 @@ pub struct Config {
     /// Whether the first factor A keeps its start.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub freeze_a: bool,
+    /// How the factors A and B start.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub init: Init,
     /// In execution order.
     pub targets: Vec<Target>,
     /// Initializers that are trained themselves.
     pub also_train: Vec<String>,
+}
+
+fn is_default(init: &Init) -> bool {
+    *init == Init::Default
 }
 
 fn is_none(residual: &Residual) -> bool {
@@ -241,6 +248,7 @@ impl Config {
             seed: 0,
             settings,
             freeze_a: false,
+            init: Init::Default,
             targets: vec![target],
             also_train: vec![],
         }

@@ -3,7 +3,7 @@
 //! [`fit`] gives an adapter's tensors the model's own names. It refuses an adapter that was made with another structure, scale,
 //! rank, chain or list of targets, and one with a tensor too many or too few.
 
-use super::{Config, Residual, Structure, Target, names};
+use super::{Config, Init, Residual, Structure, Target, names};
 use crate::onnx::{self, Linear, Model};
 use ndarray::ArrayD;
 use serde::Deserialize;
@@ -28,6 +28,7 @@ pub struct Made {
     pub dropout: Option<f64>,
     pub rslora: Option<bool>,
     pub freeze_a: Option<bool>,
+    pub init: Option<Init>,
     pub seed: Option<u64>,
     pub settings: Option<BTreeMap<String, Value>>,
     pub targets: Option<Vec<Target>>,
@@ -45,6 +46,7 @@ impl Made {
         };
         if made.version.is_some() {
             made.residual.get_or_insert_default();
+            made.init.get_or_insert_default();
             made.settings.get_or_insert_default();
         }
         let factors = tensors.iter().filter(|(n, t)| n.ends_with(".lora_A.weight") && t.ndim() != 3);
@@ -211,6 +213,9 @@ fn check(config: &Config, made: &Made, renamed: &BTreeMap<String, String>) -> Re
     let alike = made.structure.is_none_or(|s| s == config.structure);
     if let Some(r) = made.residual.filter(|r| alike && *r != config.residual) {
         differ("residual", r.to_string(), config.residual.to_string(), Some(format!("--residual {r}")));
+    }
+    if let Some(i) = made.init.filter(|i| alike && *i != config.init) {
+        differ("init", i.to_string(), config.init.to_string(), Some(format!("--init {i}")));
     }
     for setting in config.structure.settings.iter().filter(|_| alike && made.settings.is_some()) {
         let [theirs, ours] =

@@ -27,6 +27,7 @@ pub const ENTRY: Entry = Entry {
     dropout: false,
     residuals: &[],
     images: false,
+    suffixes: &[lora::A, lora::B],
     tensors,
     form: Form::Elsewhere(Elsewhere {
         what: "transformer block",

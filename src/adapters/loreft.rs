@@ -4,11 +4,10 @@
 
 use super::{
     Block, Config, Drawing, Emitter, Entry, Fold, Folded, Folding, Form, Place, Setting, SettingKind, Spec, Start,
-    Target, Whole,
+    Target, Whole, init,
 };
 use crate::onnx::{AttrValue, ElementType};
 use ndarray::{Array2, ArrayD};
-use rand::Rng;
 
 const G: &str = "loreft_R.weight";
 const U: &str = "loreft_W.weight";
@@ -83,10 +82,7 @@ fn tensors(config: &Config, target: &Target) -> Result<Vec<Spec>, String> {
 }
 
 fn orthonormal_rows(call: &mut Drawing) -> Result<ArrayD<f32>, String> {
-    let drawn = Array2::from_shape_simple_fn((call.shape[0], call.shape[1]), || {
-        let (u, v): (f64, f64) = (call.rng.random_range(f64::MIN_POSITIVE..1.0), call.rng.random_range(0.0..1.0));
-        (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
-    });
+    let drawn = Array2::from_shape_simple_fn((call.shape[0], call.shape[1]), || init::normal(call.rng));
     Ok(orthonormal(&drawn).mapv(|x| x as f32).into_dyn())
 }
 

@@ -11,6 +11,7 @@ mod emitter;
 mod entry;
 mod fit;
 mod ia3;
+mod init;
 mod input_shortcut;
 mod loha;
 mod lokr;
@@ -46,6 +47,7 @@ pub use entry::{
     Drawing, Elsewhere, Entry, Fold, Folded, Folding, Form, GraphInput, Group, Join, Merge, Place, Setting,
     SettingKind, Spec, Start, Term, Whole,
 };
+pub use init::Init;
 pub use residual::Residual;
 pub use values::{Factors, Values};
 
@@ -53,6 +55,7 @@ pub(crate) use config::{BASE_KEY, CONFIG_KEY, base_name};
 pub(crate) use emitter::{Emission, Emitted, Scene, emit, emit_again};
 pub(crate) use entry::{ElsewhereFolding, Places, Rewrite, Rewrites};
 pub(crate) use fit::{FitError, Made, Tensors, fit, own_targets};
+pub(crate) use init::INITS;
 pub(crate) use names::layers;
 pub(crate) use residual::RESIDUALS;
 

@@ -3,8 +3,8 @@
 use super::common::{Outcome, Printer, Usage, beside, grouped, table};
 use super::output::guard;
 use crate::adapter;
-use crate::adapters::{self, Made, RESIDUALS, Residual, SettingKind, Structure, Target};
-use crate::inject::{Options, Selector};
+use crate::adapters::{self, INITS, Init, Made, RESIDUALS, Residual, SettingKind, Structure, Target};
+use crate::inject::{BIASES, Options, Selector};
 use crate::onnx::{self, ROLES};
 use crate::pipeline::{self, Error};
 use anyhow::Result;
@@ -53,6 +53,13 @@ pub struct Args {
     /// The alpha of targets whose path RE is found in
     #[arg(long, value_name = "RE=F")]
     alpha_pattern: Vec<String>,
+    /// How the factors A and B start: gaussian, orthogonal, pissa or olora; the last two take a part of the weight, which is
+    /// subtracted in the graph [default: the adapter's, or default]
+    #[arg(long, value_name = "KIND")]
+    init: Option<String>,
+    /// Biases to train besides: none, targets or all
+    #[arg(long, value_name = "WHICH", default_value = "none")]
+    bias: String,
     /// Keep the first factor A at its start, and train the others alone
     #[arg(long)]
     freeze_a: bool,
@@ -198,6 +205,13 @@ fn selector(text: &str) -> Result<Selector> {
     Ok(Selector::Role(found.ok_or_else(hint)?.0))
 }
 
+/// What a name stands for.
+fn named_one<T: Copy>(flag: &str, name: &str, all: &[(T, &str)]) -> Result<T> {
+    let names = || all.iter().map(|i| i.1).collect::<Vec<_>>().join(", ");
+    let found = all.iter().find(|i| i.1 == name).map(|i| i.0);
+    Ok(found.ok_or_else(|| Usage(format!("{flag} '{name}' is not known\nhint: it takes {}", names())))?)
+}
+
 /// What a flag says, or else the adapter, or else the default; refused where flag and adapter differ.
 fn settled<T: PartialEq + Display>(flag: &str, given: Option<T>, made: Option<T>, otherwise: T) -> Result<T> {
     match (given, made) {
@@ -233,6 +247,7 @@ fn options(args: &Args) -> Result<Options> {
         Residual::parse(name)
             .ok_or_else(|| Usage(format!("--residual '{name}' is not known\nhint: the residual paths are {}", names())))
     };
+    let init = args.init.as_ref().map(|name| named_one("--init", name, &INITS)).transpose()?;
     let residual = args.residual.as_ref().map(residual).transpose()?;
     let structure = args.structure.as_ref().map(structure).transpose()?;
     let adapter = args.adapter.as_deref().map(adapter::read).transpose().map_err(Error::from)?;
@@ -264,6 +279,8 @@ fn options(args: &Args) -> Result<Options> {
         rank_pattern: patterns("--rank-pattern", &args.rank_pattern, made.targets.as_deref(), |t| t.rank)?,
         alpha_pattern: patterns("--alpha-pattern", &args.alpha_pattern, made.targets.as_deref(), |t| t.alpha)?,
         freeze_a: args.freeze_a || made.freeze_a.unwrap_or(false),
+        init: settled("--init", init, made.init, Init::Default)?,
+        bias: named_one("--bias", &args.bias, &BIASES)?,
         also_train: args.also_train.iter().map(|t| regex("--also-train", t)).collect::<Result<_>>()?,
         seed: args.seed.or(made.seed).unwrap_or(0),
         tokens: vec![],

@@ -2,7 +2,7 @@
 
 use super::error::InjectError;
 use super::options::Options;
-use crate::adapters::{Residual, SettingKind};
+use crate::adapters::{Init, Residual, SettingKind};
 use crate::onnx::Model;
 
 pub(super) fn check(base: &Model, o: &Options) -> Result<(), InjectError> {
@@ -39,6 +39,12 @@ pub(super) fn check(base: &Model, o: &Options) -> Result<(), InjectError> {
     }
     if o.freeze_a && !structure.suffixes.contains(&"lora_A.weight") {
         return bad(format!("--freeze-a does not go with {structure}, which has no factor A"));
+    }
+    if o.init != Init::Default && !structure.suffixes.contains(&"lora_A0.weight") {
+        return bad(format!(
+            "--init {} does not go with {structure}\nhint: it takes lora and its residual structures",
+            o.init
+        ));
     }
     check_settings(o)?;
     let opset = base.opset("");

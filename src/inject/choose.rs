@@ -1,8 +1,9 @@
 //! Which linear nodes are adapted, and which tensors are trained themselves.
 
 use super::error::{InjectError, either, is_list};
-use super::options::{Options, Selector};
-use crate::onnx::{self, Linear, Model, Role};
+use super::options::{Biases, Options, Selector};
+use crate::adapters::Target;
+use crate::onnx::{self, Bias, Linear, Model, Role};
 use std::collections::{HashMap, HashSet};
 
 /// The linear nodes to adapt, in execution order.
@@ -107,4 +108,36 @@ pub(super) fn also_trained(model: &Model, linear: &[Linear], o: &Options) -> Res
         chosen.extend(hits);
     }
     Ok(candidates.iter().filter(|n| chosen.contains(n)).map(|n| n.to_string()).collect())
+}
+
+/// The biases that are trained besides: initializers that a linear node, a convolution or a normalization layer adds.
+pub(super) fn biases(
+    model: &Model,
+    linear: &[Linear],
+    which: Biases,
+    targets: &[Target],
+) -> Result<Vec<String>, InjectError> {
+    let consumers = model.consumers();
+    let of_linear = |l: &Linear| match l.bias(model, &consumers) {
+        Some(Bias::Own { name } | Bias::Added { name, .. }) => Some(name),
+        None => None,
+    };
+    let mut out: Vec<String> = match which {
+        Biases::None => return Ok(vec![]),
+        Biases::Targets => {
+            linear.iter().filter(|l| targets.iter().any(|t| t.path == l.path)).filter_map(of_linear).collect()
+        }
+        Biases::All => {
+            let norms = onnx::norm_nodes(model).into_iter().filter_map(|n| Some(n.bias?.1));
+            let convolution =
+                |n: &onnx::Node| n.op_type().starts_with("Conv").then(|| n.input(2)).flatten().map(String::from);
+            let convolutions = model.nodes().filter_map(|(_, n)| convolution(n));
+            linear.iter().filter_map(of_linear).chain(norms).chain(convolutions).collect()
+        }
+    };
+    out.retain(|name| model.initializer_type(name).is_some_and(|t| t.0.is_float()));
+    match out.is_empty() {
+        true => Err(InjectError::Option("--bias finds no bias to train\nhint: leave it out".into())),
+        false => Ok(out),
+    }
 }

@@ -10,13 +10,14 @@ mod options;
 mod start;
 
 pub use error::InjectError;
-pub use options::{Options, Selector};
+pub(crate) use options::BIASES;
+pub use options::{Biases, Options, Selector};
 
 use crate::adapters::chain::{self, Break, Link};
 use crate::adapters::{self, BASE_KEY, CONFIG_KEY, Config, Form, Made, Merge, Residual, Target};
 use crate::onnx::{self, Linear, Model};
 use check::check;
-use choose::{also_trained, choose};
+use choose::{also_trained, biases, choose};
 use regex::Regex;
 use start::add_initializers;
 
@@ -100,10 +101,15 @@ pub fn inject(
         breaks.clear();
     }
     let also_train = match &own {
-        Some((_, whole)) if options.also_train.is_empty() => {
+        Some((_, whole)) if options.also_train.is_empty() && options.bias == Biases::None => {
             base.initializers().filter(|n| whole.iter().any(|w| w == n)).map(String::from).collect()
         }
-        _ => also_trained(base, &linear, options)?,
+        _ => {
+            let mut names = also_trained(base, &linear, options)?;
+            let biases = biases(base, &linear, options.bias, &targets)?;
+            names.extend(biases.into_iter().filter(|b| !names.contains(b)).collect::<Vec<_>>());
+            base.initializers().filter(|n| names.iter().any(|b| b == n)).map(String::from).collect()
+        }
     };
     let config = Config { also_train, ..options.config(targets) };
     let start = match (&options.adapter, own, made) {

@@ -1,7 +1,7 @@
 //! What to inject.
 
 use crate::adapter::Adapter;
-use crate::adapters::{self, Config, Residual, Structure, Target};
+use crate::adapters::{self, Config, Init, Residual, Structure, Target};
 use crate::onnx::Role;
 use regex::Regex;
 use serde_json::Value;
@@ -15,6 +15,22 @@ pub enum Selector {
     /// By what the node does.
     Role(Role),
 }
+
+/// Which biases are trained besides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Biases {
+    /// None.
+    #[default]
+    None,
+    /// Those of the targets' linear nodes.
+    Targets,
+    /// Those of every linear node, convolution and normalization layer.
+    All,
+}
+
+/// Every choice with its name.
+pub(crate) const BIASES: [(Biases, &str); 3] =
+    [(Biases::None, "none"), (Biases::Targets, "targets"), (Biases::All, "all")];
 
 /// What to inject.
 #[derive(Clone, Debug)]
@@ -43,6 +59,10 @@ pub struct Options {
     pub alpha_pattern: Vec<(Regex, f64)>,
     /// Whether the first factor A keeps its start (LoRA-FA, arXiv 2308.03303).
     pub freeze_a: bool,
+    /// How the factors A and B start.
+    pub init: Init,
+    /// Which biases are trained besides.
+    pub bias: Biases,
     /// Settings of the structure's own, by name.
     pub settings: BTreeMap<String, Value>,
     /// Searched in initializer names and module paths. Empty: what the adapter trains whole.
@@ -70,6 +90,8 @@ impl Default for Options {
             rank_pattern: vec![],
             alpha_pattern: vec![],
             freeze_a: false,
+            init: Init::Default,
+            bias: Biases::None,
             settings: BTreeMap::new(),
             also_train: vec![],
             seed: 0,
@@ -94,6 +116,7 @@ impl Options {
             seed: self.seed,
             settings: self.settings.clone(),
             freeze_a: self.freeze_a,
+            init: self.init,
             targets,
             also_train: vec![],
         }

@@ -104,7 +104,7 @@ fn judged(
         inputs.iter_mut().flatten().filter(|i| i.0 == *name).for_each(|i| i.1 = i.1.filled(*value));
     }
     // A merged model may want other inputs than the live one, as the tokens of a prompt.
-    let adapted = if config.merge() == Merge::Exact { merge::adapted(&model, config) } else { None };
+    let adapted = if request.keep_branch { None } else { merge::adapted(&model, config) };
     let alike = adapted.map_or_else(|| model.clone(), Arc::new);
     let differences = compare_outputs(request.injected, Some(request.adapter), &alike, &inputs, device)?;
     let metric = match request.chosen.is_empty() {

@@ -33,6 +33,7 @@ mod products;
 mod random_graphs;
 mod runs;
 mod shaders;
+mod starts;
 mod structures;
 mod tokens;
 mod toy_adapter;

@@ -5,6 +5,7 @@ use ndarray::ArrayD;
 use reslora_compile::internals::adapter::{self, Adapter};
 use reslora_compile::internals::adapters::{self, Residual};
 use reslora_compile::internals::inject::{Options, Selector};
+use reslora_compile::internals::ir::Tensor;
 use reslora_compile::internals::onnx::{self, Model};
 use reslora_compile::internals::optim::{self, Hyper};
 use reslora_compile::internals::pipeline::{self, Calibration, MergeRequest, TrainRequest};
@@ -194,6 +195,9 @@ fn check_merge(case: &Case, open: Open) {
         (n.clone(), end.clone())
     });
     let adapter = Adapter { tensors: ends.collect(), ..Adapter::default() };
+    if case.config()["structure"] == "prompt" {
+        check_prompt(case, &model, &adapter, open);
+    }
     let args: Vec<Value> = case.json["merged"]["args"].as_array().cloned().unwrap_or_default();
     let chosen = args.chunks(2).map(|c| (c[0].as_str().unwrap()[2..].to_string(), c[1].as_f64().unwrap())).collect();
     let data = case.data();
@@ -229,6 +233,54 @@ fn check_merge(case: &Case, open: Open) {
     let logits = ArrayD::from_shape_vec(logits.shape(), logits.as_f32().unwrap().to_vec()).unwrap();
     let error = relative(&logits, &case.expected.tensors[wanted]);
     assert!(error <= 1e-3, "{}: {wanted} off by {error:.1e}", case.name());
+}
+
+/// A prompt's rows go into the table, and its tokens before every sequence: the merged file then gives what the live adapter gave.
+fn check_prompt(case: &Case, model: &Arc<Model>, adapter: &Adapter, open: Open) {
+    let data = case.data();
+    let mut device = open();
+    let request = MergeRequest {
+        injected: model,
+        adapter,
+        strategy: None,
+        keep_branch: false,
+        chosen: vec![],
+        calibrate: Some(Calibration::new(&data, 2, 512)),
+        fallback: None,
+        ridge: None,
+        sequential: false,
+        polish: None,
+        rescue: None,
+        evaluate: None,
+    };
+    let merged = pipeline::merge(&request, device.as_mut()).unwrap_or_else(|e| panic!("{}: {e}", case.name()));
+    let worst = merged.differences.iter().map(|d| d.relative).fold(0.0, f64::max);
+    assert!(worst <= 1e-4, "{}: merging changes outputs by {worst:.1e}", case.name());
+    let ids: Vec<i32> =
+        merged.model.metadata("reslora.prompt_ids").unwrap().split(',').map(|id| id.parse().unwrap()).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("merged.onnx");
+    onnx::write(&merged.model, &to).unwrap();
+    let merged = pipeline::load(&pipeline::read(&to).unwrap(), None).unwrap();
+    let batch = data.batch(&merged.feed, &[0, 1]).unwrap();
+    let longer = |(name, t): (String, Tensor)| {
+        let rest = t.as_i32().expect("tokens and masks are integers");
+        let width = t.shape()[1];
+        let front = |k: usize| if name == "input_ids" { ids[k] } else { 1 };
+        let rows = rest.chunks(width).flat_map(|row| (0..ids.len()).map(front).chain(row.iter().copied()));
+        let all = ArrayD::from_shape_vec(vec![2, ids.len() + width], rows.collect()).unwrap();
+        (name, Tensor::I32(all))
+    };
+    let inputs = batch.inputs.into_iter().map(longer).collect();
+    let logits = &pipeline::infer(&merged, &[inputs], device.as_mut()).unwrap()["logits"][0];
+    let logits = ArrayD::from_shape_vec(logits.shape(), logits.as_f32().unwrap().to_vec()).unwrap();
+    let want = &case.expected.tensors["final.logits"];
+    let logits = match want.ndim() {
+        3 => logits.slice_axis(ndarray::Axis(1), ndarray::Slice::from(ids.len()..)).to_owned(),
+        _ => logits,
+    };
+    let error = relative(&logits, want);
+    assert!(error <= 1e-3, "{}: merged logits off by {error:.1e}", case.name());
 }
 
 fn check_all(open: Open) {
