@@ -36,6 +36,8 @@ struct Result_ {
     unsupported: Vec<(String, Vec<String>)>,
     /// Targets that no gradient reaches.
     unreached: Vec<String>,
+    /// What each structure would train at the targets that it takes by itself.
+    structures: Vec<StructureRow>,
     device: String,
     memory: Option<MemoryNeed>,
     notes: Vec<String>,
@@ -53,6 +55,15 @@ struct Row {
     target: bool,
 }
 
+#[derive(Serialize)]
+struct StructureRow {
+    name: &'static str,
+    /// `None` where it does not fit.
+    parameters: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+}
+
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let model = pipeline::read(&args.model)?;
     if let Some(path) = &args.dot {
@@ -60,7 +71,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         std::fs::write(path, pipeline::dot(&model)).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let device = args.device.open()?;
-    let Inspection { found, unsupported, memory, unreached, notes } =
+    let Inspection { found, unsupported, memory, unreached, structures, notes } =
         pipeline::inspect(&model, &Options::default(), args.batch, args.seq, device.limits())?;
     let signature = |s: &crate::onnx::Signature| {
         let dim = |d: &crate::onnx::Dim| match d {
@@ -92,6 +103,14 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
             .collect(),
         unsupported: unsupported.into_iter().map(|u| (u.operator, u.nodes)).collect(),
         unreached,
+        structures: structures
+            .into_iter()
+            .map(|(name, parameters)| StructureRow {
+                name,
+                why: parameters.as_ref().err().cloned(),
+                parameters: parameters.ok(),
+            })
+            .collect(),
         device: device.name(),
         memory,
         notes,
@@ -121,6 +140,15 @@ fn text(r: &Result_) -> String {
     out += &format!("\n{}\n", table(&["", "linear node", "role", "weight", "type", "chain"], rows.collect()));
     let targets = r.linear.iter().filter(|l| l.target).count();
     out += &format!("\n{} linear nodes; {targets} (*) are adapted", r.linear.len());
+    if !r.structures.is_empty() {
+        let first_line =
+            |why: &Option<String>| why.as_deref().and_then(|w| w.lines().next()).unwrap_or("-").to_string();
+        let rows = r
+            .structures
+            .iter()
+            .map(|s| vec![s.name.to_string(), s.parameters.map_or_else(|| first_line(&s.why), |n| grouped(n))]);
+        out += &format!("\n\n{}", table(&["--structure", "trained parameters, by default"], rows.collect()));
+    }
     match r.unsupported.as_slice() {
         [] => out += "\nall operators are supported",
         list => {

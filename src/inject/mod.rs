@@ -43,6 +43,82 @@ pub fn inject(
     options: &Options,
     shape_of: &dyn Fn(&str) -> Option<Vec<usize>>,
 ) -> Result<(Model, Report), InjectError> {
+    let Planned { config, breaks, mut notes, linear, own, made } = plan(base, options, shape_of)?;
+    let start = match (&options.adapter, own, made) {
+        (Some(a), Some((_, whole)), Some(made)) => {
+            let mut claimed = config.clone();
+            if made.also_train.is_none() {
+                // A tensor that the adapter does not train may be trained from now on.
+                claimed.also_train.retain(|n| whole.contains(n));
+            }
+            let fitted = adapters::fit(&claimed, base, a.config.as_deref(), &a.tensors)?;
+            notes.extend(fitted.notes);
+            Some(fitted.tensors)
+        }
+        _ => None,
+    };
+
+    let mut model = base.clone();
+    let emission = adapters::emit(base, &config);
+    emission.put_into(&mut model);
+    // The first axis of the model's first input is the batch.
+    let batch = base.inputs().into_iter().find_map(|i| i.dims?.into_iter().next()).unwrap_or(onnx::Dim::Unknown);
+    for input in config.structure.inputs {
+        if base.inputs().iter().any(|i| i.name == input.name) {
+            let (name, structure) = (input.name, config.structure);
+            return Err(InjectError::Option(format!(
+                "the model has an input '{name}' already, which {structure} would add"
+            )));
+        }
+        model.add_input(input.name, input.element, &batch);
+    }
+    let adapter_parameters =
+        add_initializers(&mut model, base, &config, &emission, start.as_ref(), &linear, &options.tokens)?;
+    model.set_metadata(CONFIG_KEY, Some(serde_json::to_string(&config).expect("a configuration serialises")));
+    model.set_metadata(BASE_KEY, Some(base.digest()));
+    let count = |name: &String| base.initializer_type(name).map_or(0, |(_, dims)| dims.iter().product());
+    if let Merge::KeepsBranch(why) = config.merge() {
+        notes.push(format!("{} cannot be folded into weights ({why}): merge keeps it as a branch", config.structure));
+    }
+    let report = Report {
+        adapter_parameters,
+        also_trained_parameters: config.also_train.iter().map(count).sum(),
+        config,
+        breaks,
+        notes,
+    };
+    Ok((model, report))
+}
+
+/// Numbers that an adapter would train at its targets.
+pub fn parameters(
+    base: &Model,
+    options: &Options,
+    shape_of: &dyn Fn(&str) -> Option<Vec<usize>>,
+) -> Result<usize, InjectError> {
+    let config = plan(base, options, shape_of)?.config;
+    let tensors = config.tensors().map_err(InjectError::Target)?;
+    let trained = tensors.iter().filter(|(_, _, spec)| spec.trained);
+    Ok(trained.map(|(_, _, spec)| spec.shape.iter().product::<usize>()).sum())
+}
+
+/// What will be injected, and where.
+struct Planned {
+    config: Config,
+    breaks: Vec<Break>,
+    notes: Vec<String>,
+    linear: Vec<Linear>,
+    /// Targets of the adapter to start from, and what it trains whole.
+    own: Option<(Vec<String>, Vec<String>)>,
+    made: Option<Made>,
+}
+
+/// Chooses targets and links their chains.
+fn plan(
+    base: &Model,
+    options: &Options,
+    shape_of: &dyn Fn(&str) -> Option<Vec<usize>>,
+) -> Result<Planned, InjectError> {
     if base.metadata(CONFIG_KEY).is_some() {
         return Err(InjectError::Injected);
     }
@@ -112,50 +188,7 @@ pub fn inject(
         }
     };
     let config = Config { also_train, ..options.config(targets) };
-    let start = match (&options.adapter, own, made) {
-        (Some(a), Some((_, whole)), Some(made)) => {
-            let mut claimed = config.clone();
-            if made.also_train.is_none() {
-                // A tensor that the adapter does not train may be trained from now on.
-                claimed.also_train.retain(|n| whole.contains(n));
-            }
-            let fitted = adapters::fit(&claimed, base, a.config.as_deref(), &a.tensors)?;
-            notes.extend(fitted.notes);
-            Some(fitted.tensors)
-        }
-        _ => None,
-    };
-
-    let mut model = base.clone();
-    let emission = adapters::emit(base, &config);
-    emission.put_into(&mut model);
-    // The first axis of the model's first input is the batch.
-    let batch = base.inputs().into_iter().find_map(|i| i.dims?.into_iter().next()).unwrap_or(onnx::Dim::Unknown);
-    for input in config.structure.inputs {
-        if base.inputs().iter().any(|i| i.name == input.name) {
-            let (name, structure) = (input.name, config.structure);
-            return Err(InjectError::Option(format!(
-                "the model has an input '{name}' already, which {structure} would add"
-            )));
-        }
-        model.add_input(input.name, input.element, &batch);
-    }
-    let adapter_parameters =
-        add_initializers(&mut model, base, &config, &emission, start.as_ref(), &linear, &options.tokens)?;
-    model.set_metadata(CONFIG_KEY, Some(serde_json::to_string(&config).expect("a configuration serialises")));
-    model.set_metadata(BASE_KEY, Some(base.digest()));
-    let count = |name: &String| base.initializer_type(name).map_or(0, |(_, dims)| dims.iter().product());
-    if let Merge::KeepsBranch(why) = config.merge() {
-        notes.push(format!("{} cannot be folded into weights ({why}): merge keeps it as a branch", config.structure));
-    }
-    let report = Report {
-        adapter_parameters,
-        also_trained_parameters: config.also_train.iter().map(count).sum(),
-        config,
-        breaks,
-        notes,
-    };
-    Ok((model, report))
+    Ok(Planned { config, breaks, notes, linear, own, made })
 }
 
 /// The targets that an adapter was made for, and what it trains whole; `None` without an adapter.

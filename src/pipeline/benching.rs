@@ -163,8 +163,15 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
     let dir = tempfile::tempdir().map_err(|e| Error::Model(format!("no temporary folder: {e}")))?;
     let config = model.metadata(CONFIG_KEY).unwrap_or_default().to_string();
     let blocks = trainee.program.blocks();
-    let trained =
-        Trained { parameters: trainee.parameters.clone(), base: None, config, raised: vec![], pairs: vec![], blocks };
+    let trained = Trained {
+        parameters: trainee.parameters.clone(),
+        frozen: Default::default(),
+        base: None,
+        config,
+        raised: vec![],
+        pairs: vec![],
+        blocks,
+    };
     let mut watch = Watch::default();
     let profile = trainee.session(device, |session| {
         let task = train::Task {

@@ -211,8 +211,13 @@ pub fn fit_in_order(task: &Task, device: &mut dyn Device) -> Result<Judged, Erro
         let mut found: Vec<Vec<Vec<Moments>>> = vec![vec![]; count];
         for (model, found) in merged.iter().zip(found.iter_mut()) {
             let model = Arc::new(model.clone());
-            let trainee =
-                Trainee { program: inferring(&model), feed: c.feed(&model), parameters: BTreeMap::new(), base: None };
+            let trainee = Trainee {
+                program: inferring(&model),
+                feed: c.feed(&model),
+                parameters: BTreeMap::new(),
+                frozen: BTreeMap::new(),
+                base: None,
+            };
             let trainee = with_signals(trainee, c, plain.clone());
             let sums = |path: &String| starts[path].ncols() <= WIDE;
             let mut parts: Vec<Vec<Gathering>> =

@@ -49,6 +49,8 @@ pub struct Inspection {
     pub memory: Option<MemoryNeed>,
     /// Targets that no gradient reaches.
     pub unreached: Vec<String>,
+    /// Every structure with the numbers that it would train at its targets, or why it does not fit; empty for an injected model.
+    pub structures: Vec<(&'static str, Result<usize, String>)>,
     pub notes: Vec<String>,
 }
 
@@ -92,7 +94,11 @@ pub fn inspect(
             linear: l,
         })
         .collect();
-    let mut out = Inspection { found, unsupported, memory: None, unreached: vec![], notes };
+    let structures = match model.metadata(CONFIG_KEY) {
+        Some(_) => vec![],
+        None => structures(model, options),
+    };
+    let mut out = Inspection { found, unsupported, memory: None, unreached: vec![], structures, notes };
     if out.unsupported.is_empty()
         && let Some(config) = &config
     {
@@ -166,4 +172,15 @@ fn trial(model: &Arc<Model>, batch: usize, seq: usize, limits: Limits) -> Result
 /// The model's nodes as a Graphviz file, residual edges between adapters drawn apart.
 pub fn dot(model: &Model) -> String {
     onnx::dot(model)
+}
+
+/// What every structure would train, at the targets that it takes by itself.
+fn structures(model: &Arc<Model>, options: &Options) -> Vec<(&'static str, Result<usize, String>)> {
+    let shapes = super::compile::value_shapes(model).unwrap_or_default();
+    let shape_of = |name: &str| shapes.get(name).cloned();
+    let one = |structure: adapters::Structure| {
+        let options = Options { structure, ..options.clone() };
+        (structure.entry().name, inject::parameters(model, &options, &shape_of).map_err(|e| e.to_string()))
+    };
+    adapters::all().into_iter().map(one).collect()
 }

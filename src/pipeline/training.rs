@@ -31,6 +31,8 @@ pub struct Trainee {
     pub feed: Feed,
     /// First values of the parameters.
     pub parameters: BTreeMap<String, ArrayD<f32>>,
+    /// Tensors of the adapter that are not trained.
+    pub frozen: BTreeMap<String, ArrayD<f32>>,
     pub base: Option<String>,
 }
 
@@ -48,11 +50,11 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
     }
     let mut parameters = BTreeMap::new();
     for name in &trained {
-        let view =
-            model.initializer(name).ok_or_else(|| Error::Model(format!("the model has no initializer '{name}'")))?;
-        let values = view.to_f32().ok_or_else(|| Error::Model(format!("'{name}' is {}, not a float", view.element)))?;
-        let array = ArrayD::from_shape_vec(view.dims.clone(), values).expect("checked when the file was read");
-        parameters.insert(name.clone(), array);
+        parameters.insert(name.clone(), held(model, name)?);
+    }
+    let mut frozen = BTreeMap::new();
+    for name in config.iter().flat_map(Config::tensor_names).filter(|n| !trained.contains(n)) {
+        frozen.insert(name.clone(), held(model, &name)?);
     }
     if let Some(adapter) = adapter {
         if config.is_none() {
@@ -62,6 +64,12 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
         let (adapter, _) = merge::fit(model, adapter)?;
         for (name, value) in &mut parameters {
             *value = adapter.tensors[name].clone();
+        }
+        if let Some((name, _)) = frozen.iter().find(|(name, value)| adapter.tensors[*name] != **value) {
+            let file = model.path().display();
+            return Err(Error::Model(format!(
+                "the adapter's '{name}', which is not trained, differs from that in {file}\nhint: inject the base again with --adapter FILE"
+            )));
         }
     }
     let outputs = model.outputs().into_iter().map(|o| o.name).collect();
@@ -79,7 +87,16 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
     };
     let base = program.model.metadata(BASE_KEY).map(String::from);
     let feed = Feed::new(input_specs(&program.model), usize::MAX);
-    Ok(Trainee { program, feed, parameters, base })
+    Ok(Trainee { program, feed, parameters, frozen, base })
+}
+
+/// A tensor of an adapter as the file has it.
+fn held(model: &Model, name: &str) -> Result<ArrayD<f32>, Error> {
+    let view = model.initializer(name).ok_or_else(|| Error::Model(format!("the model has no initializer '{name}'")))?;
+    let integers = || Some(view.to_i64()?.into_iter().map(|n| n as f32).collect());
+    let values = view.to_f32().or_else(integers);
+    let values = values.ok_or_else(|| Error::Model(format!("'{name}' is {}, not a float", view.element)))?;
+    Ok(ArrayD::from_shape_vec(view.dims.clone(), values).expect("checked when the file was read"))
 }
 
 /// What to train.
@@ -171,8 +188,15 @@ pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn
         let what = "no tensor of this adapter is an output factor";
         return Err(Error::Usage(format!("--lora-plus has nothing to raise: {what}")));
     }
-    let trained =
-        Trained { parameters: trainee.parameters.clone(), base: trainee.base.clone(), config, raised, pairs, blocks };
+    let trained = Trained {
+        parameters: trainee.parameters.clone(),
+        frozen: trainee.frozen.clone(),
+        base: trainee.base.clone(),
+        config,
+        raised,
+        pairs,
+        blocks,
+    };
     trainee.session(device, |session| {
         let r = request;
         let task =

@@ -88,6 +88,8 @@ impl Default for Settings {
 #[derive(Clone, Debug)]
 pub struct Trained {
     pub parameters: BTreeMap<String, ArrayD<f32>>,
+    /// Tensors of the adapter that are not trained, and saved with it.
+    pub frozen: BTreeMap<String, ArrayD<f32>>,
     pub base: Option<String>,
     pub config: String,
     /// Parameters whose learning rate [`Settings::lora_plus`] raises.

@@ -295,7 +295,7 @@ impl<'a, 'b> RunState<'a, 'b> {
     /// The adapter as the device has it now.
     fn adapter(&mut self) -> Result<Adapter, TrainError> {
         let mut states: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
-        let mut tensors = BTreeMap::new();
+        let mut tensors = self.trained.frozen.clone();
         for (name, first) in &self.trained.parameters {
             let slot = self.session.layout.slot(name).expect("the layout holds every parameter");
             if let std::collections::btree_map::Entry::Vacant(e) = states.entry(slot.segment) {

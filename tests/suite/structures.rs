@@ -172,6 +172,8 @@ fn check(case: &Case, open: Open) {
     let want = case.number("probe_loss").unwrap();
     within("probe loss", (losses[0] - want).abs() / want, 1e-5);
     let before = adapter::read(&case.dir.join("probe.safetensors")).unwrap();
+    // What is not trained is saved too: the adapter is whole.
+    assert!(before.tensors.keys().all(|n| after.tensors.contains_key(n)), "{name}: {:?}", after.tensors.keys());
     for tensor in case.trained() {
         let gradient = &before.tensors[&tensor] - &after.tensors[&tensor];
         let error = relative(&gradient, &case.expected.tensors[&format!("probe.grad.{tensor}")]);
