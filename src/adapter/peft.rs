@@ -160,6 +160,14 @@ const METHODS: &[Method] = &[
         others: &["use_cayley_neumann", "block_share", "coft"],
         ..NO_METHOD
     },
+    Method { peft_type: "LN_TUNING", structure: "norm", rank: "", ..NO_METHOD },
+    Method {
+        peft_type: "PROMPT_TUNING",
+        structure: "prompt",
+        rank: "",
+        setting: Some(("num_virtual_tokens", "virtual-tokens")),
+        ..NO_METHOD
+    },
 ];
 
 impl Method {
@@ -270,6 +278,11 @@ mod tests {
             ),
             (json!({ "peft_type": "VERA", "r": 16 }), json!({ "structure": "vera", "rank": 16 })),
             (json!({ "peft_type": "IA3" }), json!({ "structure": "ia3" })),
+            (json!({ "peft_type": "LN_TUNING" }), json!({ "structure": "norm" })),
+            (
+                json!({ "peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5 }),
+                json!({ "structure": "prompt", "settings": { "virtual-tokens": 5 } }),
+            ),
             (json!({ "peft_type": "MISS", "r": 6 }), json!({ "structure": "miss", "rank": 6 })),
             (
                 json!({ "peft_type": "OFT", "oft_block_size": 16, "use_cayley_neumann": false }),
