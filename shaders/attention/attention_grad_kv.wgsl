@@ -2,48 +2,15 @@
 // shares it, 32 at a time; an invocation holds two rows (keys) of scores in two columns (queries), and of the gradients the
 // columns col, col + 16, ...
 // Relies on: up to 256 invocations, 12544 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
+//#import shared/attention_scores.wgsl
 
 // Columns of the gradients to an invocation.
 override COLUMNS_K: u32 = 16;
 override COLUMNS_V: u32 = 16;
 
-struct Params {
-    batch: u32,
-    heads: u32,
-    share: u32,
-    queries: u32,
-    keys: u32,
-    width: u32,
-    value: u32,
-    // 1: there is a bias. 2: a row that is -inf throughout gives zeros.
-    flags: u32,
-    q_batch: u32,
-    q_head: u32,
-    q_row: u32,
-    k_batch: u32,
-    k_head: u32,
-    k_row: u32,
-    v_batch: u32,
-    v_head: u32,
-    v_row: u32,
-    y_batch: u32,
-    y_head: u32,
-    y_row: u32,
-    bias_batch: u32,
-    bias_head: u32,
-    bias_query: u32,
-    bias_key: u32,
-    scale: f32,
-    cap: f32,
-    tiles: u32,
-    grid: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<f32>;
 @group(0) @binding(2) var<storage, read> k: array<f32>;
 @group(0) @binding(3) var<storage, read> v: array<f32>;
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read> g: array<f32>;
 @group(0) @binding(6) var<storage, read> rows: array<f32>;
 @group(0) @binding(7) var<storage, read_write> dk: array<f32>;
@@ -53,21 +20,6 @@ var<workgroup> left: array<f32, 544>;
 var<workgroup> right: array<f32, 544>;
 var<workgroup> weights: array<f32, 1024>;
 var<workgroup> slopes: array<f32, 1024>;
-
-// The probability behind a score, and the slope of its exponent.
-fn weight(s: f32, b: u32, head: u32, query: u32, key: u32, top: f32, over: f32) -> vec2<f32> {
-    var e = s * params.scale;
-    var slope = params.scale;
-    if (params.cap != 0.0) {
-        let t = tanh_(e / params.cap);
-        e = params.cap * t;
-        slope = slope * (1.0 - t * t);
-    }
-    if ((params.flags & 1u) != 0u) {
-        e = e + bias[b * params.bias_batch + head * params.bias_head + query * params.bias_query + key * params.bias_key];
-    }
-    return vec2<f32>(exp_(e - top) * over, slope);
-}
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

@@ -2,44 +2,12 @@
 // of keys and go through the queries of every head that shares it, 64 at a time. Each computes the scores of every eighth
 // query, then columns of the gradients, which it keeps in dk and dv from block to block.
 // Relies on: up to 8 invocations, 4096 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 16 bytes.
+//#import shared/attention_scores.wgsl
+//#import shared/math.wgsl
 
-struct Params {
-    batch: u32,
-    heads: u32,
-    share: u32,
-    queries: u32,
-    keys: u32,
-    width: u32,
-    value: u32,
-    // 1: there is a bias. 2: a row that is -inf throughout gives zeros.
-    flags: u32,
-    q_batch: u32,
-    q_head: u32,
-    q_row: u32,
-    k_batch: u32,
-    k_head: u32,
-    k_row: u32,
-    v_batch: u32,
-    v_head: u32,
-    v_row: u32,
-    y_batch: u32,
-    y_head: u32,
-    y_row: u32,
-    bias_batch: u32,
-    bias_head: u32,
-    bias_query: u32,
-    bias_key: u32,
-    scale: f32,
-    cap: f32,
-    tiles: u32,
-    grid: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read> g: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read> rows: array<f32>;
 @group(0) @binding(7) var<storage, read_write> dk: array<vec4<f32>>;
@@ -47,23 +15,6 @@ struct Params {
 
 var<workgroup> weights: array<f32, 512>;
 var<workgroup> slopes: array<f32, 512>;
-
-// Scores to the exponents of probabilities and the slopes of those.
-struct Exponents {
-    e: vec4<f32>,
-    slope: vec4<f32>,
-}
-
-fn ruled(s: vec4<f32>) -> Exponents {
-    var e = s * params.scale;
-    var slope = vec4<f32>(params.scale);
-    if (params.cap != 0.0) {
-        let t = tanh_vec4_(e / params.cap);
-        e = params.cap * t;
-        slope = slope * (1.0 - t * t);
-    }
-    return Exponents(e, slope);
-}
 
 @compute @workgroup_size(8)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

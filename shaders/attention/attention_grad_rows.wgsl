@@ -1,39 +1,7 @@
 // Of each row of attention's result: what the forward pass kept, and the product of the result and its gradient. One invocation a row.
 // Relies on: up to 64 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
+//#import shared/attention_scores.wgsl
 
-struct Params {
-    batch: u32,
-    heads: u32,
-    share: u32,
-    queries: u32,
-    keys: u32,
-    width: u32,
-    value: u32,
-    // 1: there is a bias. 2: a row that is -inf throughout gives zeros.
-    flags: u32,
-    q_batch: u32,
-    q_head: u32,
-    q_row: u32,
-    k_batch: u32,
-    k_head: u32,
-    k_row: u32,
-    v_batch: u32,
-    v_head: u32,
-    v_row: u32,
-    y_batch: u32,
-    y_head: u32,
-    y_row: u32,
-    bias_batch: u32,
-    bias_head: u32,
-    bias_query: u32,
-    bias_key: u32,
-    scale: f32,
-    cap: f32,
-    tiles: u32,
-    grid: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> y: array<f32>;
 @group(0) @binding(2) var<storage, read> g: array<f32>;
 @group(0) @binding(3) var<storage, read> stats: array<f32>;

@@ -2,68 +2,17 @@
 // take 8 queries and go through the keys 64 at a time. Each computes the scores of every eighth key, then columns of the result,
 // which it keeps in y from block to block.
 // Relies on: up to 8 invocations, 2304 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 16 bytes.
+//#import shared/attention_scores.wgsl
+//#import shared/math.wgsl
 
-struct Params {
-    batch: u32,
-    heads: u32,
-    share: u32,
-    queries: u32,
-    keys: u32,
-    width: u32,
-    value: u32,
-    // 1: there is a bias. 2: a row that is -inf throughout gives zeros.
-    flags: u32,
-    q_batch: u32,
-    q_head: u32,
-    q_row: u32,
-    k_batch: u32,
-    k_head: u32,
-    k_row: u32,
-    v_batch: u32,
-    v_head: u32,
-    v_row: u32,
-    y_batch: u32,
-    y_head: u32,
-    y_row: u32,
-    bias_batch: u32,
-    bias_head: u32,
-    bias_query: u32,
-    bias_key: u32,
-    scale: f32,
-    cap: f32,
-    tiles: u32,
-    grid: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> stats: array<f32>;
 
-const LOWEST: f32 = -3.4028234e38;
-
 var<workgroup> weights: array<f32, 512>;
 var<workgroup> tops: array<f32, 64>;
-
-fn biases(b: u32, head: u32, key: u32, query: vec4<u32>) -> vec4<f32> {
-    let at = b * params.bias_batch + head * params.bias_head + key * params.bias_key;
-    let step = query * params.bias_query;
-    return vec4<f32>(bias[at + step.x], bias[at + step.y], bias[at + step.z], bias[at + step.w]);
-}
-
-fn exponents(s: vec4<f32>, b: u32, head: u32, query: vec4<u32>, key: u32) -> vec4<f32> {
-    var e = s * params.scale;
-    if (params.cap != 0.0) {
-        e = params.cap * tanh_vec4_(e / params.cap);
-    }
-    if ((params.flags & 1u) != 0u) {
-        e = e + biases(b, head, key, query);
-    }
-    return e;
-}
 
 @compute @workgroup_size(8)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

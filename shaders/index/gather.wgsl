@@ -1,6 +1,10 @@
 // output[o, k, i] = input[o, index[k], i]; negative indices count from the end, indices beyond either end are clamped.
-// Elements are four bytes of any type, or halves that become f32: the marked part reads the i-th of them.
+// Elements are four bytes of any type, or halves that become f32.
 // Relies on: up to 256 invocations, 0 bytes of workgroup memory, subgroups: no; f16: unpacked; bindings aligned to 4 bytes.
+//#import shared/halves.wgsl
+
+// Whether elements of the input are packed halves.
+override HALVES: bool = false;
 
 struct Params {
     total: u32,
@@ -18,11 +22,13 @@ struct Params {
 @group(0) @binding(2) var<storage, read> index: array<i32>;
 @group(0) @binding(3) var<storage, read_write> output: array<u32>;
 
-//#access
+// The i-th element.
 fn element(i: u32) -> u32 {
+    if (HALVES) {
+        return bitcast<u32>(unpack_half(input[i / 2u], i));
+    }
     return input[i];
 }
-//#end
 
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {

@@ -1,21 +1,8 @@
 // The gradient of windows of images: output[b, c, h, w] = the sum of input[b, place, (c, kh, kw)] over the windows that see
 // it; one invocation a pixel, so that sums need no atomics.
 // Relies on: up to 256 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
+//#import shared/windows.wgsl
 
-struct Params {
-    n: u32,
-    width: u32,
-    channels: u32,
-    unused: u32,
-    size: vec2<u32>,
-    kernel: vec2<u32>,
-    stride: vec2<u32>,
-    dilation: vec2<u32>,
-    pad: vec2<u32>,
-    places: vec2<u32>,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> input: array<f32>;
 @group(0) @binding(2) var<storage, read_write> output: array<f32>;
 

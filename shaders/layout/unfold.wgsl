@@ -1,20 +1,7 @@
 // Windows of images: output[b, place, (c, kh, kw)] = input[b, c, h, w], zero beyond the edges; one invocation an element.
 // Relies on: up to 256 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
+//#import shared/windows.wgsl
 
-struct Params {
-    n: u32,
-    width: u32,
-    channels: u32,
-    unused: u32,
-    size: vec2<u32>,
-    kernel: vec2<u32>,
-    stride: vec2<u32>,
-    dilation: vec2<u32>,
-    pad: vec2<u32>,
-    places: vec2<u32>,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> input: array<f32>;
 @group(0) @binding(2) var<storage, read_write> output: array<f32>;
 

@@ -1,25 +1,14 @@
 // The losses of a chunk's rows from their logits, of which `n` columns from `start` on are here; one workgroup a row. The largest
 // logit, the sum of exponentials under it and the label's logit go from part to part; the last part writes the loss.
 // Relies on: up to 256 invocations, 1024 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
-
-override SIZE: u32 = 64;
+//#import shared/chunks.wgsl
+//#import shared/math.wgsl
+//#import shared/workgroup_reductions.wgsl
 
 const FIRST: u32 = 1u;
 const LAST: u32 = 2u;
 const BIAS: u32 = 4u;
 
-struct Params {
-    width: u32,
-    n: u32,
-    start: u32,
-    columns: u32,
-    chunk: u32,
-    chunk_rows: u32,
-    flags: u32,
-    unused0: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> labels: array<i32>;
 @group(0) @binding(2) var<storage, read> order: array<i32>;
 @group(0) @binding(3) var<storage, read> counts: array<i32>;
@@ -27,36 +16,6 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> stats: array<f32>;
 @group(0) @binding(6) var<storage, read_write> loss: array<f32>;
 @group(0) @binding(7) var<storage, read> bias: array<f32>;
-
-var<workgroup> part: array<f32, SIZE>;
-
-fn total(lane: u32, value: f32) -> f32 {
-    part[lane] = value;
-    workgroupBarrier();
-    for (var half = SIZE / 2u; half > 0u; half = half / 2u) {
-        if (lane < half) {
-            part[lane] = part[lane] + part[lane + half];
-        }
-        workgroupBarrier();
-    }
-    let sum = part[0];
-    workgroupBarrier();
-    return sum;
-}
-
-fn largest(lane: u32, value: f32) -> f32 {
-    part[lane] = value;
-    workgroupBarrier();
-    for (var half = SIZE / 2u; half > 0u; half = half / 2u) {
-        if (lane < half) {
-            part[lane] = max(part[lane], part[lane + half]);
-        }
-        workgroupBarrier();
-    }
-    let top = part[0];
-    workgroupBarrier();
-    return top;
-}
 
 @compute @workgroup_size(SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

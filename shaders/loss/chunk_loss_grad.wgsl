@@ -1,21 +1,11 @@
 // Logits of a chunk's rows, of which `n` columns from `start` on are here, become the gradients of the rows' losses; one workgroup a
 // row.
 // Relies on: up to 256 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
+//#import shared/chunks.wgsl
+//#import shared/math.wgsl
 
 override SIZE: u32 = 64;
 
-struct Params {
-    width: u32,
-    n: u32,
-    start: u32,
-    columns: u32,
-    chunk: u32,
-    chunk_rows: u32,
-    flags: u32,
-    unused0: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> labels: array<i32>;
 @group(0) @binding(2) var<storage, read> order: array<i32>;
 @group(0) @binding(3) var<storage, read> counts: array<i32>;

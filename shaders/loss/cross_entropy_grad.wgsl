@@ -1,5 +1,6 @@
 // g (e^x / sum e^x - [column is label]) of each row of (rows, n), zero where the label is negative; one workgroup a row.
 // Relies on: up to 256 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
+//#import shared/math.wgsl
 
 override SIZE: u32 = 64;
 

@@ -2,9 +2,12 @@
 // BM x BN through workgroup memory, BK steps of k at a time; an invocation TM x TN of it in registers. With `parts` above one,
 // y is scratch: part p of each product, over steps p depth .. (p + 1) depth of k, stands batch products behind part p - 1. A second
 // term of `more` steps goes with the first part, by the lines in `terms` once more.
-// The marked parts are replaced for each tile and each way of storing. As it stands: 64 x 64 x 16, 4 x 4, a by rows and x
-// transposed, all extents divisible by four.
+// Overrides say which tile and which operands are transposed; slots are filled for a tile's registers and for each way of storing. As it
+// stands: 64 x 64 x 16, 4 x 4, a by rows and x transposed, all extents divisible by four.
 // Relies on: up to 256 invocations, 16896 bytes of workgroup memory, subgroups: no; f16: unpacked; bindings aligned to 16 bytes.
+//#import shared/edges.wgsl
+//#import shared/halves.wgsl
+//#import shared/math.wgsl
 
 struct Params {
     m: u32,
@@ -17,28 +20,31 @@ struct Params {
     unused: u32,
 }
 
-//#tile
-const BM: u32 = 64u;
-const BN: u32 = 64u;
-const BK: u32 = 16u;
-const TM: u32 = 4u;
-const TN: u32 = 4u;
-const A_TRANSPOSED: bool = false;
-const X_TRANSPOSED: bool = true;
-var<workgroup> a_tile: array<vec4<f32>, 272>;
-var<workgroup> x_tile: array<vec4<f32>, 272>;
-//#end
+override BM: u32 = 64;
+override BN: u32 = 64;
+override BK: u32 = 16;
+override TM: u32 = 4;
+override TN: u32 = 4;
+override A_TRANSPOSED: bool = false;
+override X_TRANSPOSED: bool = true;
+// The second term's.
+override X2_TRANSPOSED: bool = false;
 
 // Invocations along the columns and in all, and vec4s from one step of k to the next in workgroup memory: one more than
 // the tile is wide, so that the steps fall into different banks.
-const TX: u32 = BN / TN;
-const TY: u32 = BM / TM;
-const THREADS: u32 = TX * TY;
-const A_STEP: u32 = BM / 4u + 1u;
-const X_STEP: u32 = BN / 4u + 1u;
+override TX: u32 = BN / TN;
+override TY: u32 = BM / TM;
+override THREADS: u32 = TX * TY;
+override A_STEP: u32 = BM / 4u + 1u;
+override X_STEP: u32 = BN / 4u + 1u;
+override A_TILE: u32 = BK * A_STEP;
+override X_TILE: u32 = BK * X_STEP;
+
+var<workgroup> a_tile: array<vec4<f32>, A_TILE>;
+var<workgroup> x_tile: array<vec4<f32>, X_TILE>;
 
 @group(0) @binding(0) var<uniform> params: Params;
-//#bindings
+//#slot bindings
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
@@ -50,7 +56,7 @@ fn keep(i: u32, sum: vec4<f32>) {
 //#end
 
 // Four neighbouring elements from element `i` on, of which the first `count` are there; the rest are zero.
-//#access
+//#slot access
 fn load_a(i: u32, count: u32) -> vec4<f32> {
     if (count == 0u) {
         return vec4<f32>(0.0);
@@ -71,11 +77,6 @@ fn store(i: u32, count: u32, value: vec4<f32>) {
     }
 }
 //#end
-
-// How many of the elements from `at` on are before `end`; none if `row` is beyond `rows`.
-fn left(row: u32, rows: u32, at: u32, end: u32) -> u32 {
-    return select(0u, end - min(at, end), row < rows);
-}
 
 fn put(base: u32, row: u32, col: u32, value: vec4<f32>) {
     store(base + row * params.n + col, left(row, params.m, col, params.n), value);
@@ -100,13 +101,13 @@ fn main(
         let end = min(begin + params.depth, params.k);
         let a_base = batch * m * params.k;
         let x_base = batch * params.k * n;
-        //#accumulators
+        //#slot accumulators
         var c0_0 = vec4<f32>(0.0);
         var c1_0 = vec4<f32>(0.0);
         var c2_0 = vec4<f32>(0.0);
         var c3_0 = vec4<f32>(0.0);
         //#end
-        //@terms
+        //#twice terms
         for (var k0 = begin; k0 < end; k0 = k0 + BK) {
             // Neighbouring invocations read neighbouring vec4s. Workgroup memory holds, for each step of k, vec4s along m
             // or n: what is stored along k is turned in blocks of 4 x 4.
@@ -158,7 +159,7 @@ fn main(
             }
             workgroupBarrier();
             for (var d = 0u; d < BK; d = d + 1u) {
-                //#multiply
+                //#slot multiply
                 let x0 = x_tile[d * X_STEP + tx];
                 let a0 = a_tile[d * A_STEP + ty];
                 c0_0 = fma(vec4<f32>(a0.x), x0, c0_0);
@@ -169,9 +170,9 @@ fn main(
             }
             workgroupBarrier();
         }
-        //@end
+        //#end twice
         let y_base = z * m * n;
-        //#stores
+        //#slot stores
         put(y_base, row0 + ty * 4u, col0 + tx * 4u, c0_0);
         put(y_base, row0 + ty * 4u + 1u, col0 + tx * 4u, c1_0);
         put(y_base, row0 + ty * 4u + 2u, col0 + tx * 4u, c2_0);

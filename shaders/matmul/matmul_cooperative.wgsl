@@ -1,9 +1,12 @@
 // y[b] = a[b] x[b] as matmul.wgsl has it, operands rounded to f16 while they are staged, in cooperative matrices that
 // add up in f32. GM x GN subgroups share a workgroup; each computes SM x SN matrices of T x T. Workgroup memory holds operands
 // as they are stored, so that which way round is the loads' matter.
-// The marked parts are replaced for each tile and each way of storing.
+// Slots are filled for each tile and each way of storing.
 // Relies on: the adapter's own matrices and subgroups, at most its limits of invocations and workgroup memory; f16: matrices; bindings
 // aligned to 16 bytes. It is checked against matmul.wgsl on the adapter before it is used.
+//#import shared/edges.wgsl
+//#import shared/halves.wgsl
+//#import shared/math.wgsl
 
 enable f16;
 enable wgpu_cooperative_matrix;
@@ -19,40 +22,43 @@ struct Params {
     unused: u32,
 }
 
-//#tile
-const T: u32 = 16u;
-const SM: u32 = 1u;
-const SN: u32 = 1u;
-const GM: u32 = 1u;
-const GN: u32 = 1u;
-const BK: u32 = 16u;
-const WIDTH: u32 = 32u;
-const A_TRANSPOSED: bool = false;
-const X_TRANSPOSED: bool = true;
-const X2_TRANSPOSED: bool = true;
+override T: u32 = 16;
+override SM: u32 = 1;
+override SN: u32 = 1;
+override GM: u32 = 1;
+override GN: u32 = 1;
+override BK: u32 = 16;
+override WIDTH: u32 = 32;
+override A_TRANSPOSED: bool = false;
+override X_TRANSPOSED: bool = true;
+// The second term's.
+override X2_TRANSPOSED: bool = true;
 // Whether rows of y are aligned as stores of whole matrices need them.
-const ALIGNED: bool = true;
-var<workgroup> a_tile: array<f16, 384>;
-var<workgroup> x_tile: array<f16, 384>;
-var<workgroup> y_tile: array<f32, 256>;
-//#end
+override ALIGNED: bool = true;
 
-const BM: u32 = T * SM * GM;
-const BN: u32 = T * SN * GN;
-const THREADS: u32 = WIDTH * GM * GN;
-const A_ROWS: u32 = select(BM, BK, A_TRANSPOSED);
-const A_COLS: u32 = select(BK, BM, A_TRANSPOSED);
-const X_ROWS: u32 = select(BK, BN, X_TRANSPOSED);
-const X_COLS: u32 = select(BN, BK, X_TRANSPOSED);
-const X2_ROWS: u32 = select(BK, BN, X2_TRANSPOSED);
-const X2_COLS: u32 = select(BN, BK, X2_TRANSPOSED);
+override BM: u32 = T * SM * GM;
+override BN: u32 = T * SN * GN;
+override THREADS: u32 = WIDTH * GM * GN;
+override A_ROWS: u32 = select(BM, BK, A_TRANSPOSED);
+override A_COLS: u32 = select(BK, BM, A_TRANSPOSED);
+override X_ROWS: u32 = select(BK, BN, X_TRANSPOSED);
+override X_COLS: u32 = select(BN, BK, X_TRANSPOSED);
+override X2_ROWS: u32 = select(BK, BN, X2_TRANSPOSED);
+override X2_COLS: u32 = select(BN, BK, X2_TRANSPOSED);
 // Elements from row to row: 16 bytes more than a row has, which keeps rows aligned and in different banks.
-const A_STEP: u32 = A_COLS + 8u;
-const X_STEP: u32 = X_COLS + 8u;
-const X2_STEP: u32 = X2_COLS + 8u;
+override A_STEP: u32 = A_COLS + 8u;
+override X_STEP: u32 = X_COLS + 8u;
+override X2_STEP: u32 = X2_COLS + 8u;
+override A_TILE: u32 = A_ROWS * A_STEP;
+override X_TILE: u32 = max(X_ROWS * X_STEP, X2_ROWS * X2_STEP);
+override Y_TILE: u32 = GM * GN * T * T;
+
+var<workgroup> a_tile: array<f16, A_TILE>;
+var<workgroup> x_tile: array<f16, X_TILE>;
+var<workgroup> y_tile: array<f32, Y_TILE>;
 
 @group(0) @binding(0) var<uniform> params: Params;
-//#bindings
+//#slot bindings
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
@@ -64,7 +70,7 @@ fn keep(i: u32, sum: f32) {
 //#end
 
 // Four neighbouring elements from element `i` on, of which the first `count` are there; the rest are zero.
-//#access
+//#slot access
 fn load_a(i: u32, count: u32) -> vec4<f32> {
     if (count == 0u) {
         return vec4<f32>(0.0);
@@ -79,11 +85,6 @@ fn load_x(i: u32, count: u32) -> vec4<f32> {
     return x[i / 4u];
 }
 //#end
-
-// How many of the elements from `at` on are before `end`; none if `row` is beyond `rows`.
-fn left(row: u32, rows: u32, at: u32, end: u32) -> u32 {
-    return select(0u, end - min(at, end), row < rows);
-}
 
 // The part of the tile that lies within y, from the matrix that the subgroup has put into y_tile.
 fn put(base: u32, row: u32, col: u32, subgroup: u32, lane: u32) {
@@ -111,10 +112,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let end = min(begin + params.depth, params.k);
     let a_base = batch * m * params.k;
     let x_base = batch * params.k * n;
-    //#accumulators
+    //#slot accumulators
     var c0_0: coop_mat16x16<f32, C>;
     //#end
-    //@terms
+    //#twice terms
     for (var k0 = begin; k0 < end; k0 = k0 + BK) {
         let a_row = select(row0, k0, A_TRANSPOSED);
         let a_col = select(k0, row0, A_TRANSPOSED);
@@ -150,7 +151,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
         for (var d = 0u; d < BK; d = d + T) {
-            //#multiply
+            //#slot multiply
             let p0 = coopLoadT<coop_mat16x16<f16, A>>(&a_tile[down * A_STEP + d], A_STEP);
             let q0 = coopLoad<coop_mat16x16<f16, B>>(&x_tile[along * X_STEP + d], X_STEP);
             c0_0 = coopMultiplyAdd(p0, q0, c0_0);
@@ -158,16 +159,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
     }
-    //@end
+    //#end twice
     let y_base = group.z * m * n;
     let corner = subgroup * T * T;
     if (ALIGNED && row0 + BM <= m && col0 + BN <= n) {
-        //#whole
+        //#slot whole
         let i0_0 = y_base + (row0 + down) * n + col0 + along;
         coopStoreT(c0_0, &y[i0_0], n);
         //#end
     } else {
-        //#edge
+        //#slot edge
         coopStoreT(c0_0, &y_tile[corner], T);
         workgroupBarrier();
         put(y_base, row0 + down, col0 + along, subgroup, lane % WIDTH);

@@ -1,7 +1,9 @@
 // y[b] = a[b] x[b]: (m, k) (k, n) to (m, n), operands read by strides so that either may be stored transposed.
 // Without workgroup memory or barriers, for software adapters: 64 invocations along the columns, 8 rows x 8 columns each.
-// The marked parts are replaced for each way of storing.
+// Slots are filled for each way of storing.
 // Relies on: up to 64 invocations, 0 bytes of workgroup memory, subgroups: no; f16: unpacked; bindings aligned to 4 bytes.
+//#import shared/halves.wgsl
+//#import shared/math.wgsl
 
 struct Params {
     m: u32,
@@ -23,7 +25,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-//#bindings
+//#slot bindings
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 @group(0) @binding(2) var<storage, read> x: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
@@ -34,7 +36,7 @@ fn keep(i: u32, sum: f32) {
 }
 //#end
 
-//#access
+//#slot access
 fn load_a(i: u32) -> f32 {
     return a[i];
 }
@@ -67,7 +69,7 @@ fn main(
             let col = col0 + j * 64u;
             var sum0 = vec4<f32>(0.0);
             var sum1 = vec4<f32>(0.0);
-            //@terms
+            //#twice terms
             var x_at = x_base + min(col, last_col) * params.x_col;
             var a0 = a_base + min(row0, last_row) * params.a_row;
             var a1 = a_base + min(row0 + 1u, last_row) * params.a_row;
@@ -87,7 +89,7 @@ fn main(
                 x_at = x_at + params.x_row;
                 step = step + params.a_col;
             }
-            //@end
+            //#end twice
             for (var i = 0u; i < 4u; i = i + 1u) {
                 if (row0 + i < params.m) {
                     keep(y_base + (row0 + i) * params.n + col, sum0[i]);

@@ -1,7 +1,9 @@
 // y[b] = a[b] x[b]: (m, k) (k, n) to (m, n), both operands stored row by row, k and n divisible by four.
 // Without workgroup memory or barriers, for software adapters: LX x LY invocations a workgroup, ROWS rows x COLUMNS vec4
-// each, four steps of k at a time. The marked parts are replaced for each tile and each way of storing.
+// each, four steps of k at a time. Slots are filled for each tile and each way of storing.
 // Relies on: up to 32 invocations, 0 bytes of workgroup memory, subgroups: 4, 8, 16, 32; f16: unpacked; bindings aligned to 16 bytes.
+//#import shared/halves.wgsl
+//#import shared/math.wgsl
 
 struct Params {
     m: u32,
@@ -22,15 +24,13 @@ struct Params {
     unused2: u32,
 }
 
-//#tile
-const LX: u32 = 16u;
-const LY: u32 = 1u;
-const ROWS: u32 = 1u;
-const COLUMNS: u32 = 1u;
-//#end
+override LX: u32 = 16;
+override LY: u32 = 1;
+override ROWS: u32 = 1;
+override COLUMNS: u32 = 1;
 
 @group(0) @binding(0) var<uniform> params: Params;
-//#bindings
+//#slot bindings
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
@@ -41,7 +41,7 @@ fn keep(i: u32, sum: vec4<f32>) {
 }
 //#end
 
-//#access
+//#slot access
 fn load_a(i: u32) -> vec4<f32> {
     return a[i];
 }
@@ -56,7 +56,7 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_id) local: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
-    //#builtins
+    //#slot builtins
     //#end
 ) {
     let n4 = params.n / 4u;
@@ -67,15 +67,15 @@ fn main(
     for (var batch = group.z; batch < params.batch; batch = batch + groups.z) {
         let a_base = batch * params.m * k4;
         // Invocations beyond the edge compute what is there again, and keep nothing of it.
-        //#accumulators
+        //#slot accumulators
         let at0 = min(col0, n4 - 1u);
         let a0 = a_base + min(row0, last) * k4;
         var c0_0 = vec4<f32>(0.0);
         //#end
-        //@terms
+        //#twice terms
         var at = batch * params.k * n4;
         for (var k = 0u; k < k4; k = k + 1u) {
-            //#multiply
+            //#slot multiply
             let v0 = load_a(a0 + k);
             let x0_0 = load_x(at + at0);
             c0_0 = fma(vec4<f32>(v0.x), x0_0, c0_0);
@@ -88,9 +88,9 @@ fn main(
             //#end
             at = at + 4u * n4;
         }
-        //@end
+        //#end twice
         let y_base = batch * params.m * n4;
-        //#stores
+        //#slot stores
         if (row0 < params.m && col0 < n4) {
             keep(y_base + row0 * n4 + col0, c0_0);
         }

@@ -1,6 +1,7 @@
-// y[i] = sum over p of parts[p * n + i], p in order: what a product whose k was cut into parts ends with. The marked part is
-// replaced where more is done with it.
+// y[i] = sum over p of parts[p * n + i], p in order: what a product whose k was cut into parts ends with. The slot is
+// filled where more is done with it.
 // Relies on: up to 64 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
+//#import shared/math.wgsl
 
 struct Params {
     n: u32,
@@ -11,7 +12,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> parts: array<f32>;
-//#bindings
+//#slot bindings
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
 // The end of a sum: the element that stands at i.

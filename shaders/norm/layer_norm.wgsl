@@ -1,7 +1,6 @@
 // (x - mean) rstd gain + bias over the last axis of (rows, n); one workgroup a row.
 // Relies on: up to 256 invocations, 1024 bytes of workgroup memory, subgroups: 4, 8, 16, 32, 64, 128; f16: no; bindings aligned to 4 bytes.
-
-override SIZE: u32 = 64;
+//#import shared/workgroup_reductions.wgsl
 
 struct Params {
     rows: u32,
@@ -21,24 +20,6 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 @group(0) @binding(5) var<storage, read_write> mean: array<f32>;
 @group(0) @binding(6) var<storage, read_write> rstd: array<f32>;
-
-var<workgroup> part: array<f32, SIZE>;
-
-//#reductions
-fn total(lane: u32, value: f32) -> f32 {
-    part[lane] = value;
-    workgroupBarrier();
-    for (var half = SIZE / 2u; half > 0u; half = half / 2u) {
-        if (lane < half) {
-            part[lane] = part[lane] + part[lane + half];
-        }
-        workgroupBarrier();
-    }
-    let sum = part[0];
-    workgroupBarrier();
-    return sum;
-}
-//#end
 
 @compute @workgroup_size(SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

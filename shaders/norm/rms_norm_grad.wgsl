@@ -1,8 +1,7 @@
 // With h = g gain: rstd h - x rstd^3 mean(h x); one workgroup a row. The
-// part `result` is replaced where something is added.
+// slot `result` is filled where something is added.
 // Relies on: up to 256 invocations, 1024 bytes of workgroup memory, subgroups: 4, 8, 16, 32, 64, 128; f16: no; bindings aligned to 4 bytes.
-
-override SIZE: u32 = 64;
+//#import shared/workgroup_reductions.wgsl
 
 struct Params {
     rows: u32,
@@ -20,29 +19,11 @@ struct Params {
 @group(0) @binding(2) var<storage, read> gain: array<f32>;
 @group(0) @binding(3) var<storage, read> rstd: array<f32>;
 @group(0) @binding(4) var<storage, read> g: array<f32>;
-//#result
+//#slot result
 @group(0) @binding(5) var<storage, read_write> dx: array<f32>;
 
 fn keep(i: u32, value: f32) {
     dx[i] = value;
-}
-//#end
-
-var<workgroup> part: array<f32, SIZE>;
-
-//#reductions
-fn total(lane: u32, value: f32) -> f32 {
-    part[lane] = value;
-    workgroupBarrier();
-    for (var half = SIZE / 2u; half > 0u; half = half / 2u) {
-        if (lane < half) {
-            part[lane] = part[lane] + part[lane + half];
-        }
-        workgroupBarrier();
-    }
-    let sum = part[0];
-    workgroupBarrier();
-    return sum;
 }
 //#end
 

@@ -1,7 +1,7 @@
 // e^x / sum e^x over the last axis of (rows, n); one workgroup a row. With safe, a row that is -inf throughout gives zeros.
 // Relies on: up to 256 invocations, 1024 bytes of workgroup memory, subgroups: 4, 8, 16, 32, 64, 128; f16: no; bindings aligned to 4 bytes.
-
-override SIZE: u32 = 64;
+//#import shared/math.wgsl
+//#import shared/workgroup_reductions.wgsl
 
 struct Params {
     rows: u32,
@@ -17,38 +17,6 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
-
-var<workgroup> part: array<f32, SIZE>;
-
-//#reductions
-fn total(lane: u32, value: f32) -> f32 {
-    part[lane] = value;
-    workgroupBarrier();
-    for (var half = SIZE / 2u; half > 0u; half = half / 2u) {
-        if (lane < half) {
-            part[lane] = part[lane] + part[lane + half];
-        }
-        workgroupBarrier();
-    }
-    let sum = part[0];
-    workgroupBarrier();
-    return sum;
-}
-
-fn largest(lane: u32, value: f32) -> f32 {
-    part[lane] = value;
-    workgroupBarrier();
-    for (var half = SIZE / 2u; half > 0u; half = half / 2u) {
-        if (lane < half) {
-            part[lane] = max(part[lane], part[lane + half]);
-        }
-        workgroupBarrier();
-    }
-    let top = part[0];
-    workgroupBarrier();
-    return top;
-}
-//#end
 
 @compute @workgroup_size(SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

@@ -1,6 +1,7 @@
 // Sum (mode 0) or maximum (mode 1) over the middle axis of (outer, n, inner); one invocation a column.
 // Words are floats or integers. Long sums are taken in parts, which keeps rounding errors small.
 // Relies on: up to 64 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
+//#import shared/words.wgsl
 
 struct Params {
     columns: u32,
@@ -17,17 +18,6 @@ struct Params {
 @group(0) @binding(1) var<storage, read> input: array<u32>;
 @group(0) @binding(2) var<storage, read_write> output: array<u32>;
 
-fn join(a: u32, b: u32) -> u32 {
-    if (params.is_float != 0u) {
-        let x = bitcast<f32>(a);
-        let y = bitcast<f32>(b);
-        return bitcast<u32>(select(x + y, max(x, y), params.mode == 1u));
-    }
-    let x = bitcast<i32>(a);
-    let y = bitcast<i32>(b);
-    return bitcast<u32>(select(x + y, max(x, y), params.mode == 1u));
-}
-
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let i = id.x + id.y * params.width;
@@ -41,9 +31,9 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         let stop = min(start + 128u, params.n);
         var part = first;
         for (var k = start; k < stop; k = k + 1u) {
-            part = join(part, input[base + k * params.inner]);
+            part = join(part, input[base + k * params.inner], params.mode, params.is_float);
         }
-        total = join(total, part);
+        total = join(total, part, params.mode, params.is_float);
     }
     output[i] = total;
 }

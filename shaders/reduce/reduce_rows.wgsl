@@ -1,5 +1,6 @@
 // Sum (mode 0) or maximum (mode 1) of each row of (rows, n); one workgroup a row. Words are floats or integers.
 // Relies on: up to 256 invocations, 1024 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
+//#import shared/words.wgsl
 
 override SIZE: u32 = 64;
 
@@ -20,17 +21,6 @@ struct Params {
 
 var<workgroup> part: array<u32, SIZE>;
 
-fn join(a: u32, b: u32) -> u32 {
-    if (params.is_float != 0u) {
-        let x = bitcast<f32>(a);
-        let y = bitcast<f32>(b);
-        return bitcast<u32>(select(x + y, max(x, y), params.mode == 1u));
-    }
-    let x = bitcast<i32>(a);
-    let y = bitcast<i32>(b);
-    return bitcast<u32>(select(x + y, max(x, y), params.mode == 1u));
-}
-
 @compute @workgroup_size(SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = group.x + group.y * params.width;
@@ -41,13 +31,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // A row's first element stands in where an invocation has none; a sum then starts from nothing instead.
     var total = select(0u, input[base], params.mode == 1u);
     for (var i = lane; i < params.n; i = i + SIZE) {
-        total = join(total, input[base + i]);
+        total = join(total, input[base + i], params.mode, params.is_float);
     }
     part[lane] = total;
     workgroupBarrier();
     for (var half = SIZE / 2u; half > 0u; half = half / 2u) {
         if (lane < half) {
-            part[lane] = join(part[lane], part[lane + half]);
+            part[lane] = join(part[lane], part[lane + half], params.mode, params.is_float);
         }
         workgroupBarrier();
     }

@@ -6,7 +6,7 @@ use crate::oracle::{self, Case};
 use half::f16;
 use reslora_compile::internals::device::{Cpu, Device, Gpu, GpuOptions, Run};
 use reslora_compile::internals::ir::{Attr, Attrs, Builder, Sink, Tensor, Type, Weight};
-use reslora_compile::internals::ops::{self, Cooperative, Fill, GpuCall, GpuTraits, RULES, draw};
+use reslora_compile::internals::ops::{self, Cooperative, Dispatch, Fill, GpuCall, GpuTraits, RULES, draw};
 use reslora_compile::internals::plan::{self, Layout};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -230,7 +230,7 @@ fn races_have_winners_that_are_remembered_and_change_nothing() {
 pub fn assert_valid_cooperative(op: &str, call: &GpuCall) {
     use naga::valid::{Capabilities, ValidationFlags, Validator};
     let name = call.variant.expect("a named kernel");
-    let shader = ops::dispatches(op, call).remove(0).shader;
+    let Dispatch { shader, constants, .. } = ops::dispatches(op, call).remove(0);
     assert_eq!(shader.name, name);
     assert!(shader.source.contains("coopMultiplyAdd"));
     let source = &ops::link(&shader.source);
@@ -239,6 +239,9 @@ pub fn assert_valid_cooperative(op: &str, call: &GpuCall) {
     let info = Validator::new(ValidationFlags::all(), Capabilities::all())
         .validate(&module)
         .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)));
+    let constants = constants.iter().map(|(n, x)| (n.to_string(), *x)).collect();
+    let (module, info) = naga::back::pipeline_constants::process_overrides(&module, &info, None, &constants)
+        .unwrap_or_else(|e| panic!("{name}: {e}"));
     let options = naga::back::spv::Options { lang_version: (1, 6), ..Default::default() };
     naga::back::spv::write_vec(&module, &info, &options, None).expect("SPIR-V");
 }

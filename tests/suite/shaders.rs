@@ -207,12 +207,29 @@ fn kernels_say_what_they_rely_on_and_rely_on_no_more() {
 }
 
 #[test]
-fn files_of_shaders_are_all_used() {
+fn every_file_of_shaders_is_valid_alone_and_used() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text: String = files(&root.join("src/ops")).map(|f| std::fs::read_to_string(f).unwrap()).collect();
-    for file in files(&root.join("shaders")) {
+    let read = |file: &Path| std::fs::read_to_string(file).unwrap();
+    let rust: String = files(&root.join("src/ops")).map(|f| read(&f)).collect();
+    let shaders: Vec<PathBuf> = files(&root.join("shaders")).collect();
+    let all: String = shaders.iter().map(|f| read(f)).collect();
+    for file in &shaders {
         let name = file.strip_prefix(root).unwrap().display().to_string();
-        assert!(text.contains(&name), "no primitive uses {name}");
+        let source = ops::link(&read(file));
+        let module =
+            naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
+        Validator::new(ValidationFlags::all(), Capabilities::all())
+            .validate(&module)
+            .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
+        let shared = name.strip_prefix("shaders/").filter(|n| n.starts_with("shared/"));
+        let imported = |n: &str| all.lines().any(|l| l.strip_prefix("//#import ") == Some(n));
+        // Subgroups' reductions take the place of an import.
+        let instead = |n: &str| rust.contains(&format!("const SUBGROUP_REDUCTIONS: &str = \"{n}\""));
+        let used = match shared {
+            Some(n) => imported(n) || instead(n),
+            None => module.entry_points.len() == 1 && rust.contains(&name),
+        };
+        assert!(used, "no kernel uses {name}");
     }
 }
 

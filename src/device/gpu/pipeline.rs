@@ -5,12 +5,14 @@ use super::{Built, Gpu, Range, Wanted};
 use crate::device::DeviceError;
 use crate::device::shader::{Access, readable};
 use crate::ops::{Binding, Dispatch, link};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// What pipelines are known by.
 #[derive(PartialEq, Eq, Hash)]
 pub(super) struct PipelineKey {
-    source: String,
+    source: Cow<'static, str>,
+    access: Vec<Access>,
     constants: Vec<(&'static str, u64)>,
 }
 
@@ -51,9 +53,8 @@ impl Gpu {
         d: &Dispatch,
         access: &[Access],
     ) -> Result<Arc<wgpu::ComputePipeline>, DeviceError> {
-        let source = readable(&d.shader.source, access);
         let constants = d.constants.iter().map(|(n, x)| (*n, x.to_bits())).collect();
-        let key = PipelineKey { source, constants };
+        let key = PipelineKey { source: d.shader.source.clone(), access: access.to_vec(), constants };
         if let Some(p) = self.pipelines.get(&key) {
             return Ok(p.clone());
         }
@@ -61,7 +62,7 @@ impl Gpu {
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let module = wgpu::ShaderModuleDescriptor {
             label: Some(d.shader.name),
-            source: wgpu::ShaderSource::Wgsl(link(&key.source).into()),
+            source: wgpu::ShaderSource::Wgsl(readable(&link(&key.source), access).into()),
         };
         let module = if cfg!(debug_assertions) {
             self.device.create_shader_module(module)

@@ -3,12 +3,12 @@
 use super::instructions::find;
 use super::program::{Access, accesses};
 use crate::ir::{Arg, DType, Instr, Program, Type};
+use crate::ops::engine::assemble;
 use crate::ops::engine::primitive::{Binding, Dispatch, Gpu, GpuTraits, Shader};
 use crate::ops::engine::strided::{grid, padded};
-use crate::ops::engine::template;
 use std::borrow::Cow;
 
-const TEMPLATE: &str = include_str!("../../../shaders/elementwise/elementwise.wgsl");
+const KERNEL: &str = include_str!("../../../shaders/elementwise/elementwise.wgsl");
 const WORKGROUP: usize = 256;
 
 /// The dispatch that runs `program` on a device.
@@ -29,7 +29,7 @@ pub fn dispatch(program: &Program, types_in: &[Type], types_out: &[Type], traits
     Dispatch { shader, constants: vec![], bindings, params, workgroups }
 }
 
-/// Fills the template's three marked parts: strides in the parameters, bindings, and the body.
+/// Fills the kernel's three slots: strides in the parameters, bindings, and the body.
 fn source(program: &Program, types_in: &[Type], types_out: &[Type], access: &[Access], axes: usize) -> String {
     let strided: Vec<usize> = (0..access.len()).filter(|&i| matches!(access[i], Access::Strided(_))).collect();
     let fields: String = strided.iter().map(|i| format!("    s{i}: array<vec4<u32>, 2>,\n")).collect();
@@ -75,7 +75,7 @@ fn source(program: &Program, types_in: &[Type], types_out: &[Type], access: &[Ac
     for (o, k) in program.outputs.iter().enumerate() {
         body += &format!("    o{o}[i] = t{k};\n");
     }
-    template::fill(TEMPLATE, &[("strides", &fields), ("bindings", &bindings), ("body", &body)])
+    assemble::fill(KERNEL, &[("strides", &fields), ("bindings", &bindings), ("body", &body)])
 }
 
 /// One line for each instruction: it defines `t0`, `t1`, .. and reads inputs of these types as `x0`, `x1`, ..

@@ -1,7 +1,7 @@
 //! What every primitive is built of: its description, loops over rows and cores, copies between layouts, and the making of kernels.
 
+pub mod assemble;
 pub mod blocks;
-pub mod link;
 pub mod math;
 pub mod parallel;
 pub mod prelude;
@@ -9,4 +9,3 @@ pub mod primitive;
 pub mod rows;
 pub mod samples;
 pub mod strided;
-pub mod template;

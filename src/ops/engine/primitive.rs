@@ -444,7 +444,7 @@ pub enum Binding {
     Scratch(usize),
 }
 
-/// A kernel's source: a file of `shaders/`, or that file with its marked part replaced.
+/// A kernel's source: a file of `shaders/`, as it is or with its slots filled; [`super::assemble::link`] adds what it imports.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Shader {
     pub name: &'static str,

@@ -1,7 +1,7 @@
 //! What the primitives over the last axis of `(R, N)` share.
 
+use super::assemble::{self, SUBGROUP_REDUCTIONS, WORKGROUP_REDUCTIONS};
 use super::prelude::*;
-use super::template;
 use std::borrow::Cow;
 
 /// Calls `f` with each row's number and elements, on all cores.
@@ -136,16 +136,12 @@ pub fn dispatch(c: &GpuCall, name: &'static str, source: &'static str, words: &[
     let bindings =
         (0..c.types_in.len()).map(Binding::Input).chain((0..c.types_out.len()).map(Binding::Output)).collect();
     let size = row_workgroup(n, c.traits);
-    vec![Dispatch {
-        shader: Shader { name, source: in_subgroups(source, size, c.traits) },
-        constants: vec![("SIZE", size as f64)],
-        bindings,
-        params,
-        workgroups,
-    }]
+    let mut constants = vec![("SIZE", size as f64)];
+    let source = in_subgroups(source, size, c.traits, &mut constants);
+    vec![Dispatch { shader: Shader { name, source }, constants, bindings, params, workgroups }]
 }
 
-/// [`dispatch`] of a gradient, to which input `own` is added if the call has that; its kernel says so in the part `result`.
+/// [`dispatch`] of a gradient, to which input `own` is added if the call has that; its kernel says so in the slot `result`.
 pub fn dispatch_adding(c: &GpuCall, own: usize, name: &'static str, source: &'static str) -> Vec<Dispatch> {
     let mut all = dispatch(c, name, source, &[]);
     if c.types_in.len() > own {
@@ -157,21 +153,24 @@ pub fn dispatch_adding(c: &GpuCall, own: usize, name: &'static str, source: &'st
             own + 2
         );
         let shader = &mut all[0].shader;
-        shader.source = template::fill(&shader.source, &[("result", &result)]).into();
+        shader.source = assemble::fill(&shader.source, &[("result", &result)]).into();
     }
     all
 }
 
 /// The kernel with reductions in subgroups where the adapter has them, in place of trees with a barrier a step.
-fn in_subgroups(source: &'static str, size: usize, traits: GpuTraits) -> Cow<'static, str> {
-    match traits
-        .subgroup
-        .filter(|&width| !traits.software && size.is_multiple_of(width as usize) && source.contains("//#reductions"))
-    {
-        Some(width) => {
-            let reductions = include_str!("../../../shaders/subgroup_reductions.wgsl");
-            let reductions = format!("const SUBGROUP: u32 = {width}u;\n{reductions}");
-            template::fill(source, &[("reductions", &reductions)]).into()
+fn in_subgroups(
+    source: &'static str,
+    size: usize,
+    traits: GpuTraits,
+    constants: &mut Vec<(&'static str, f64)>,
+) -> Cow<'static, str> {
+    let width = traits.subgroup.filter(|&width| !traits.software && size.is_multiple_of(width as usize));
+    let other = || assemble::import_instead(source, WORKGROUP_REDUCTIONS, SUBGROUP_REDUCTIONS);
+    match width.and_then(|width| Some((width, other()?))) {
+        Some((width, source)) => {
+            constants.push(("SUBGROUP", width as f64));
+            source.into()
         }
         None => source.into(),
     }

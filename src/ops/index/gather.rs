@@ -2,7 +2,6 @@
 //! indices count from the end; indices beyond either end read the nearest row.
 
 use crate::ops::engine::prelude::*;
-use crate::ops::engine::template;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "gather",
@@ -91,15 +90,9 @@ fn gpu(c: &GpuCall) -> Vec<Dispatch> {
     let (_, n, inner) = extents(&c.types_in[0], c.attrs);
     let (total, k) = (c.types_out[0].elements(), c.types_in[1].elements());
     let (workgroups, width) = grid(total, 256, c.traits);
-    let read = match c.packs(0) {
-        true => "bitcast<u32>(unpack2x16float(input[i / 2u])[i % 2u])",
-        false => "input[i]",
-    };
-    let access = format!("fn element(i: u32) -> u32 {{\n    return {read};\n}}\n");
-    let source = template::fill(include_str!("../../../shaders/index/gather.wgsl"), &[("access", &access)]);
     vec![Dispatch {
-        shader: Shader { name: "gather", source: source.into() },
-        constants: vec![],
+        shader: Shader { name: "gather", source: include_str!("../../../shaders/index/gather.wgsl").into() },
+        constants: vec![("HALVES", c.packs(0) as u32 as f64)],
         bindings: vec![Binding::Input(0), Binding::Input(1), Binding::Output(0)],
         params: vec![total as u32, width, n as u32, k as u32, inner as u32, 0, 0, 0],
         workgroups,

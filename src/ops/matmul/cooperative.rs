@@ -3,10 +3,10 @@
 
 use super::ending::KernelEnding;
 use super::gemm::Gemm;
-use super::storage::{FIRST_PART, SECOND, Stored};
+use super::storage::{FIRST_PART, SECOND, Stored, TRANSPOSED};
+use crate::ops::engine::assemble;
 use crate::ops::engine::prelude::*;
 use crate::ops::engine::primitive::Cooperative;
-use crate::ops::engine::template;
 
 /// How a workgroup divides its work: `groups` subgroups down and along, `each` matrices down and along for each of them, `bk`
 /// steps of k at a time.
@@ -75,24 +75,26 @@ pub fn suitable(g: &Gemm, c: &GpuCall) -> Vec<&'static Tile> {
     TILES.iter().filter(worth).collect()
 }
 
+/// The kernel's overrides for a product.
+pub fn constants(
+    t: &Tile,
+    g: &Gemm,
+    c: &GpuCall,
+    matrices: Cooperative,
+    ending: &KernelEnding,
+) -> Vec<(&'static str, f64)> {
+    let ([gm, gn], [sm, sn]) = (t.groups, t.each);
+    let (size, width) = (matrices.size as usize, matrices.width as usize);
+    let aligned = Stored::of(g, c).y.vectors && ending.is_none();
+    let extents = [("T", size), ("SM", sm), ("SN", sn), ("GM", gm), ("GN", gn), ("BK", t.bk), ("WIDTH", width)];
+    let flags = TRANSPOSED.into_iter().zip(turned(g)).chain([("ALIGNED", aligned)]);
+    extents.into_iter().chain(flags.map(|(name, on)| (name, on as usize))).map(|(name, x)| (name, x as f64)).collect()
+}
+
 pub fn source(t: &Tile, g: &Gemm, c: &GpuCall, matrices: Cooperative, ending: &KernelEnding) -> String {
     let turned = turned(g);
     let stored = Stored::of(g, c);
-    let [a_staged, x_staged, y_staged] = t.staged(matrices, turned);
-    let ([gm, gn], [sm, sn], size) = (t.groups, t.each, matrices.size);
-    let tile = format!(
-        "const T: u32 = {size}u;\nconst SM: u32 = {sm}u;\nconst SN: u32 = {sn}u;\nconst GM: u32 = {gm}u;\n\
-         const GN: u32 = {gn}u;\nconst BK: u32 = {}u;\nconst WIDTH: u32 = {}u;\nconst A_TRANSPOSED: bool = {};\n\
-         const X_TRANSPOSED: bool = {};\nconst X2_TRANSPOSED: bool = {};\nconst ALIGNED: bool = {};\n\
-         var<workgroup> a_tile: array<f16, {a_staged}>;\nvar<workgroup> x_tile: array<f16, {x_staged}>;\n\
-         var<workgroup> y_tile: array<f32, {y_staged}>;\n",
-        t.bk,
-        matrices.width,
-        turned[0],
-        turned[1],
-        turned[2],
-        stored.y.vectors && ending.is_none()
-    );
+    let ([sm, sn], size) = (t.each, matrices.size);
     // Results are stored one by one, or as whole matrices.
     let bindings = ending.declare(&Stored { y: stored.scalar().y, ..stored }, "params.n");
     let access = stored.loads(|s, name| s.load(name));
@@ -135,8 +137,7 @@ pub fn source(t: &Tile, g: &Gemm, c: &GpuCall, matrices: Cooperative, ending: &K
     }
     let first = multiply("X_STEP", turned[1]);
     let parts = [
-        ("tile", tile.as_str()),
-        ("bindings", &bindings),
+        ("bindings", bindings.as_str()),
         ("access", &access),
         ("accumulators", accumulators),
         ("multiply", &first),
@@ -145,10 +146,10 @@ pub fn source(t: &Tile, g: &Gemm, c: &GpuCall, matrices: Cooperative, ending: &K
     ];
     let text = include_str!("../../../shaders/matmul/matmul_cooperative.wgsl");
     if stored.more.is_none() {
-        return template::fill(text, &parts);
+        return assemble::fill(text, &parts);
     }
     let words = ["X_ROWS", "X_COLS", "X_STEP"].map(|word| (word, word.replace('X', "X2")));
     let words: Vec<(&str, &str)> = words.iter().map(|(word, with)| (*word, with.as_str())).chain(SECOND).collect();
-    let text = template::twice(text, "terms", FIRST_PART, &words);
-    template::fill(&template::fill(&text, &parts), &[("multiply_more", &multiply("X2_STEP", turned[2]))])
+    let text = assemble::twice(text, "terms", FIRST_PART, &words);
+    assemble::fill(&assemble::fill(&text, &parts), &[("multiply_more", &multiply("X2_STEP", turned[2]))])
 }

@@ -1,14 +1,14 @@
-//! Device kernels of matmul: which kernel a product gets, and the source of each from its template.
+//! Device kernels of matmul: which kernel a product gets, and the source of each from its file.
 //!
 //! Every candidate of one product adds up the same terms in the same order, so that a race between them decides on time alone.
 
 use super::cooperative;
 use super::ending::KernelEnding;
-use super::gemm::{Dims, Gemm, Pair};
+use super::gemm::{Dims, Gemm};
 use super::product_software;
-use super::storage::{FIRST_PART, SECOND, Storage, Stored};
+use super::storage::{FIRST_PART, SECOND, Storage, Stored, TRANSPOSED};
+use crate::ops::engine::assemble;
 use crate::ops::engine::prelude::*;
-use crate::ops::engine::template;
 
 /// How a workgroup of `shaders/matmul/matmul.wgsl` divides its work: `bm` x `bn` results, `bk` steps of k at a time, and `tm` x `tn`
 /// results an invocation.
@@ -34,6 +34,14 @@ impl Tile {
     /// Vec4s of workgroup memory for each operand.
     fn staged(&self) -> [usize; 2] {
         [self.bm, self.bn].map(|side| self.bk * (side / 4 + 1))
+    }
+
+    /// The kernel's overrides for a product.
+    fn constants(&self, g: &Gemm) -> Vec<(&'static str, f64)> {
+        let turned = [g.base.trans_a, g.base.trans_b, g.low_rank.is_some_and(|p| p.trans_b)];
+        let extents = ["BM", "BN", "BK", "TM", "TN"].into_iter().zip([self.bm, self.bn, self.bk, self.tm, self.tn]);
+        let turned = TRANSPOSED.into_iter().zip(turned.map(usize::from));
+        extents.chain(turned).map(|(name, x)| (name, x as f64)).collect()
     }
 
     fn fits(&self, traits: GpuTraits) -> bool {
@@ -123,18 +131,19 @@ pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
     let none = KernelEnding::none();
     let ending = if parts > 1 { &none } else { &last };
     let in_matrices = cooperative::suitable(&g, c);
-    let (name, source, [bm, bn]) = match (c.traits.cooperative, in_matrices.last()) {
+    let (name, source, constants, [bm, bn]) = match (c.traits.cooperative, in_matrices.last()) {
         // All of them, since this kernel has no loop over what lies beyond the grid.
         (Some(matrices), Some(least)) if d.batch * parts <= c.traits.max_workgroups as usize => {
             let named = in_matrices.iter().find(|t| c.variant == Some(t.name));
             let busy = || in_matrices.iter().find(|t| groups(&d, t.extents(matrices)) >= BUSY);
             let tile = named.or_else(busy).unwrap_or(least);
-            (tile.name, cooperative::source(tile, &g, c, matrices, ending), tile.extents(matrices))
+            let source = cooperative::source(tile, &g, c, matrices, ending);
+            (tile.name, source, cooperative::constants(tile, &g, c, matrices, ending), tile.extents(matrices))
         }
         _ => {
             let named = c.variant.and_then(|name| suitable(&d, c.traits).find(|t| t.name == name));
             let tile = named.unwrap_or_else(|| usual(&d, c.traits));
-            (tile.name, tiled(tile, &g, c, ending), [tile.bm, tile.bn])
+            (tile.name, tiled(tile, &g, c, ending), tile.constants(&g), [tile.bm, tile.bn])
         }
     };
     let results = d.batch * d.m * d.n;
@@ -143,7 +152,7 @@ pub fn dispatches(c: &GpuCall) -> Vec<Dispatch> {
     let k2 = g.low_rank.map_or(0, |p| p.dims.k);
     let product = Dispatch {
         shader: Shader { name, source: source.into() },
-        constants: vec![],
+        constants,
         bindings: ending.bindings(g.multiplied(), if parts > 1 { scratch } else { Binding::Output(0) }),
         params: [d.m, d.n, d.k, d.batch, parts, depth, k2, 0].map(words).to_vec(),
         workgroups: [d.n.div_ceil(bn), d.m.div_ceil(bm), (d.batch * parts).min(c.traits.max_workgroups as usize)]
@@ -196,20 +205,11 @@ fn as_matmul<R>(c: &GpuCall, d: &Dims, packed: bool, f: impl Fn(&GpuCall) -> R) 
 fn sum_source(ending: &KernelEnding) -> String {
     let y = Storage { vectors: false, halves: false, rounds: false };
     let bindings = ending.source(y, 2, ["params.row", "(params.n / params.row)"]);
-    template::fill(include_str!("../../../shaders/matmul/sum_parts.wgsl"), &[("bindings", &bindings)])
+    assemble::fill(include_str!("../../../shaders/matmul/sum_parts.wgsl"), &[("bindings", &bindings)])
 }
 
 fn tiled(t: &Tile, g: &Gemm, c: &GpuCall, ending: &KernelEnding) -> String {
     let stored = Stored::of(g, c);
-    let [a_staged, x_staged] = t.staged();
-    let (Pair { trans_a, trans_b, .. }, trans_b2) = (g.base, g.low_rank.is_some_and(|p| p.trans_b));
-    let tile = format!(
-        "const BM: u32 = {}u;\nconst BN: u32 = {}u;\nconst BK: u32 = {}u;\nconst TM: u32 = {}u;\nconst TN: u32 = {}u;\n\
-         const A_TRANSPOSED: bool = {trans_a};\nconst X_TRANSPOSED: bool = {trans_b};\n\
-         const X2_TRANSPOSED: bool = {trans_b2};\n\
-         var<workgroup> a_tile: array<vec4<f32>, {a_staged}>;\nvar<workgroup> x_tile: array<vec4<f32>, {x_staged}>;\n",
-        t.bm, t.bn, t.bk, t.tm, t.tn
-    );
     let bindings = ending.declare(&stored, if stored.y.vectors { "(params.n / 4u)" } else { "params.n" });
     let store = match stored.y.vectors {
         true => "    if (count > 0u) {\n        keep(i / 4u, value);\n    }\n".to_string(),
@@ -242,8 +242,7 @@ fn tiled(t: &Tile, g: &Gemm, c: &GpuCall, ending: &KernelEnding) -> String {
         stores += &format!("        put(y_base, {row}, {col}, c{r}_{j});\n");
     });
     let parts = [
-        ("tile", tile.as_str()),
-        ("bindings", &bindings),
+        ("bindings", bindings.as_str()),
         ("access", &access),
         ("accumulators", &accumulators),
         ("multiply", &multiply),
@@ -251,10 +250,10 @@ fn tiled(t: &Tile, g: &Gemm, c: &GpuCall, ending: &KernelEnding) -> String {
     ];
     let text = include_str!("../../../shaders/matmul/matmul.wgsl");
     match stored.more {
-        None => template::fill(text, &parts),
+        None => assemble::fill(text, &parts),
         Some(_) => {
-            let text = template::twice(text, "terms", FIRST_PART, &SECOND);
-            template::fill(&template::fill(&text, &parts), &[("multiply_more", &multiply)])
+            let text = assemble::twice(text, "terms", FIRST_PART, &SECOND);
+            assemble::fill(&assemble::fill(&text, &parts), &[("multiply_more", &multiply)])
         }
     }
 }

@@ -3,10 +3,10 @@
 use super::ending::KernelEnding;
 use super::gemm::{Dims, Gemm};
 use super::storage::{SECOND, Stored};
+use crate::ops::engine::assemble;
 use crate::ops::engine::prelude::*;
-use crate::ops::engine::template;
 
-/// How `shaders/matmul_rows.wgsl` divides its work: `lanes` invocations along the columns and the rows, `rows` rows and
+/// How `shaders/matmul/matmul_rows.wgsl` divides its work: `lanes` invocations along the columns and the rows, `rows` rows and
 /// `columns` vec4s each.
 #[derive(Clone, Copy)]
 struct Rows {
@@ -41,6 +41,12 @@ impl Rows {
             _ => (Rows { lanes: [LANES, 1], rows: 8, columns: 2 }, Left::Alone),
         }
     }
+
+    /// The kernel's overrides.
+    fn constants(&self) -> Vec<(&'static str, f64)> {
+        let [lx, ly] = self.lanes;
+        [("LX", lx), ("LY", ly), ("ROWS", self.rows), ("COLUMNS", self.columns)].map(|(n, x)| (n, x as f64)).to_vec()
+    }
 }
 
 /// The kernel of a product.
@@ -55,9 +61,10 @@ pub fn dispatch(g: &Gemm, c: &GpuCall) -> Dispatch {
     let (stored, ending) = (Stored::of(g, c), KernelEnding::of(g, c));
     let rows_alone = |d: &Dims| d.a.1 == 1 && d.b.1 == 1;
     let by_rows = rows_alone(d) && second.as_ref().is_none_or(rows_alone) && stored.reads_vectors();
-    let (name, source, tile_m, tile_n) = if by_rows {
+    let (name, source, constants, tile_m, tile_n) = if by_rows {
         let (t, left) = Rows::of(d, c.traits);
-        ("matmul_rows", by_rows_source(t, left, stored, &ending), t.rows * t.lanes[1], 4 * t.columns * t.lanes[0])
+        let source = by_rows_source(t, left, stored, &ending);
+        ("matmul_rows", source, t.constants(), t.rows * t.lanes[1], 4 * t.columns * t.lanes[0])
     } else {
         let stored = stored.scalar();
         let parts =
@@ -65,14 +72,14 @@ pub fn dispatch(g: &Gemm, c: &GpuCall) -> Dispatch {
         let parts = parts.each_ref().map(|(name, text)| (*name, text.as_str()));
         let text = include_str!("../../../shaders/matmul/matmul_direct.wgsl");
         let text = match second {
-            Some(_) => template::twice(text, "terms", DIRECT_SECOND, &[&SECOND[..], &DIRECT_WORDS].concat()),
+            Some(_) => assemble::twice(text, "terms", DIRECT_SECOND, &[&SECOND[..], &DIRECT_WORDS].concat()),
             None => text.to_string(),
         };
-        ("matmul_direct", template::fill(&text, &parts), 8, 512)
+        ("matmul_direct", assemble::fill(&text, &parts), vec![], 8, 512)
     };
     Dispatch {
         shader: Shader { name, source: source.into() },
-        constants: vec![],
+        constants,
         bindings: ending.bindings(g.multiplied(), Binding::Output(0)),
         params,
         workgroups: [words(d.n.div_ceil(tile_n)), words(d.m.div_ceil(tile_m)), words(depth)],
@@ -90,11 +97,6 @@ const DIRECT_WORDS: [(&str, &str); 4] = [
 ];
 
 fn by_rows_source(t: Rows, left: Left, stored: Stored, ending: &KernelEnding) -> String {
-    let [lx, ly] = t.lanes;
-    let tile = format!(
-        "const LX: u32 = {lx}u;\nconst LY: u32 = {ly}u;\nconst ROWS: u32 = {}u;\nconst COLUMNS: u32 = {}u;\n",
-        t.rows, t.columns
-    );
     let bindings = ending.declare(&stored, "(params.n / 4u)");
     let access = stored.loads(|s, name| s.load_one(name));
     // Where rows of the left operand begin.
@@ -144,19 +146,18 @@ fn by_rows_source(t: Rows, left: Left, stored: Stored, ending: &KernelEnding) ->
     let accumulators = begins.clone() + &accumulators;
     let parts = [
         ("builtins", builtins),
-        ("tile", tile.as_str()),
         ("bindings", &bindings),
-        ("access", &access),
+        ("access", access.as_str()),
         ("accumulators", &accumulators),
         ("multiply", &multiply),
         ("stores", &stores),
     ];
-    let exchanged = template::exchange(&template::exchange(&multiply, "load_a", "load_a2"), "load_x", "load_x2");
+    let exchanged = assemble::exchange(&assemble::exchange(&multiply, "load_a", "load_a2"), "load_x", "load_x2");
     let text = include_str!("../../../shaders/matmul/matmul_rows.wgsl");
     if stored.more.is_none() {
-        return template::fill(text, &parts);
+        return assemble::fill(text, &parts);
     }
     let first = "        let k4 = params.more / 4u;\n        let a_base = batch * params.m * k4;\n";
-    let text = template::twice(text, "terms", &format!("{first}{begins}"), &SECOND);
-    template::fill(&template::fill(&text, &parts), &[("multiply_more", &exchanged)])
+    let text = assemble::twice(text, "terms", &format!("{first}{begins}"), &SECOND);
+    assemble::fill(&assemble::fill(&text, &parts), &[("multiply_more", &exchanged)])
 }

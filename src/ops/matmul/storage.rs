@@ -31,8 +31,8 @@ impl Storage {
         let ty = if self.vectors { "vec4<f32>" } else { "f32" };
         let read = match (self.vectors, self.halves) {
             (_, false) => format!("{name}[i]"),
-            (true, true) => format!("vec4<f32>(unpack2x16float({name}[i].x), unpack2x16float({name}[i].y))"),
-            (false, true) => format!("unpack2x16float({name}[i / 2u])[i % 2u]"),
+            (true, true) => format!("unpack_halves({name}[i])"),
+            (false, true) => format!("unpack_half({name}[i / 2u], i)"),
         };
         let read = match (self.rounds, self.vectors) {
             (false, _) => read,
@@ -46,13 +46,11 @@ impl Storage {
     pub fn load(self, name: &str) -> String {
         let read = match (self.vectors, self.halves) {
             (true, false) => format!("    let four = {name}[i / 4u];\n"),
-            (true, true) => format!(
-                "    let pair = {name}[i / 4u];\n    let four = vec4<f32>(unpack2x16float(pair.x), unpack2x16float(pair.y));\n"
-            ),
+            (true, true) => format!("    let four = unpack_halves({name}[i / 4u]);\n"),
             (false, halves) => {
                 let element = |o: usize| match halves {
                     false => format!("{name}[i + {o}u]"),
-                    true => format!("unpack2x16float({name}[(i + {o}u) / 2u])[(i + {o}u) % 2u]"),
+                    true => format!("unpack_half({name}[(i + {o}u) / 2u], i + {o}u)"),
                 };
                 let guarded = |o: usize| {
                     let field = ["x", "y", "z", "w"][o];
@@ -135,6 +133,9 @@ impl Stored {
         own + &self.group.map_or(String::new(), |g| g.load())
     }
 }
+
+/// The overrides that say which operands are stored transposed.
+pub const TRANSPOSED: [&str; 3] = ["A_TRANSPOSED", "X_TRANSPOSED", "X2_TRANSPOSED"];
 
 /// Words that are others where a kernel's lines stand for a second term.
 pub const SECOND: [(&str, &str); 5] = [

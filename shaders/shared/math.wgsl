@@ -1,6 +1,6 @@
 // Functions that kernels call in place of WGSL's own where that leaves the result to the driver: its sin and cos are good within
 // a few turns, its tanh may be infinite, its exp, pow and division lose digits or range, and what becomes of NaN, infinity and
-// subnormal numbers is open. A kernel's source gets those that it calls, and what they call (src/ops/engine/link.rs).
+// subnormal numbers is open. A kernel's source gets those that it calls, and what they call (src/ops/engine/assemble.rs).
 //
 // They rely on: f32 products and sums rounded to nearest, none of them reordered; a bitcast that keeps bits. They hold whether or not
 // a product and a sum become one instruction, and whether or not subnormal numbers are flushed to zero. Errors are in units in the
@@ -422,20 +422,4 @@ fn gelu_tanh_grad_(x: f32, g: f32) -> f32 {
 fn silu_grad_(x: f32, g: f32) -> f32 {
     let s = sigmoid_(x);
     return g * s * (1.0 + x * (1.0 - s));
-}
-
-// The nearest halves, ties to even, as f32; infinite beyond their range. In whole numbers, since adapters round conversions to
-// f16 as they like.
-fn nearest_halves(v: vec4<f32>) -> vec4<f32> {
-    let bits = bitcast<vec4<u32>>(v);
-    let sign = bits & vec4<u32>(0x80000000u);
-    let size = bits & vec4<u32>(0x7fffffffu);
-    let even = (size >> vec4<u32>(13u)) & vec4<u32>(1u);
-    var near = (size + vec4<u32>(0xfffu) + even) & vec4<u32>(0xffffe000u);
-    near = select(near, vec4<u32>(0x7f800000u), near >= vec4<u32>(0x47800000u));
-    // Below the smallest normal half, they are the multiples of 2^-24.
-    let small = bitcast<vec4<u32>>(round(bitcast<vec4<f32>>(size) * 16777216.0) * 5.9604644775390625e-8);
-    near = select(near, small, size < vec4<u32>(0x38800000u));
-    near = select(near, size, size > vec4<u32>(0x7f800000u));
-    return bitcast<vec4<f32>>(near | sign);
 }

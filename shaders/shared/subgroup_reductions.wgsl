@@ -1,4 +1,12 @@
-// Over a workgroup: first within subgroups, SUBGROUP invocations wide each, then over what every one of them has put down.
+// workgroup_reductions.wgsl on adapters with subgroups: first within these, SUBGROUP invocations wide each, then over what every one of
+// them has put down.
+
+override SIZE: u32 = 64;
+// The width of subgroups.
+override SUBGROUP: u32 = 32;
+
+var<workgroup> part: array<f32, SIZE>;
+
 fn total(lane: u32, value: f32) -> f32 {
     part[lane] = subgroupAdd(value);
     workgroupBarrier();
