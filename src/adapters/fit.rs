@@ -3,16 +3,13 @@
 //! [`fit`] gives an adapter's tensors the model's own names. It refuses an adapter that was made with another structure, scale,
 //! rank, chain or list of targets, and one with a tensor too many or too few.
 
-use super::{Config, Init, Residual, Structure, Target, names};
+use super::{Config, Init, Residual, Structure, Target, Tensors, names};
 use crate::onnx::{self, Linear, Model};
 use ndarray::ArrayD;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-
-/// The tensors of an adapter, by name.
-pub type Tensors = BTreeMap<String, ArrayD<f32>>;
 
 /// What an adapter says of how it was made; `None` where it does not say.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

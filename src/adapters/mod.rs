@@ -54,10 +54,11 @@ pub use values::{Factors, Values};
 pub(crate) use config::{BASE_KEY, CONFIG_KEY, base_name};
 pub(crate) use emitter::{Emission, Emitted, Scene, emit, emit_again};
 pub(crate) use entry::{ElsewhereFolding, Places, Rewrite, Rewrites};
-pub(crate) use fit::{FitError, Made, Tensors, fit, own_targets};
+pub(crate) use fit::{FitError, Made, fit, own_targets};
 pub(crate) use init::INITS;
 pub(crate) use names::layers;
 pub(crate) use residual::RESIDUALS;
+pub(crate) use values::Tensors;
 
 /// Every adapter.
 static ENTRIES: &[&Entry] = &[

@@ -4,6 +4,9 @@ use super::Target;
 use ndarray::{Array1, Array2, ArrayD, Ix1, Ix2};
 use std::collections::BTreeMap;
 
+/// The tensors of an adapter, by name.
+pub(crate) type Tensors = BTreeMap<String, ArrayD<f32>>;
+
 /// The two linear maps of a term: `term = s · last carry x`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Factors {

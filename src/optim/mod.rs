@@ -157,7 +157,8 @@ pub fn step(
     }
     let all: Vec<Value> = flats.iter().map(|f| b.state(&f.parameters, Type::f32([f.words]))).collect();
     if let Some(apply) = precondition.apply {
-        gradients = apply(&mut b, flats, &all, &gradients, pairs)?;
+        let words: Vec<usize> = flats.iter().map(|f| f.words).collect();
+        gradients = apply(&mut b, &words, &all, &gradients, pairs)?;
     }
     for ((flat, parameters), gradients) in flats.iter().zip(all).zip(gradients) {
         let ty = Type::f32([flat.words]);

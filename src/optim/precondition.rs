@@ -1,6 +1,5 @@
 //! Preconditioning: what becomes of the gradients of low-rank factors between clipping and the optimiser.
 
-use super::Flat;
 use crate::ir::{BuildError, Builder, Tensor, Value};
 use ndarray::ArrayD;
 
@@ -12,8 +11,8 @@ pub struct Precondition {
     pub apply: Option<Apply>,
 }
 
-/// Gradients of all buffers from their parameters, gradients and the pairs of factors in them.
-pub type Apply = fn(&mut Builder, &[Flat], &[Value], &[Value], &[Pair]) -> Result<Vec<Value>, BuildError>;
+/// Gradients of all buffers from the words of each, their parameters, gradients and the pairs of factors in them.
+pub type Apply = fn(&mut Builder, &[usize], &[Value], &[Value], &[Pair]) -> Result<Vec<Value>, BuildError>;
 
 /// Every way to precondition.
 pub static PRECONDITIONS: &[Precondition] = &[NONE, RIEMANNIAN];
@@ -61,7 +60,7 @@ impl Matrix {
 
 fn riemannian(
     b: &mut Builder,
-    flats: &[Flat],
+    words: &[usize],
     parameters: &[Value],
     gradients: &[Value],
     pairs: &[Pair],
@@ -104,8 +103,8 @@ fn riemannian(
             parts.push(b.reshape(*value, [m.words()])?);
             at = m.offset + m.words();
         }
-        if flats[i].words > at {
-            parts.push(b.slice(gradient, 0, at, flats[i].words - at, 1)?);
+        if words[i] > at {
+            parts.push(b.slice(gradient, 0, at, words[i] - at, 1)?);
         }
         out.push(b.concat(&parts, 0)?);
     }

@@ -139,7 +139,14 @@ fn every_file_says_what_it_guarantees() {
 const CIRCLES: &[(&[&str], &str)] = &[
     (&["adapters::fit", "adapters::names"], "a fit reads names, whose errors are the fit's"),
     (
-        &["adapters::config", "adapters::emitter", "adapters::entry", "adapters::residual", "adapters::values"],
+        &[
+            "adapters::config",
+            "adapters::emitter",
+            "adapters::entry",
+            "adapters::init",
+            "adapters::residual",
+            "adapters::values",
+        ],
         "an entry's functions take the configuration and the emitter, and both name the entry",
     ),
     (

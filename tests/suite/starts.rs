@@ -89,7 +89,9 @@ fn every_start_leaves_the_model_as_it_was() {
             let norm = |m: &Array2<f64>| m.iter().map(|x| x * x).sum::<f64>().sqrt();
             if let Init::Pissa | Init::Olora = init {
                 // What was taken out of W: the rest has nothing left along its columns.
-                let part = matrix("lora_B0.weight").dot(&matrix("lora_A0.weight")) * config.scale_of(target);
+                // olora's factors are not divided by s.
+                let scale = if init == Init::Pissa { config.scale_of(target) } else { 1.0 };
+                let part = matrix("lora_B0.weight").dot(&matrix("lora_A0.weight")) * scale;
                 let linear = onnx::linear_nodes(&base);
                 let weight = linear.iter().find(|l| l.path == target.path).unwrap().multiplied(&base).unwrap();
                 let rest = matrix("lora_B0.weight").t().dot(&(&weight - &part));
