@@ -144,6 +144,9 @@ pub enum Start {
     Drawn(fn(&mut Drawing) -> Result<ArrayD<f32>, String>),
 }
 
+/// The elements of an initializer by name, of all or of some of its rows; or why they cannot be read.
+pub type Elements<'a> = dyn Fn(&str, Option<&[usize]>) -> Result<Vec<f64>, String> + 'a;
+
 /// What a start may read.
 pub struct Drawing<'a> {
     /// Draw from this, so that a seed gives the same start again.
@@ -157,7 +160,7 @@ pub struct Drawing<'a> {
     /// The target's weight as the node multiplies by it, `[out, in]`.
     pub weight: &'a dyn Fn() -> Result<Array2<f64>, String>,
     /// The elements of an initializer of the base, of all or of some of its rows.
-    pub initializer: &'a dyn Fn(&str, Option<&[usize]>) -> Result<Vec<f64>, String>,
+    pub initializer: &'a Elements<'a>,
     /// Tensors of the target that were started before this one.
     pub earlier: &'a [(String, ArrayD<f32>)],
     /// Token ids of the text that a setting gives.

@@ -127,8 +127,7 @@ fn places(call: &Places) -> Result<Vec<Target>, String> {
                 None => {
                     let inside = model.nodes().filter(|(id, _)| part.nodes.contains(id)).flat_map(|(_, n)| n.inputs());
                     let from_outside = |v: &&String| producers.get(v.as_str()).is_none_or(|p| !part.nodes.contains(p));
-                    let found =
-                        inside.filter(from_outside).filter(|v| !model.is_constant(v) && shape_of(v) == shape).next();
+                    let found = inside.filter(from_outside).find(|v| !model.is_constant(v) && shape_of(v) == shape);
                     found.ok_or_else(|| format!("no residual stream enters the block '{}'", part.path))?.clone()
                 }
             };

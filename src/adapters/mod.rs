@@ -44,7 +44,7 @@ pub use chain::Break;
 pub use config::{Config, Target};
 pub use emitter::{Block, Emitter};
 pub use entry::{
-    Drawing, Elsewhere, Entry, Fold, Folded, Folding, Form, GraphInput, Group, Join, Merge, Place, Setting,
+    Drawing, Elements, Elsewhere, Entry, Fold, Folded, Folding, Form, GraphInput, Group, Join, Merge, Place, Setting,
     SettingKind, Spec, Start, Term, Whole,
 };
 pub use init::Init;

@@ -170,7 +170,7 @@ fn places(call: &Places) -> Result<Vec<Target>, String> {
     let names = [
         (IDS, ids.clone()),
         (EMBEDDED, embedded),
-        (STANDS, stands_for(model, &ids, vocabulary).to_string()),
+        (STANDS, stands_for(model, vocabulary).to_string()),
         (OUTPUTS, outputs.join("\n")),
     ];
     Ok(vec![Target {
@@ -183,8 +183,8 @@ fn places(call: &Places) -> Result<Vec<Target>, String> {
     }])
 }
 
-/// A token id that nothing in the graph compares token ids with, as it does with the id of padding.
-fn stands_for(model: &Model, ids: &str, vocabulary: usize) -> usize {
+/// A token id that nothing in the graph compares a value with, as it compares token ids with that of padding.
+fn stands_for(model: &Model, vocabulary: usize) -> usize {
     let compared: Vec<f64> = model
         .nodes()
         .filter(|(_, n)| ["Equal", "Sub", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"].contains(&n.op_type()))
@@ -192,7 +192,6 @@ fn stands_for(model: &Model, ids: &str, vocabulary: usize) -> usize {
             n.inputs().iter().filter_map(|i| model.initializer(i)?.to_f64()).flatten().collect::<Vec<_>>()
         })
         .collect();
-    let _ = ids;
     (0..vocabulary).rev().find(|id| !compared.contains(&(*id as f64))).unwrap_or(0)
 }
 

@@ -146,7 +146,7 @@ fn text(r: &Result_) -> String {
         let rows = r
             .structures
             .iter()
-            .map(|s| vec![s.name.to_string(), s.parameters.map_or_else(|| first_line(&s.why), |n| grouped(n))]);
+            .map(|s| vec![s.name.to_string(), s.parameters.map_or_else(|| first_line(&s.why), grouped)]);
         out += &format!("\n\n{}", table(&["--structure", "trained parameters, by default"], rows.collect()));
     }
     match r.unsupported.as_slice() {

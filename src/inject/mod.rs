@@ -102,6 +102,9 @@ pub fn parameters(
     Ok(trained.map(|(_, _, spec)| spec.shape.iter().product::<usize>()).sum())
 }
 
+/// Module paths of an adapter's targets, and names of what it trains whole.
+type OwnTargets = (Vec<String>, Vec<String>);
+
 /// What will be injected, and where.
 struct Planned {
     config: Config,
@@ -109,7 +112,7 @@ struct Planned {
     notes: Vec<String>,
     linear: Vec<Linear>,
     /// Targets of the adapter to start from, and what it trains whole.
-    own: Option<(Vec<String>, Vec<String>)>,
+    own: Option<OwnTargets>,
     made: Option<Made>,
 }
 
@@ -197,7 +200,7 @@ fn own_targets(
     options: &Options,
     made: Option<&Made>,
     paths: &[String],
-) -> Result<Option<(Vec<String>, Vec<String>)>, InjectError> {
+) -> Result<Option<OwnTargets>, InjectError> {
     let Some((a, made)) = options.adapter.as_ref().zip(made) else { return Ok(None) };
     Ok(Some(adapters::own_targets(base, options.structure, made, &a.tensors, paths)?))
 }
