@@ -337,11 +337,11 @@ fn text(r: &Result_) -> String {
     });
     let mut out = table(&["target", "weight", "after"], rows.collect());
     out += &format!(
-        "\n\n{} on {} targets, rank {}, alpha {}: {} parameters in adapters",
+        "\n\n{} on {} targets{}{}: {} parameters in adapters",
         r.structure,
         r.targets.len(),
-        r.rank,
-        r.alpha,
+        if r.structure.rank { format!(", rank {}", r.rank) } else { String::new() },
+        if r.structure.alpha { format!(", alpha {}", r.alpha) } else { String::new() },
         grouped(r.adapter_parameters)
     );
     if !r.also_train.is_empty() {

@@ -84,7 +84,13 @@ pub fn setting_tokens(base: &Model, options: &Options, tokenizer: Option<&Path>)
         special_tokens: false,
         ..data::Options::default()
     };
-    let tokenizer = data::open_tokenizer(base.path(), &how)?;
+    let tokenizer = data::open_tokenizer(base.path(), &how).map_err(|e| match (e, setting) {
+        (data::DataError::NoTokenizer { .. }, Some(s)) => Error::Usage(format!(
+            "--{} needs a tokenizer\nhint: give --tokenizer FILE, or put tokenizer.json beside the model",
+            s.name
+        )),
+        (e, _) => e.into(),
+    })?;
     let tokens = tokenizer.language(text, usize::MAX).map_err(Error::Model)?;
     Ok(tokens.ids.into_iter().filter_map(|id| usize::try_from(id).ok()).collect())
 }
