@@ -4,9 +4,11 @@
 //! asks: names, settings, tensors, nodes, residual paths, graph inputs and how it merges.
 
 mod block_shortcut;
+mod blocks;
 pub(crate) mod chain;
 mod config;
 mod dora;
+mod emission;
 mod emitter;
 mod entry;
 mod fit;
@@ -40,9 +42,10 @@ use std::ops::Deref;
 use std::sync::RwLock;
 
 pub use crate::onnx::{AttrValue, ElementType, Role};
+pub use blocks::Block;
 pub use chain::Break;
 pub use config::{Config, Target};
-pub use emitter::{Block, Emitter};
+pub use emitter::Emitter;
 pub use entry::{
     Drawing, Elements, Elsewhere, Entry, Fold, Folded, Folding, Form, GraphInput, Group, Join, Merge, Place, Setting,
     SettingKind, Spec, Start, Term, Whole,
@@ -51,8 +54,10 @@ pub use init::Init;
 pub use residual::Residual;
 pub use values::{Factors, Values};
 
+pub(crate) use blocks::{Scene, emit, emit_again};
 pub(crate) use config::{BASE_KEY, CONFIG_KEY, base_name};
-pub(crate) use emitter::{Emission, Emitted, Scene, emit, emit_again};
+pub(crate) use emission::{Constant, Emission, Emitted};
+
 pub(crate) use entry::{ElsewhereFolding, Places, Rewrite, Rewrites};
 pub(crate) use fit::{FitError, Made, fit, own_targets};
 pub(crate) use init::INITS;

@@ -215,6 +215,7 @@ fn emit(scene: &Scene, appended: Option<usize>) -> Emission {
     let mut out = Emission::default();
     let mut e = scene.emitter(PREFIX, ElementType::F32);
     let own = |name: &str| name.starts_with(PREFIX);
+    let outputs = || target.names[OUTPUTS].split('\n').filter(|o| !o.is_empty());
     let first = appended.unwrap_or_else(|| target.names[STANDS].parse().unwrap_or(0)) as i64;
     let ids: Vec<i64> = (0..n as i64).map(|i| if appended.is_some() { first + i } else { first }).collect();
     let along = ALONG.iter().map(|(name, along)| {
@@ -258,13 +259,22 @@ fn emit(scene: &Scene, appended: Option<usize>) -> Emission {
         let shape = e.concat("rows.each", &[&batch, &each], 0);
         let rows = e.node("rows", "Expand", &[&rows, &shape]);
         let tokens = from(&mut e, "tokens", &base, n);
-        e.concat("embedded", &[&rows, &tokens], 1);
+        let all = e.concat("embedded", &[&rows, &tokens], 1);
+        // Where the embeddings are an output of the model too, that loses the first places, and what reads them inside does not.
+        let inside = match outputs().any(|o| o == embedded) {
+            true => {
+                from(&mut e, "embedded.tokens", &all, n);
+                scene.readers(embedded, &all, &own)
+            }
+            false => vec![],
+        };
         let nodes = e.take();
         if let Some(node) = scene.producer(embedded, &base) {
             out.blocks.push(Emitted::after(PREFIX, node, embedded, &base, nodes));
         }
+        out.blocks.extend(inside.into_iter().map(|node| Emitted::before(PREFIX, node, embedded, &all, vec![])));
     }
-    for name in target.names[OUTPUTS].split('\n').filter(|o| !o.is_empty()) {
+    for name in outputs().filter(|o| appended.is_some() || *o != target.names[EMBEDDED]) {
         let base = base_name(&format!("{PREFIX}.{name}"));
         let Some(producer) = scene.producer(name, &base) else { continue };
         // What reads the output inside the graph goes on with all places.

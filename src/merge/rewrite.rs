@@ -48,7 +48,10 @@ fn write(model: &mut Model, r: &Rewrite, notes: &mut Vec<String>) -> Result<Laye
     let consumers = model.consumers();
     let others = consumers.get(&r.initializer).into_iter().flatten().any(|c| !r.readers.contains(c));
     if others {
-        let copy = format!("{}.merged", r.initializer);
+        // Several layers may have shared it: each has a copy of its own.
+        let names = std::iter::once(String::new()).chain((2..).map(|n: usize| n.to_string()));
+        let mut copies = names.map(|n| format!("{}.merged{n}", r.initializer));
+        let copy = copies.find(|name| !model.is_constant(name)).expect("there are enough numbers");
         model.add_initializer(&copy, element, &dims, bytes);
         r.readers.iter().for_each(|id| model.node_mut(*id).rename_input(&r.initializer, &copy));
         notes.push(format!(

@@ -140,7 +140,9 @@ const CIRCLES: &[(&[&str], &str)] = &[
     (&["adapters::fit", "adapters::names"], "a fit reads names, whose errors are the fit's"),
     (
         &[
+            "adapters::blocks",
             "adapters::config",
+            "adapters::emission",
             "adapters::emitter",
             "adapters::entry",
             "adapters::init",

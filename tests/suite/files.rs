@@ -62,10 +62,12 @@ fn fresh(case: &Case, structure: &str) -> Options {
 fn inject_and_merge_with_b_zero_gives_the_base_back() {
     let dir = tempfile::tempdir().unwrap();
     let mut injected_into = std::collections::BTreeMap::new();
+    // Another test may register one of its own meanwhile.
+    let structures = adapters::all();
     for case in oracle::everything() {
         let path = case.dir.join("model.onnx");
         let base = pipeline::read(&path).unwrap();
-        for s in adapters::all() {
+        for &s in &structures {
             let (model, _) = match pipeline::inject(&base, &fresh(&case, s.name)) {
                 // A target that does not fit the structure, as a convolution does not fit most.
                 Err(pipeline::Error::Inject(InjectError::Target(_))) => continue,
@@ -89,5 +91,5 @@ fn inject_and_merge_with_b_zero_gives_the_base_back() {
             assert!(!data.exists() || bytes(&data) == bytes(&copied), "{} {}: data", case.name(), s.name);
         }
     }
-    assert!(adapters::all().iter().all(|s| injected_into.get(s.name) > Some(&2)), "{injected_into:?}");
+    assert!(structures.iter().all(|s| injected_into.get(s.name) > Some(&2)), "{injected_into:?}");
 }

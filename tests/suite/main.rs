@@ -10,6 +10,7 @@ mod cli_trained;
 mod computed;
 mod data;
 mod dumps;
+mod elsewhere;
 mod files;
 mod functions;
 mod fused_products;

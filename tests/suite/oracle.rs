@@ -302,18 +302,10 @@ pub fn measure_merges(case: &Case, open: Open) -> (f64, String) {
     for info in Strategy::all().filter(|s| (s.applies)(&config)) {
         let calibrate = Some(Calibration::new(&calibration, 2, 512));
         let request = MergeRequest {
-            injected: &injected,
-            adapter: &adapter,
             strategy: Some(info),
-            keep_branch: false,
-            chosen: vec![],
             calibrate,
-            fallback: None,
             ridge: Some(1e-6),
-            sequential: false,
-            polish: None,
-            rescue: None,
-            evaluate: None,
+            ..MergeRequest::new(&injected, &adapter)
         };
         let merged = pipeline::merge(&request, device.as_mut()).unwrap();
         let model = Arc::new(merged.model);

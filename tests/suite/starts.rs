@@ -44,21 +44,32 @@ fn trained(case: &oracle::Case, model: &Arc<onnx::Model>, dir: &Path) -> reslora
 }
 
 fn merged(model: &Arc<onnx::Model>, adapter: &reslora_compile::internals::adapter::Adapter) -> pipeline::Merged {
-    let request = MergeRequest {
-        injected: model,
-        adapter,
-        strategy: None,
-        chosen: vec![],
-        keep_branch: false,
-        calibrate: None,
-        fallback: None,
-        ridge: None,
-        sequential: false,
-        polish: None,
-        rescue: None,
-        evaluate: None,
-    };
+    let request = MergeRequest::new(model, adapter);
     pipeline::merge(&request, &mut Cpu::new(None)).unwrap()
+}
+
+/// The factors of the first target as injected.
+fn check_start(model: &onnx::Model, init: Init) {
+    let target = &merge::config(model).unwrap().targets[0];
+    let matrix = |suffix: &str| -> Array2<f64> {
+        let t = model.initializer(&target.tensor(suffix)).unwrap();
+        Array2::from_shape_vec((t.dims[0], t.dims[1]), t.to_f64().unwrap()).unwrap()
+    };
+    let (a, b) = (matrix("lora_A.weight"), matrix("lora_B.weight"));
+    let deviation = |m: &Array2<f64>| (m.iter().map(|x| x * x).sum::<f64>() / m.len() as f64).sqrt();
+    match init {
+        Init::Default => unreachable!("the others are tested"),
+        Init::Gaussian => {
+            let rank = a.nrows() as f64;
+            assert!((deviation(&a) * rank - 1.0).abs() < 0.25, "{}", deviation(&a));
+            assert!(deviation(&b) == 0.0);
+        }
+        Init::Orthogonal => {
+            assert!(deviation(&a) > 0.01 && deviation(&b) > 0.01, "{} {}", deviation(&a), deviation(&b));
+            assert!(deviation(&b.dot(&a)) < 1e-6 * deviation(&a), "{}", deviation(&b.dot(&a)));
+        }
+        Init::Pissa | Init::Olora => assert!(deviation(&b) > 0.0),
+    }
 }
 
 /// Whatever the factors start as, nothing changes at first, and what training adds merges exactly.
@@ -79,6 +90,7 @@ fn every_start_leaves_the_model_as_it_was() {
             let inputs = pipeline::synthetic(&base, 2).unwrap();
             let same = pipeline::compare_outputs(&base, None, &model, &[inputs], &mut Cpu::new(None)).unwrap();
             assert!(same.iter().all(|d| d.relative < 1e-5), "{init} {structure}: {same:?}");
+            check_start(&model, init);
             let adapter = trained(&case, &model, &dir.path().join("run"));
             let config = merge::config(&model).unwrap();
             let target = &config.targets[0];

@@ -205,19 +205,11 @@ fn check_merge(case: &Case, open: Open) {
     let data = case.data();
     let mut device = open();
     let request = MergeRequest {
-        injected: &model,
-        adapter: &adapter,
-        strategy: None,
         // What the reference keeps as a branch, and a residual path would be approximated for.
         keep_branch: case.json["merged"].is_null(),
         chosen,
         calibrate: Some(Calibration::new(&data, 2, 512)),
-        fallback: None,
-        ridge: None,
-        sequential: false,
-        polish: None,
-        rescue: None,
-        evaluate: None,
+        ..MergeRequest::new(&model, &adapter)
     };
     let merged = pipeline::merge(&request, device.as_mut()).unwrap_or_else(|e| panic!("{}: {e}", case.name()));
     let folded = case.json["merged"].is_object();
@@ -241,20 +233,8 @@ fn check_merge(case: &Case, open: Open) {
 fn check_prompt(case: &Case, model: &Arc<Model>, adapter: &Adapter, open: Open) {
     let data = case.data();
     let mut device = open();
-    let request = MergeRequest {
-        injected: model,
-        adapter,
-        strategy: None,
-        keep_branch: false,
-        chosen: vec![],
-        calibrate: Some(Calibration::new(&data, 2, 512)),
-        fallback: None,
-        ridge: None,
-        sequential: false,
-        polish: None,
-        rescue: None,
-        evaluate: None,
-    };
+    let request =
+        MergeRequest { calibrate: Some(Calibration::new(&data, 2, 512)), ..MergeRequest::new(model, adapter) };
     let merged = pipeline::merge(&request, device.as_mut()).unwrap_or_else(|e| panic!("{}: {e}", case.name()));
     let worst = merged.differences.iter().map(|d| d.relative).fold(0.0, f64::max);
     assert!(worst <= 1e-4, "{}: merging changes outputs by {worst:.1e}", case.name());

@@ -104,20 +104,7 @@ fn an_adapter_of_ones_own_is_one_file() {
     let mean = |l: &[f64]| l.iter().sum::<f64>() / l.len() as f64;
     assert!(mean(&outcome.losses[2 * third..]) < mean(&outcome.losses[..third]), "{:?}", outcome.losses);
     assert!(outcome.adapter.tensors.values().all(|t| t.iter().any(|d| *d != 1.0)));
-    let request = MergeRequest {
-        injected: &model,
-        adapter: &outcome.adapter,
-        strategy: None,
-        chosen: vec![],
-        keep_branch: false,
-        calibrate: None,
-        fallback: None,
-        ridge: None,
-        sequential: false,
-        polish: None,
-        rescue: None,
-        evaluate: None,
-    };
+    let request = MergeRequest::new(&model, &outcome.adapter);
     let merged = pipeline::merge(&request, &mut cpu).unwrap();
     assert!(merged.differences.iter().all(|d| d.relative < 1e-5), "{:?}", merged.differences);
     assert_eq!(merged.model.nodes().count(), pipeline::read(&base).unwrap().nodes().count());
