@@ -2,6 +2,7 @@
 
 use reslora_compile::internals::device::{Cpu, Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing};
 use reslora_compile::internals::inject::Options;
+use reslora_compile::internals::ir::FloatType;
 use reslora_compile::internals::onnx;
 use reslora_compile::internals::pipeline::{self, BenchRequest};
 use reslora_compile::internals::plan::{Limits, Plan};
@@ -46,6 +47,10 @@ impl Device for Counted {
     fn name(&self) -> String {
         self.cpu.name()
     }
+    fn fast_products(&self) -> FloatType {
+        self.cpu.fast_products()
+    }
+
     fn limits(&self) -> Limits {
         self.cpu.limits()
     }
@@ -105,7 +110,7 @@ fn steps_on_the_cpu_allocate_what_they_give_back_alone() {
         let file = dir.path().join("model.reslora.onnx");
         onnx::write(&pipeline::inject(&base, &options).unwrap().0, &file).unwrap();
         let model = pipeline::read(&file).unwrap();
-        let cpu = if half_weights { Cpu::new(None).with_half_weights() } else { Cpu::new(None) };
+        let cpu = if half_weights { Cpu::new(None).with_weights(FloatType::F16) } else { Cpu::new(None) };
         let mut device = Counted { cpu, counts: vec![] };
         let request = BenchRequest { batch: 2, seq: 48, steps: 4, ..BenchRequest::new(&model) };
         pipeline::bench(&request, &mut device).unwrap();

@@ -41,6 +41,8 @@ struct Result_ {
     model: PathBuf,
     device: String,
     precision: String,
+    /// The type in which products multiplied.
+    products: &'static str,
     weights: String,
     batch: usize,
     seq: usize,
@@ -58,13 +60,14 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     }
     let model = pipeline::read(&args.model)?;
     let mut device = args.device.open_for(&args.types)?;
+    let products = args.types.products(device.as_ref(), printer);
     let request = BenchRequest {
         batch: args.batch,
         seq: args.seq,
         steps: args.steps,
         loss: pipeline::named_loss(&args.loss.name)?,
         fuse: !args.no_fuse,
-        mixed: args.types.mixed(),
+        products,
         profile: args.profile,
         ..BenchRequest::new(&model)
     };
@@ -79,6 +82,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         model: args.model.clone(),
         device: device.name(),
         precision: args.types.precision.clone(),
+        products: products.name(),
         weights: args.types.weights.clone(),
         batch: args.batch,
         seq: args.seq,

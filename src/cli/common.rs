@@ -1,5 +1,6 @@
 //! What subcommands share: printing, exit codes, data flags, and finding a model's files.
 
+use crate::ir::FloatType;
 use crate::lower::loss::LOSSES;
 use crate::onnx::Model;
 use crate::pipeline::{self, DeviceChoice, Error, Numbers};
@@ -145,17 +146,21 @@ impl DeviceArg {
 /// Flags that say in which types a device computes, and keeps weights.
 #[derive(clap::Args, Clone, Debug)]
 pub struct TypeArgs {
-    /// Arithmetic: f32, or mixed, where products take operands rounded to f16 and add up in f32
-    #[arg(long, default_value = defaults::PRECISION, value_name = "TYPE", value_parser = ["f32", "mixed"])]
+    /// Arithmetic: f32; mixed, where products take operands of 16 bits (f16 on GPUs, bf16 on processors that have units for it) and add
+    /// up in f32; or auto, which is mixed where train finds it faster on this processor and as exact, else f32
+    #[arg(long, default_value = defaults::PRECISION, value_name = "TYPE", value_parser = ["auto", "f32", "mixed"])]
     pub precision: String,
-    /// Storage of frozen weights on the device; f16 where products and lookups alone read them
-    #[arg(long, default_value = defaults::WEIGHTS, value_name = "TYPE", value_parser = ["f32", "f16"])]
+    /// Storage of frozen weights that products and lookups alone read; bf16 on the cpu
+    #[arg(long, default_value = defaults::WEIGHTS, value_name = "TYPE", value_parser = ["f32", "f16", "bf16"])]
     pub weights: String,
 }
 
 impl TypeArgs {
-    pub fn mixed(&self) -> bool {
-        self.precision == "mixed"
+    /// The type in which products multiply on a device, where nothing is measured; says why, if that is worth it.
+    pub fn products(&self, device: &dyn crate::device::Device, printer: &Printer) -> FloatType {
+        let choice = pipeline::precision::named(&self.precision, device);
+        choice.why.iter().for_each(|why| printer.note(why));
+        choice.products
     }
 
     fn numbers(&self) -> Numbers {

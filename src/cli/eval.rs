@@ -48,7 +48,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let mut device = args.how.device.open_for(&args.types)?;
     let request = EvalRequest {
         adapter: adapter.as_ref(),
-        mixed: args.types.mixed(),
+        products: args.types.products(device.as_ref(), printer),
         ..EvalRequest::configured(&how, &model, &data)?
     };
     let e = pipeline::evaluate(&request, device.as_mut())?;

@@ -39,6 +39,11 @@ impl Kept {
         Ok(Kept { dir: dir.to_path_buf(), saved, record, progress, lock })
     }
 
+    /// The type in which the run's products multiply; in runs of earlier versions, f16 was called mixed.
+    pub fn products(&self) -> Option<&str> {
+        self.progress.identity.get("precision").map(|p| if p == "mixed" { "f16" } else { p })
+    }
+
     /// Refuses what differs from the run, unless `with` allows it: the flags, and what was read with them, once that is known
     /// (digests, and the number of examples).
     pub fn check(

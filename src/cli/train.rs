@@ -6,12 +6,12 @@ use super::resume;
 use crate::adapters::BASE_KEY;
 use crate::optim::OPTIMIZERS;
 use crate::optim::precondition::PRECONDITIONS;
-use crate::pipeline::{self, Error, TrainRequest};
+use crate::pipeline::{self, Error, TrainRequest, precision};
 use crate::settings::{RunConfig, TrainConfig, defaults};
 use crate::train::data::{self, Dataset, Source};
 use crate::train::record::{self, Record, Status};
 use crate::train::schedule::SCHEDULES;
-use crate::train::{self, metrics};
+use crate::train::{self, Settings, metrics};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -95,6 +95,8 @@ pub struct Args {
 struct Result_ {
     run: PathBuf,
     device: String,
+    /// The type in which products multiply: f32, f16 or bf16.
+    products: &'static str,
     steps: u64,
     loss: Option<f64>,
     /// The step whose parameters the adapter holds.
@@ -213,8 +215,16 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     };
     // Whatever can be wrong with model and data shows before the run directory is touched.
     pipeline::check(&request)?;
+    let recorded = kept.as_ref().filter(|_| !args.resume_with.iter().any(|f| f.ends_with("precision")));
+    let choice = match (recorded.and_then(|kept| kept.products()), config.train.precision.as_str()) {
+        (Some(products), _) => precision::recorded(products, device.as_ref())?,
+        (None, "auto") => precision::proven(&request, device.as_ref())?,
+        (None, other) => precision::named(other, device.as_ref()),
+    };
+    choice.why.iter().for_each(|why| printer.note(why));
+    let settings = Settings { products: choice.products, ..settings.clone() };
     let dir = args.directory()?;
-    request.dir = &dir;
+    (request.dir, request.settings) = (&dir, &settings);
     let _lock = match kept {
         Some(kept) => kept.lock,
         None => {
@@ -249,6 +259,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let result = Result_ {
         run: dir.clone(),
         device: device.name(),
+        products: choice.products.name(),
         steps: outcome.steps,
         loss: outcome.losses.last().copied(),
         adapter_step: outcome.adapter_step,

@@ -1,11 +1,11 @@
 //! The CPU device: each primitive's own kernel, on all cores, over planned memory. Once threads have their workspace, running a plan
 //! allocates only what it returns.
 
-use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, halves, host_memory, inputs_of};
-use crate::ir::{DType, Def, Leaf, Program, Tensor, Type, Value, ValueInfo, Weight, Words};
+use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, halves, host_memory, inputs_of, tiles};
+use crate::ir::{DType, Def, FloatType, Leaf, Program, Tensor, Type, Value, ValueInfo, Weight, Words};
 use crate::ops::{self, CpuCall, Data, DataMut, elementwise, host};
 use crate::plan::{DeviceProfile, Limits, Place, Plan, Step};
-use half::f16;
+use half::{bf16, f16};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,11 +23,19 @@ struct Loaded {
 /// A place, by number.
 #[derive(Clone, Copy)]
 enum Slot {
-    Arena { arena: usize, offset: usize },
-    State { state: usize, offset: usize },
+    Arena {
+        arena: usize,
+        offset: usize,
+    },
+    State {
+        state: usize,
+        offset: usize,
+    },
     Input(usize),
     Weight(usize),
     Constant(Value),
+    /// A weight that is read in tiles alone.
+    Tiles,
 }
 
 enum Prepared {
@@ -39,6 +47,7 @@ enum Prepared {
         types_out: Vec<Type>,
         /// The program of an elementwise step.
         program: Option<Arc<Program>>,
+        tiles: tiles::Read,
     },
 }
 
@@ -46,10 +55,19 @@ enum Prepared {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Form {
     AsIs,
-    /// Each element the nearest half, as f32: for kernels that cannot read halves.
-    Rounded,
-    /// Two halves in a word.
-    Packed,
+    /// Each element rounded to the type, as f32: for kernels that cannot read it.
+    Rounded(FloatType),
+    /// Two elements of 16 bits in a word.
+    Packed(FloatType),
+}
+
+impl Form {
+    fn packed(self) -> Option<FloatType> {
+        match self {
+            Form::Packed(t) => Some(t),
+            _ => None,
+        }
+    }
 }
 
 struct Held {
@@ -71,7 +89,7 @@ impl Held {
     }
 
     fn memory(&self) -> Memory {
-        Memory { words: self.words.cast_mut(), len: self.len, packed: self.form == Form::Packed }
+        Memory { words: self.words.cast_mut(), len: self.len, packed: self.form.packed() }
     }
 }
 
@@ -85,7 +103,11 @@ pub struct Cpu {
     weights: Vec<Held>,
     /// By key, and the form that was asked for.
     weight_numbers: HashMap<(String, Form), usize>,
-    half_weights: bool,
+    /// The type of frozen weights.
+    kept: FloatType,
+    /// Whether units for bf16 are left idle.
+    plain: bool,
+    tiles: tiles::Weights,
     /// Shared by all plans, each as large as the largest of its number.
     arenas: Vec<Vec<u32>>,
     plans: Vec<Loaded>,
@@ -99,10 +121,15 @@ impl Cpu {
         Cpu { max_weight, ..Cpu::default() }
     }
 
-    /// Rounds the frozen weights that a GPU would keep as halves, so that both compute with the same numbers, and keeps them as halves
-    /// where its own kernels can read those.
-    pub fn with_half_weights(self) -> Cpu {
-        Cpu { half_weights: true, ..self }
+    /// Rounds the frozen weights that a GPU would keep as halves to this type, so that both compute with the same numbers, and keeps them
+    /// in it where its own kernels can read that.
+    pub fn with_weights(self, kept: FloatType) -> Cpu {
+        Cpu { kept, ..self }
+    }
+
+    /// Says of itself that it has no units for bf16.
+    pub fn without_units(self) -> Cpu {
+        Cpu { plain: true, ..self }
     }
 
     fn state(&self, name: &str) -> Result<usize, DeviceError> {
@@ -129,8 +156,10 @@ impl Cpu {
             };
             self.weights.push(match form {
                 Form::AsIs => as_is(),
-                Form::Rounded => converted(halves::round),
-                Form::Packed => converted(halves::pack),
+                Form::Rounded(FloatType::Bf16) => converted(halves::round::<bf16>),
+                Form::Rounded(_) => converted(halves::round::<f16>),
+                Form::Packed(FloatType::Bf16) => converted(halves::pack::<bf16>),
+                Form::Packed(_) => converted(halves::pack::<f16>),
             });
             number
         })
@@ -139,7 +168,15 @@ impl Cpu {
 
 impl Device for Cpu {
     fn name(&self) -> String {
-        format!("cpu ({} threads)", rayon::current_num_threads())
+        let unit = match self.fast_products() {
+            FloatType::F32 => String::new(),
+            _ => format!(", {}", ops::Unit::here().name()),
+        };
+        format!("cpu ({} threads{unit})", rayon::current_num_threads())
+    }
+
+    fn fast_products(&self) -> FloatType {
+        if !self.plain && ops::Unit::here().is_hardware() { FloatType::Bf16 } else { FloatType::F32 }
     }
 
     fn limits(&self) -> Limits {
@@ -187,7 +224,10 @@ impl Device for Cpu {
     }
 
     fn load(&mut self, plan: Plan) -> Result<PlanId, DeviceError> {
-        let packable = |unpacks| if self.half_weights { halves::packable(&plan, unpacks) } else { Default::default() };
+        let packable = |unpacks| match self.kept {
+            FloatType::F32 => Default::default(),
+            _ => halves::packable(&plan, unpacks),
+        };
         let (halved, packed) = (packable(ops::unpacks), packable(ops::unpacks_on_host));
         let inputs: HashMap<&str, usize> = plan.graph.inputs().enumerate().map(|(i, (name, _))| (name, i)).collect();
         let leaf = |info: &ValueInfo| match &info.def {
@@ -196,29 +236,40 @@ impl Device for Cpu {
         };
         // Values under another shape have their weight's place too.
         let weights: HashMap<String, Weight> = plan.graph.values.iter().filter_map(leaf).collect();
+        let reads = tiles::Reads::of(&plan);
+        let in_tiles =
+            |key: &str| !reads.also_whole.contains(key) && reads.steps.iter().flatten().any(|(k, _)| k == key);
+        let in_tiles: std::collections::HashSet<&str> =
+            weights.keys().map(String::as_str).filter(|key| in_tiles(key)).collect();
         // A weight that the file itself holds as it is wanted takes no memory of its own.
         let mut copied: HashMap<String, usize> = HashMap::new();
         for info in &plan.graph.values {
             let Some((key, weight)) = leaf(info) else { continue };
             let known = |form| self.weight_numbers.contains_key(&(key.clone(), form));
             let in_place = weight.held().is_some() && !halved.contains(&key);
-            if !in_place && ![Form::AsIs, Form::Rounded, Form::Packed].into_iter().any(known) {
+            let known = [Form::AsIs, Form::Rounded(self.kept), Form::Packed(self.kept)].into_iter().any(known);
+            if !in_place && !known && !in_tiles.contains(&key[..]) {
                 let bytes = info.ty.elements() * if packed.contains(&key) { 2 } else { 4 };
                 copied.insert(key, bytes);
             }
         }
-        host_memory::check(copied.values().sum(), "frozen weights", || self.name())?;
+        host_memory::check(copied.values().sum::<usize>() + self.tiles.missing(&reads), "frozen weights", || {
+            self.name()
+        })?;
+        self.tiles.load(&reads, &weights);
+        let read: Vec<tiles::Read> = reads.steps.iter().map(|step| self.tiles.read(step)).collect();
         let mut slot = |place: &Place| -> Result<Slot, DeviceError> {
             Ok(match place {
                 &Place::Arena { arena, offset } => Slot::Arena { arena, offset },
                 Place::State { name, offset } => Slot::State { state: self.state(name)?, offset: *offset },
                 Place::Input(name) => Slot::Input(inputs[name.as_str()]),
                 &Place::Constant(v) => Slot::Constant(v),
+                Place::Weight(key) if in_tiles.contains(&key[..]) => Slot::Tiles,
                 Place::Weight(key) => {
                     let form = match () {
                         _ if !halved.contains(key) => Form::AsIs,
-                        _ if packed.contains(key) => Form::Packed,
-                        _ => Form::Rounded,
+                        _ if packed.contains(key) => Form::Packed(self.kept),
+                        _ => Form::Rounded(self.kept),
                     };
                     Slot::Weight(self.weight(&weights[key], form))
                 }
@@ -228,7 +279,7 @@ impl Device for Cpu {
         let slots = places.collect::<Result<_, _>>()?;
         let types = |vs: &[Value]| -> Vec<Type> { vs.iter().map(|&v| plan.graph.ty(v).clone()).collect() };
         let mut steps = Vec::new();
-        for step in &plan.steps {
+        for (step, tiles) in plan.steps.iter().zip(read) {
             steps.push(match step {
                 Step::Copy { to, .. } => Prepared::Copy { to: slot(to)? },
                 Step::Node { node, .. } => {
@@ -238,7 +289,7 @@ impl Device for Cpu {
                     let fused = node.op == "fused" || ops::find(&node.op).is_some_and(elementwise);
                     let program =
                         fused.then(|| elementwise::program_of(&node.op, &node.attrs, types_in.len(), &types_out[0]));
-                    Prepared::Node { types_in, types_out, program }
+                    Prepared::Node { types_in, types_out, program, tiles }
                 }
             });
         }
@@ -292,7 +343,7 @@ impl Device for Cpu {
         let states: usize = self.states.iter().map(Vec::len).sum();
         let weights: usize = self.weights.iter().map(|w| w.len).sum();
         let arenas: usize = self.arenas.iter().map(Vec::len).sum();
-        4 * (states + weights + arenas)
+        4 * (states + weights + arenas) + self.tiles.bytes()
     }
 }
 
@@ -301,22 +352,22 @@ impl Device for Cpu {
 struct Memory {
     words: *mut u32,
     len: usize,
-    /// Whether each word is two halves.
-    packed: bool,
+    /// The type of which each word holds two.
+    packed: Option<FloatType>,
 }
 
 impl Memory {
     fn of(words: &mut [u32]) -> Memory {
-        Memory { words: words.as_mut_ptr(), len: words.len(), packed: false }
+        Memory { words: words.as_mut_ptr(), len: words.len(), packed: None }
     }
 
     /// Words behind a shared pointer, which nothing writes through.
     fn read_only(words: &[u32]) -> Memory {
-        Memory { words: words.as_ptr().cast_mut(), len: words.len(), packed: false }
+        Memory { words: words.as_ptr().cast_mut(), len: words.len(), packed: None }
     }
 
     fn nothing() -> Memory {
-        Memory { words: std::ptr::dangling_mut(), len: 0, packed: false }
+        Memory { words: std::ptr::dangling_mut(), len: 0, packed: None }
     }
 }
 
@@ -347,8 +398,9 @@ impl Cpu {
                 Slot::Input(i) => (Memory::read_only(inputs[i].words()), 0),
                 Slot::Weight(w) => (weights[w].memory(), 0),
                 Slot::Constant(v) => (Memory::read_only(plan.graph.constant(v).expect("a constant").words()), 0),
+                Slot::Tiles => unreachable!("kernels are given the tiles"),
             };
-            let words = if memory.packed { elements.div_ceil(2) } else { elements };
+            let words = if memory.packed.is_some() { elements.div_ceil(2) } else { elements };
             assert!(offset + words <= memory.len, "a value is within its buffer");
             // SAFETY: in bounds by the assertion.
             Memory { words: unsafe { memory.words.add(offset) }, len: elements, ..memory }
@@ -358,9 +410,12 @@ impl Cpu {
         for (step, prepared) in plan.steps.iter().zip(steps) {
             let began = Instant::now();
             match (step, prepared) {
-                (Step::Node { node: index, in_place }, Prepared::Node { types_in, types_out, program }) => {
+                (Step::Node { node: index, in_place }, Prepared::Node { types_in, types_out, program, tiles }) => {
                     let node = &plan.graph.nodes[*index];
                     let input = |(i, (&v, ty)): (usize, (&Value, &Type))| {
+                        if let Some(&(_, number)) = tiles.iter().find(|t| t.0 == i) {
+                            return Data::Packed(self.tiles.get(number));
+                        }
                         let shared = in_place.iter().any(|p| p.0 == i);
                         let m = if shared { Memory::nothing() } else { memory(v, ty) };
                         // SAFETY: the plan was checked: no output of this step overlaps an input but those it lists
@@ -416,7 +471,10 @@ unsafe fn data<'a>(m: Memory, dtype: DType) -> Data<'a, f32> {
     // SAFETY: by the caller; f32, i32 and u32 are alike in size and alignment.
     unsafe {
         match dtype {
-            _ if m.packed => Data::Half(std::slice::from_raw_parts(m.words.cast::<f16>(), m.len)),
+            _ if m.packed == Some(FloatType::Bf16) => {
+                Data::Bf16(std::slice::from_raw_parts(m.words.cast::<bf16>(), m.len))
+            }
+            _ if m.packed.is_some() => Data::Half(std::slice::from_raw_parts(m.words.cast::<f16>(), m.len)),
             DType::F32 => Data::Float(std::slice::from_raw_parts(m.words.cast::<f32>(), m.len)),
             DType::I32 | DType::Bool => Data::Int(std::slice::from_raw_parts(m.words.cast::<i32>(), m.len)),
         }

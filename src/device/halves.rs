@@ -1,8 +1,8 @@
-//! Frozen weights in half precision: which ones, and their bits. Rounds to nearest, ties to even.
+//! Frozen weights of 16 bits: which ones, and their bits. Rounds to nearest, ties to even.
 
 use crate::ir::{DType, Def, Leaf, Value};
 use crate::plan::{Place, Plan, Step};
-use half::f16;
+use half::{bf16, f16};
 use std::collections::BTreeSet;
 
 /// The weights of a plan that only kernels read which can unpack halves, by key: of which input of which operation, with so many
@@ -35,33 +35,67 @@ pub fn packable(plan: &Plan, unpacks: fn(&str, usize, usize) -> bool) -> BTreeSe
     all
 }
 
-/// The nearest half; `None` where it is not finite, which leaves the whole weight as it is.
-fn nearest(x: f32) -> Option<f16> {
-    Some(f16::from_f32(x)).filter(|h| h.is_finite())
+/// A type of 16 bits.
+pub trait Short: Copy {
+    fn nearest(x: f32) -> Self;
+    fn full(self) -> f32;
+    fn bits(self) -> u16;
 }
 
-/// Two halves in a word, the first in the lower bits.
-pub fn pack(weight: &[f32]) -> Option<Vec<u32>> {
-    let bits = |x: Option<&f32>| x.map_or(Some(0), |&x| nearest(x).map(|h| h.to_bits() as u32));
+impl Short for f16 {
+    fn nearest(x: f32) -> f16 {
+        f16::from_f32(x)
+    }
+    fn full(self) -> f32 {
+        self.to_f32()
+    }
+    fn bits(self) -> u16 {
+        self.to_bits()
+    }
+}
+
+impl Short for bf16 {
+    fn nearest(x: f32) -> bf16 {
+        bf16::from_f32(x)
+    }
+    fn full(self) -> f32 {
+        self.to_f32()
+    }
+    fn bits(self) -> u16 {
+        self.to_bits()
+    }
+}
+
+/// The nearest number of a type; `None` where it is not finite, which leaves the whole weight as it is.
+fn nearest<S: Short>(x: f32) -> Option<S> {
+    Some(S::nearest(x)).filter(|s| s.full().is_finite())
+}
+
+/// Two numbers in a word, the first in the lower bits.
+pub fn pack<S: Short>(weight: &[f32]) -> Option<Vec<u32>> {
+    let bits = |x: Option<&f32>| x.map_or(Some(0), |&x| nearest::<S>(x).map(|h| h.bits() as u32));
     weight.chunks(2).map(|pair| Some(bits(pair.first())? | bits(pair.get(1))? << 16)).collect()
 }
 
 /// The same values as words of f32.
-pub fn round(weight: &[f32]) -> Option<Vec<u32>> {
-    weight.iter().map(|&x| nearest(x).map(|h| h.to_f32().to_bits())).collect()
+pub fn round<S: Short>(weight: &[f32]) -> Option<Vec<u32>> {
+    weight.iter().map(|&x| nearest::<S>(x).map(|h| h.full().to_bits())).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::{pack, round};
+    use half::{bf16, f16};
 
     #[test]
     fn halves_are_the_nearest_and_what_is_out_of_range_stays() {
         let x = [1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, -65504.0];
-        assert_eq!(round(&x).unwrap(), [1.0f32, 1.0 + 4.0 / 2048.0, -65504.0].map(f32::to_bits));
-        assert_eq!(pack(&x).unwrap(), [0x3c02_3c00, 0xfbff]);
+        assert_eq!(round::<f16>(&x).unwrap(), [1.0f32, 1.0 + 4.0 / 2048.0, -65504.0].map(f32::to_bits));
+        assert_eq!(pack::<f16>(&x).unwrap(), [0x3c02_3c00, 0xfbff]);
         for beyond in [65520.0, f32::INFINITY, f32::NAN] {
-            assert!(pack(&[1.0, beyond]).is_none());
+            assert!(pack::<f16>(&[1.0, beyond]).is_none());
         }
+        assert_eq!(pack::<bf16>(&[1.0 + 1.0 / 256.0, 65520.0]).unwrap(), [0x4780_3f80]);
+        assert!(pack::<bf16>(&[f32::MAX]).is_none());
     }
 }

@@ -6,12 +6,13 @@ mod gpu;
 mod halves;
 mod host_memory;
 mod shader;
+mod tiles;
 
 pub use cache::platform_folder;
 pub use cpu::Cpu;
 pub use gpu::{Gpu, GpuInfo, GpuOptions, list as list_gpus};
 
-use crate::ir::Tensor;
+use crate::ir::{FloatType, Tensor};
 use crate::plan::{Limits, Plan};
 use smallvec::SmallVec;
 
@@ -69,6 +70,9 @@ pub enum DeviceError {
 pub trait Device {
     /// The name for messages.
     fn name(&self) -> String;
+
+    /// The type of 16 bits that it multiplies faster than f32; f32 where there is none.
+    fn fast_products(&self) -> FloatType;
 
     /// What plans must keep to.
     fn limits(&self) -> Limits;

@@ -4,6 +4,7 @@
 //! nothing in this module depends on it. Graphs print and parse back ([`text`]).
 
 pub mod build;
+pub mod float_type;
 pub mod graph;
 pub mod program;
 pub mod shape;
@@ -12,6 +13,7 @@ pub mod text;
 pub mod verify;
 
 pub use build::{BuildError, Builder, Rules};
+pub use float_type::FloatType;
 pub use graph::{Def, Graph, Leaf, Node, Output, Sink, Value, ValueInfo, Weight, Words};
 pub use program::{Arg, Attr, Attrs, Instr, Program};
 pub use shape::{Axes, DType, Shape, Type, strides};

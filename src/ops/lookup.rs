@@ -1,6 +1,6 @@
 //! Primitives by name, and what a device asks of them.
 
-use super::engine::primitive::{self, Dispatch, Gpu, GpuCall, Primitive, Results, Work};
+use super::engine::primitive::{self, Dispatch, Gpu, GpuCall, Primitive, Results, Tiled, Work};
 use super::{TABLES, elementwise};
 use crate::ir::{Attrs, Type};
 use std::sync::LazyLock;
@@ -67,6 +67,11 @@ pub fn unpacks_on_host(op: &str, input: usize, axes: usize) -> bool {
 /// Whether a device kernel can read this input, of so many axes, as packed halves.
 pub fn unpacks(op: &str, input: usize, axes: usize) -> bool {
     find(op).is_some_and(|p| (p.halves.device)(input, axes))
+}
+
+/// The right operands of a node that the host can read in tiles.
+pub fn tiles(op: &str, types_in: &[Type], attrs: &Attrs) -> Vec<Tiled> {
+    find(op).map_or(vec![], |p| (p.halves.tiles)(types_in, attrs))
 }
 
 /// How much arithmetic and traffic a node is, for reports of speed.

@@ -16,15 +16,18 @@ mod norm;
 mod reduce;
 
 pub use engine::assemble::link;
+pub use engine::packed::PackedWeight;
 pub use engine::primitive::{
     AttrKind, AttrSpec, Binding, Cooperative, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Elements, Gpu, GpuCall,
-    GpuTraits, Primitive, Results, Shader, Vjp, VjpCall, Work,
+    GpuTraits, Primitive, Results, Shader, Tiled, Vjp, VjpCall, Work,
 };
 pub use engine::samples::{Fill, Sample, draw};
 pub use host::{RULES, eval, interpret};
 pub use lookup::{
-    PRIMITIVES, added_in_place, candidates, dispatches, find, results, takes, unpacks, unpacks_on_host, windows, work,
+    PRIMITIVES, added_in_place, candidates, dispatches, find, results, takes, tiles, unpacks, unpacks_on_host, windows,
+    work,
 };
+pub use matmul::bf16::{Unit, pack_weight};
 pub use matmul::ending;
 pub use matmul::group::MOST as GROUP;
 pub use matmul::multiply::packs_rights;

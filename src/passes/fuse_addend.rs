@@ -140,7 +140,7 @@ pub fn fuse_terms(graph: &Graph) -> Result<Graph, BuildError> {
         let same = |flag: &str| base.attrs.flag(flag) == node.attrs.flag(flag);
         let (k, k2) = (steps(g, base), steps(g, node));
         // Kernels read vec4s of it, and a term is worth joining to one that is long.
-        if !same("trans_a") || !same("halves") || k2 > FEW || k2 % 4 != 0 || k < 4 * k2 {
+        if !same("trans_a") || !same("halves") || !same("bf16") || k2 > FEW || k2 % 4 != 0 || k < 4 * k2 {
             return Ok(false);
         }
         let mut inputs = vec![base.inputs[0], base.inputs[1], a2, b2];

@@ -27,7 +27,7 @@ mod rewrite;
 mod row_major_operands;
 mod shard_weights;
 
-use crate::ir::{BuildError, Graph, outputs};
+use crate::ir::{BuildError, FloatType, Graph, outputs};
 use crate::plan::Limits;
 use line::Line;
 
@@ -62,8 +62,8 @@ pub struct Options {
     pub kind: Kind,
     /// Whether optimisations beyond the necessary run.
     pub fuse: bool,
-    /// Mixed precision: whether products take operands rounded to halves.
-    pub mixed: bool,
+    /// The type to which products round their operands.
+    pub products: FloatType,
     /// Whether rows of a softmax that a mask leaves no key give 0 rather than NaN.
     pub guard: bool,
     /// What the device holds, and what is fast on it.
@@ -83,12 +83,13 @@ pub fn optimize(graph: Graph, options: &Options, observer: Observer) -> Result<G
 
 /// The line of passes. Each states its condition, then its name, then what it does.
 fn passes(line: &mut Line, options: &Options) -> Result<(), PassError> {
-    let Options { kind, fuse, mixed, limits, .. } = *options;
+    let Options { kind, fuse, products, limits, .. } = *options;
     let device = limits.profile;
     let (model, training) = (kind != Kind::Update, kind == Kind::Training);
     let guard = model && options.guard;
     let optimized = model && fuse;
     // Under mixed precision what is one operation, and so rounds nothing inside, must be the same on every device.
+    let mixed = products != FloatType::F32;
     let by_products = device.slow_attention && !mixed;
 
     // 1. Guards come first, so that what the recognisers make of a softmax keeps them. The patterns of a softmax must be found for that.
@@ -139,7 +140,7 @@ fn passes(line: &mut Line, options: &Options) -> Result<(), PassError> {
     line.clean(optimized && device.row_major_products)?;
 
     // 10. After every pass that makes products.
-    line.run(model && mixed, "autocast", autocast::autocast)?;
+    line.run(model && mixed, "autocast", |g| autocast::autocast(g, products))?;
 
     // 11. Horizontal fusion, before the passes below take a product apart from its fellows.
     line.run(optimized && device.fast_grouped_products, "group_products", group_products::group_products)?;

@@ -6,7 +6,7 @@ use super::{Error, ModelCompiler, input_specs};
 use crate::adapters;
 use crate::adapters::CONFIG_KEY;
 use crate::device::{Device, Run};
-use crate::ir::{Builder, Sink, Tensor, Type};
+use crate::ir::{Builder, FloatType, Sink, Tensor, Type};
 use crate::lower::loss::{Labels, Loss};
 use crate::onnx::{self, Model};
 use crate::ops::{self, RULES};
@@ -30,8 +30,8 @@ pub struct BenchRequest<'a> {
     pub steps: usize,
     pub loss: Option<Loss>,
     pub fuse: bool,
-    /// Products of operands rounded to halves, and a loss scale.
-    pub mixed: bool,
+    /// The type to which products round their operands.
+    pub products: FloatType,
     pub profile: bool,
 }
 
@@ -45,7 +45,7 @@ impl<'a> BenchRequest<'a> {
             steps: defaults::BENCH_STEPS,
             loss: None,
             fuse: true,
-            mixed: false,
+            products: FloatType::F32,
             profile: false,
         }
     }
@@ -126,7 +126,7 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
         return Err(Error::Model(format!("{} has no adapters to train\n{hint}", model.path().display())));
     }
     trainee.program.fuse = request.fuse;
-    trainee.program.mixed = request.mixed;
+    trainee.program.products = request.products;
     let shapes = compile::shapes_at(&model.inputs(), request.batch, request.seq);
     let data = made_up(model, &shapes, request)?;
     trainee.set_loss(&data, request.batch, request.loss, None)?;
@@ -157,7 +157,7 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
         lr: defaults::BENCH_LEARNING_RATE,
         schedule: Schedule::CONSTANT,
         order: Order { shuffle: false, seed: 0 },
-        mixed: request.mixed,
+        products: request.products,
         ..Settings::default()
     };
     let dir = tempfile::tempdir().map_err(|e| Error::Model(format!("no temporary folder: {e}")))?;

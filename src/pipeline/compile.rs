@@ -4,7 +4,7 @@ use super::weighing::OwnLoss;
 use super::{Error, ValueShapes, dumping, integers};
 use crate::adapters::{self, Config, Merge, Residual};
 use crate::calibrate::{self, BlockValues};
-use crate::ir::{Builder, Graph, Leaf, Sink, Value, outputs};
+use crate::ir::{Builder, FloatType, Graph, Leaf, Sink, Value, outputs};
 use crate::lower::loss::{self, Loss};
 use crate::lower::{self, Lowered, Request};
 use crate::onnx::{self, Dim, Linear, Model, Signature};
@@ -64,8 +64,8 @@ pub struct Program {
     pub signals: Vec<Signal>,
     /// Whether optimisations beyond the necessary run.
     pub fuse: bool,
-    /// Whether products take operands rounded to halves.
-    pub mixed: bool,
+    /// The type to which products round their operands.
+    pub products: FloatType,
     /// Whether rows that a mask leaves no key compute 0 in evaluation too, as in training, rather than what the file says.
     pub guard: bool,
 }
@@ -115,7 +115,7 @@ impl Program {
         Options {
             kind: if training { Kind::Training } else { Kind::Forward },
             fuse: self.fuse,
-            mixed: self.mixed,
+            products: self.products,
             guard: self.guard || training || purpose == Purpose::Calibrate,
             limits,
         }

@@ -5,6 +5,7 @@ use super::{
 };
 use crate::adapter::Adapter;
 use crate::device::Device;
+use crate::ir::FloatType;
 use crate::lower::loss::{self, LOSSES, Loss};
 use crate::merge::Strategy;
 use crate::onnx::Model;
@@ -17,7 +18,7 @@ use crate::train::schedule::{self, SCHEDULES, Schedule};
 use std::path::Path;
 use std::sync::Arc;
 
-/// How a run trains. Numbers that no run can have and names that no table has are errors.
+/// How a run trains, in f32: in which type products multiply, the device decides too. Numbers that no run can have and names that no table has are errors.
 pub fn settings(config: &TrainConfig) -> Result<Settings, Error> {
     config.check_numbers()?;
     let optimizers = OPTIMIZERS.iter().map(|o| o.name);
@@ -43,7 +44,7 @@ pub fn settings(config: &TrainConfig) -> Result<Settings, Error> {
         lora_plus: config.lora_plus,
         precondition: precondition::find(&config.precondition)
             .ok_or_else(|| unknown("--precondition", &config.precondition, PRECONDITIONS.iter().map(|p| p.name)))?,
-        mixed: config.precision == "mixed",
+        products: FloatType::F32,
     })
 }
 

@@ -2,6 +2,7 @@
 
 use super::Error;
 use crate::device::{self, Device, GpuOptions};
+use crate::ir::FloatType;
 use std::path::PathBuf;
 
 /// What `--device` says.
@@ -86,19 +87,22 @@ pub const LEAST: &str = "RESLORA_LEAST";
 /// The environment variable that names the folder where devices remember winners and compiled pipelines; empty turns it off.
 pub const CACHE_DIR: &str = "RESLORA_CACHE_DIR";
 
+/// The environment variable that keeps the cpu device's products in f32 (0), whatever units for bf16 the processor has.
+pub const BF16: &str = "RESLORA_BF16";
+
 /// In which types a device keeps and multiplies numbers; f32 by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Numbers {
-    /// Frozen weights that products and lookups alone read are halves.
-    pub half_weights: bool,
-    /// Products of halves are to come, for which the device may have units of their own.
+    /// The type of frozen weights that products and lookups alone read.
+    pub weights: FloatType,
+    /// Products of operands of 16 bits are to come, for which the device may have units of their own.
     pub mixed: bool,
 }
 
 impl Numbers {
     /// By the names that `--precision` and `--weights` have for them.
     pub fn named(precision: &str, weights: &str) -> Numbers {
-        Numbers { half_weights: weights == "f16", mixed: precision == "mixed" }
+        Numbers { weights: FloatType::parse(weights).unwrap_or_default(), mixed: precision == "mixed" }
     }
 }
 
@@ -131,19 +135,26 @@ pub fn open_device(choice: DeviceChoice, numbers: Numbers) -> Result<Box<dyn Dev
         other => other,
     };
     Ok(match choice {
+        DeviceChoice::Gpu(_) if numbers.weights == FloatType::Bf16 => {
+            let why = "GPUs keep frozen weights as f32 or f16\nhint: --weights f16, or --device cpu";
+            return Err(Error::Usage(format!("--weights bf16: {why}")));
+        }
         DeviceChoice::Gpu(index) => {
             let options = GpuOptions {
                 max_weight,
                 tune,
                 cache,
-                half_weights: numbers.half_weights,
+                half_weights: numbers.weights == FloatType::F16,
                 kernel: None,
                 mixed: numbers.mixed,
                 least,
             };
             Box::new(device::Gpu::open_with(index, &options)?)
         }
-        _ if numbers.half_weights => Box::new(device::Cpu::new(max_weight).with_half_weights()),
-        _ => Box::new(device::Cpu::new(max_weight)),
+        _ => {
+            let cpu = device::Cpu::new(max_weight).with_weights(numbers.weights);
+            let idle = std::env::var(BF16).is_ok_and(|v| v == "0");
+            Box::new(if idle { cpu.without_units() } else { cpu })
+        }
     })
 }

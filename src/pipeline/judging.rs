@@ -8,6 +8,7 @@ use super::training::{self, EvalRequest};
 use crate::adapters::{Config, Target};
 use crate::calibrate::folds;
 use crate::device::Device;
+use crate::ir::FloatType;
 use crate::merge;
 use crate::onnx::{ElementType, Model};
 use std::sync::Arc;
@@ -42,7 +43,7 @@ pub(super) fn metric(
             max_length,
             loss,
             loss_output,
-            mixed: false,
+            products: FloatType::F32,
             guard: true,
         };
         training::evaluate(&request, device)

@@ -27,6 +27,7 @@ mod judging;
 mod merge_request;
 mod merging;
 mod metric;
+pub mod precision;
 mod recording;
 mod running;
 mod surveying;
@@ -57,7 +58,7 @@ pub use crate::onnx::{FileDiff, diff};
 
 use crate::adapters;
 use crate::inject::{self, Options, Report};
-use crate::ir::DType;
+use crate::ir::{DType, FloatType};
 use crate::lower;
 use crate::onnx::{self, Dim, Model};
 use crate::train::data::{self, Axis, InputSpec};
@@ -145,7 +146,7 @@ pub fn inferring(model: &Arc<Model>) -> Program {
         outputs,
         signals: vec![],
         fuse: true,
-        mixed: false,
+        products: FloatType::F32,
         guard: false,
     }
 }

@@ -7,7 +7,7 @@ use super::{Error, input_specs, integers};
 use crate::adapter::Adapter;
 use crate::adapters::{BASE_KEY, Config, Group};
 use crate::device::Device;
-use crate::ir::{DType, Graph};
+use crate::ir::{DType, FloatType, Graph};
 use crate::lower::LowerError;
 use crate::lower::loss::{Labels, Loss};
 use crate::merge;
@@ -82,7 +82,7 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
         outputs,
         signals: vec![],
         fuse: true,
-        mixed: false,
+        products: FloatType::F32,
         guard: false,
     };
     let base = program.model.metadata(BASE_KEY).map(String::from);
@@ -137,7 +137,7 @@ pub fn check(request: &TrainRequest) -> Result<(), Error> {
 }
 
 /// The trainee, the checkpoint to go on from, and what a user should know.
-fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpoint>, Vec<String>), Error> {
+pub(super) fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpoint>, Vec<String>), Error> {
     let mut trainee = load(request.model, None)?;
     if trainee.program.trained.is_empty() {
         let file = request.model.path().display().to_string();
@@ -145,7 +145,7 @@ fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpoint>, Vec<S
         return Err(Error::Model(format!("{file} has no adapters to train\n{hint}")));
     }
     trainee.program.fuse = request.fuse;
-    trainee.program.mixed = request.settings.mixed;
+    trainee.program.products = request.settings.products;
     trainee.program.guard = true;
     let size = request.settings.batch_size;
     trainee.feed.max_length = request.max_length;
@@ -214,8 +214,8 @@ pub struct EvalRequest<'a> {
     pub max_length: usize,
     pub loss: Option<Loss>,
     pub loss_output: Option<&'a str>,
-    /// Products of operands rounded to halves.
-    pub mixed: bool,
+    /// The type to which products round their operands.
+    pub products: FloatType,
     /// Rows that a mask leaves no key compute 0, as in training.
     pub guard: bool,
 }
@@ -231,7 +231,7 @@ impl<'a> EvalRequest<'a> {
             max_length: defaults::MAX_LENGTH,
             loss: None,
             loss_output: None,
-            mixed: false,
+            products: FloatType::F32,
             guard: false,
         }
     }
@@ -254,7 +254,7 @@ pub struct Evaluation {
 /// Evaluates a model, with an adapter if it was injected for one. A loss that is not a finite number is an error.
 pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evaluation, Error> {
     let mut trainee = load(request.model, request.adapter)?;
-    trainee.program.mixed = request.mixed;
+    trainee.program.products = request.products;
     trainee.program.guard = request.guard;
     trainee.feed.max_length = request.max_length;
     let mut notes = trainee.set_loss(request.data, request.batch_size, request.loss, request.loss_output)?;

@@ -26,7 +26,7 @@ pub const PRECONDITION: &str = "none";
 pub const CLIP_NORM: f64 = 1.0;
 pub const SEED: u64 = 0;
 /// Arithmetic of products.
-pub const PRECISION: &str = "f32";
+pub const PRECISION: &str = "auto";
 /// Storage of frozen weights.
 pub const WEIGHTS: &str = "f32";
 

@@ -59,9 +59,9 @@ pub struct TrainConfig {
     pub eval_every: Option<u64>,
     /// Steps between checkpoints; `None` saves at the end alone.
     pub save_every: Option<u64>,
-    /// `f32` or `mixed`.
+    /// `auto`, `f32` or `mixed`.
     pub precision: String,
-    /// `f32` or `f16`.
+    /// `f32`, `f16` or `bf16`.
     pub weights: String,
     /// Leave out fusion, for comparison.
     pub no_fuse: bool,

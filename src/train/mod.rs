@@ -17,7 +17,7 @@ pub use session::{CompileError, Compiler, Purpose, Session, Totals, Weight};
 
 use crate::adapter::{Adapter, AdapterError};
 use crate::device::DeviceError;
-use crate::ir::Rules;
+use crate::ir::{FloatType, Rules};
 use crate::optim::precondition::{self, Precondition};
 use crate::optim::{self, Hyper, Optimizer};
 use crate::plan::PlanError;
@@ -55,8 +55,8 @@ pub struct Settings {
     pub lora_plus: f64,
     /// What becomes of the gradients of pairs of low-rank factors.
     pub precondition: &'static Precondition,
-    /// Products of operands rounded to halves, whose gradients need a loss scale.
-    pub mixed: bool,
+    /// The type to which products round their operands.
+    pub products: FloatType,
 }
 
 /// The defaults of a training run.
@@ -79,7 +79,7 @@ impl Default for Settings {
             save_every: None,
             lora_plus: defaults::LORA_PLUS,
             precondition: &precondition::NONE,
-            mixed: false,
+            products: FloatType::F32,
         }
     }
 }

@@ -68,7 +68,7 @@ impl<'a, 'b> RunState<'a, 'b> {
             ("shuffle".into(), settings.order.shuffle.to_string()),
             ("seed".into(), settings.order.seed.to_string()),
             ("base".into(), trained.base.clone().unwrap_or_default()),
-            ("precision".into(), if settings.mixed { "mixed" } else { "f32" }.to_string()),
+            ("precision".into(), settings.products.name().to_string()),
         ]);
         let plus = (settings.lora_plus != 1.0).then(|| ("lora_plus".to_string(), settings.lora_plus.to_string()));
         let precondition = settings.precondition;
@@ -78,7 +78,7 @@ impl<'a, 'b> RunState<'a, 'b> {
         let accumulates = settings.accumulate > 1 || session.feed.padding == Padding::Never;
         let flats = reserve(session, trained, settings, accumulates)?;
         let limits = session.device.limits();
-        let (clip, scaled) = (settings.clip_norm, settings.mixed);
+        let (clip, scaled) = (settings.clip_norm, settings.products.needs_loss_scale());
         let pairs = pairs(session, trained);
         let by = (precondition, &pairs[..]);
         let graph = optim::step(rules, settings.optimizer, &settings.hyper, clip, scaled, &flats, by)?;
@@ -136,7 +136,7 @@ impl<'a, 'b> RunState<'a, 'b> {
             steps_per_epoch,
             submitted: done,
             done,
-            scale: settings.mixed.then_some(scale),
+            scale: settings.products.needs_loss_scale().then_some(scale),
             pending: VecDeque::new(),
             losses: vec![],
             evaluations: vec![],

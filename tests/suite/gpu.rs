@@ -5,7 +5,7 @@ use crate::products::open;
 use reslora_compile::internals::device::{
     Cpu, Device, DeviceError, Fetched, Gpu, GpuOptions, PlanId, Run, Ticket, Timing,
 };
-use reslora_compile::internals::ir::Tensor;
+use reslora_compile::internals::ir::{FloatType, Tensor};
 use reslora_compile::internals::pipeline;
 use reslora_compile::internals::plan::{Limits, Plan};
 
@@ -115,6 +115,10 @@ impl Device for Wrong {
     fn name(&self) -> String {
         "wrong".into()
     }
+    fn fast_products(&self) -> FloatType {
+        self.0.fast_products()
+    }
+
     fn limits(&self) -> Limits {
         self.0.limits()
     }

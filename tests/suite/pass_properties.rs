@@ -3,7 +3,7 @@
 use crate::passes::{options, outputs};
 use crate::random_graphs::graphs;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
-use reslora_compile::internals::ir::Graph;
+use reslora_compile::internals::ir::{FloatType, Graph};
 use reslora_compile::internals::passes::{self, Kind, Options};
 use std::collections::BTreeSet;
 
@@ -92,7 +92,7 @@ fn every_pass_keeps_outputs() {
 /// The whole line, on devices that are good at different things, and the gradients of the unoptimised line.
 #[test]
 fn the_line_keeps_outputs_and_gradients() {
-    let plain = Options { fuse: false, mixed: false, guard: false, ..options() };
+    let plain = Options { fuse: false, products: FloatType::F32, guard: false, ..options() };
     let result = runner().run(&graphs(14), |graph| {
         let run = |options: &Options| {
             passes::optimize(graph.clone(), options, &mut |_, _| {})

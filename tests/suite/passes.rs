@@ -3,7 +3,7 @@
 use crate::oracle;
 use crate::pass_cases::CASES;
 use reslora_compile::internals::device::{Cpu, Device};
-use reslora_compile::internals::ir::{Attr, Attrs, Builder, DType, Graph, Leaf, Sink, Tensor, Type, Weight};
+use reslora_compile::internals::ir::{Attr, Attrs, Builder, DType, FloatType, Graph, Leaf, Sink, Tensor, Type, Weight};
 use reslora_compile::internals::ops::host::Buffer;
 use reslora_compile::internals::ops::{self, Fill, RULES, draw};
 use reslora_compile::internals::passes::{self, Kind, Options};
@@ -22,7 +22,7 @@ pub fn options() -> Options {
         fast_grouped_products: true,
     };
     let limits = Limits { value_words: 1000, weight_words: 24, arena_words: 1 << 20, profile };
-    Options { kind: Kind::Training, fuse: true, mixed: true, guard: true, limits }
+    Options { kind: Kind::Training, fuse: true, products: FloatType::F16, guard: true, limits }
 }
 
 /// Some passes, each alone, in this order.
@@ -311,7 +311,7 @@ fn each_kind_of_program_runs_its_part_of_the_line() {
         ..options().limits.profile
     };
     let limits = Limits { profile: plain, ..options().limits };
-    let least = Options { fuse: false, mixed: false, guard: false, limits, ..options() };
+    let least = Options { fuse: false, products: FloatType::F32, guard: false, limits, ..options() };
     let mut shown = String::new();
     for (what, options) in [
         ("an update", Options { kind: Kind::Update, ..least }),
@@ -319,7 +319,7 @@ fn each_kind_of_program_runs_its_part_of_the_line() {
         ("a forward pass, --no-fuse", Options { kind: Kind::Forward, ..least }),
         ("training, --no-fuse", least),
         ("training", Options { fuse: true, ..least }),
-        ("training, where everything is fast but attention", Options { mixed: false, ..options() }),
+        ("training, where everything is fast but attention", Options { products: FloatType::F32, ..options() }),
         ("training, mixed, where everything is fast but attention", options()),
     ] {
         let mut seen = vec![];

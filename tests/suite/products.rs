@@ -5,7 +5,7 @@ use crate::gpu::available;
 use crate::oracle::{self, Case};
 use half::f16;
 use reslora_compile::internals::device::{Cpu, Device, Gpu, GpuOptions, Run};
-use reslora_compile::internals::ir::{Attr, Attrs, Builder, Sink, Tensor, Type, Weight};
+use reslora_compile::internals::ir::{Attr, Attrs, Builder, FloatType, Sink, Tensor, Type, Weight};
 use reslora_compile::internals::ops::{self, Cooperative, Dispatch, Fill, GpuCall, GpuTraits, RULES, draw};
 use reslora_compile::internals::plan::{self, Layout};
 use std::collections::BTreeSet;
@@ -135,7 +135,7 @@ fn weights_as_halves_multiply_like_weights_rounded_to_halves() {
         cpu.memory()
     };
     let bytes: usize = problems().iter().map(|p| 4 * p.operands()[1].elements()).sum();
-    let saved = problems_on(Cpu::new(None)) - problems_on(Cpu::new(None).with_half_weights());
+    let saved = problems_on(Cpu::new(None)) - problems_on(Cpu::new(None).with_weights(FloatType::F16));
     // Where products pack their right operands.
     let want = if ops::packs_rights::<f32>() { bytes / 2 } else { 0 };
     assert!(saved.abs_diff(want) < bytes / 100, "{saved} of {bytes} bytes are saved on the cpu");
@@ -145,7 +145,7 @@ fn weights_as_halves_multiply_like_weights_rounded_to_halves() {
     for kernel in [None, Some("matmul 32x32x32.4x4")] {
         let mut gpu = open(kernel, true);
         for p in problems() {
-            let want = p.on(&mut Cpu::new(None).with_half_weights());
+            let want = p.on(&mut Cpu::new(None).with_weights(FloatType::F16));
             close(&p.on(&mut gpu), &want, &format!("{kernel:?}, {p:?}"));
         }
         let mut whole = open(kernel, false);
@@ -275,7 +275,7 @@ fn case(name: &str) -> Case {
 }
 
 fn cpu_with_half_weights() -> Box<dyn Device> {
-    Box::new(Cpu::new(None).with_half_weights())
+    Box::new(Cpu::new(None).with_weights(FloatType::F16))
 }
 
 fn gpu_with_half_weights() -> Box<dyn Device> {
@@ -332,7 +332,7 @@ fn training_in_mixed_precision() {
     for name in ["bert-cls.ts.input", "llama-lm.dynamo.block"] {
         let case = case(name);
         let settings = case.settings();
-        let mixed = reslora_compile::internals::train::Settings { mixed: true, ..settings.clone() };
+        let mixed = reslora_compile::internals::train::Settings { products: FloatType::F16, ..settings.clone() };
         let (full, _) = oracle::train_case(&case, "init.safetensors", &settings, oracle::cpu);
         let (cpu, _) = oracle::train_case(&case, "init.safetensors", &mixed, oracle::cpu);
         let off = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| (x - y).abs() / y.abs()).fold(0.0, f64::max);

@@ -51,7 +51,7 @@ impl Gpu {
             return Ok(());
         }
         let tensor = w.load();
-        let halves = if packed { tensor.as_f32().and_then(halves::pack) } else { None };
+        let halves = if packed { tensor.as_f32().and_then(halves::pack::<half::f16>) } else { None };
         if packed && halves.is_none() {
             self.out_of_range.insert(key.clone());
             own.packed.remove(&key);

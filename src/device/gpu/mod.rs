@@ -13,7 +13,7 @@ pub use adapter::list;
 use super::cache::Cache;
 use super::shader::Access;
 use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, halves};
-use crate::ir::{Def, Leaf, Type, Value};
+use crate::ir::{Def, FloatType, Leaf, Type, Value};
 use crate::ops::{self, Binding, Dispatch, GpuCall, GpuTraits};
 use crate::plan::{DeviceProfile, Limits, Place, Plan, Step};
 use pipeline::PipelineKey;
@@ -162,6 +162,10 @@ impl Own {
 impl Device for Gpu {
     fn name(&self) -> String {
         format!("{} ({})", self.info.name, self.info.backend)
+    }
+
+    fn fast_products(&self) -> FloatType {
+        FloatType::F16
     }
 
     fn limits(&self) -> Limits {

@@ -5,7 +5,7 @@
 //!
 //! Also gives `(B, H, S, 2)`: of each row the largest exponent and one over the sum of `e^(exponent - largest)`. (Their
 //! log-sum-exp as one number would lose the sum beside the exponents of a row that is masked throughout.) With `safe`, such a row
-//! of -∞ gives zeros, not NaN.
+//! of -∞ gives zeros, not NaN. With `bf16`, which only the host knows, both products round their operands as matmul's do.
 
 use super::heads::{ATTRS, FLAGS, Heads, KEYS, ROWS, Rule, exponents, fold, gathered, right};
 use crate::ops::engine::prelude::*;
@@ -123,7 +123,7 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
     let h = Heads::of(c.types_in, c.attrs);
     let (q, k, v) = (c.ins[0].float(), c.ins[1].float(), c.ins[2].float());
     let rule = Rule::new(&h, c.attrs, c.ins.get(BIAS).map(|b| (b.float(), &c.types_in[BIAS])));
-    let safe = c.attrs.flag("safe");
+    let (safe, bf16) = (c.attrs.flag("safe"), c.attrs.flag("bf16"));
     let [y, stats] = &mut *c.outs else { panic!("infer gives two outputs") };
     let (y, stats) = (Shared::new(y.float()), Shared::new(stats.float()));
     let blocks = h.queries.div_ceil(ROWS);
@@ -152,7 +152,7 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
                     let (queries, keys) = (Matrix::new(queries, h.width, 1), Matrix::new(keys, 1, key_row));
                     let out = Target { data: &Shared::new(s), at: 0, row: n };
                     // SAFETY: the scratch is this task's own.
-                    unsafe { gemm([rows, n, h.width], queries, keys, out, false, false) };
+                    unsafe { gemm([rows, n, h.width], queries, keys, out, false, false, bf16) };
                     let bias = |r: usize| rule.bias(b, head, from + r, key, n);
                     parallel::simd_call(Soften { s, n, rule: &rule, bias, top, sum, factor });
                     let first = key == seen.start;
@@ -164,7 +164,7 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
                     let (p, values) = (Matrix::new(s, n, 1), Matrix::new(values, value_row, 1));
                     let out = Target { data: &y, at: y_at, row: h.y.row };
                     // SAFETY: one task a block of rows.
-                    unsafe { gemm([rows, h.value, n], p, values, out, !first, false) };
+                    unsafe { gemm([rows, h.value, n], p, values, out, !first, false, bf16) };
                 }
                 for (r, (top, sum)) in top.iter_mut().zip(&mut *sum).enumerate().take(rows) {
                     let empty = *top == T::neg_infinity();

@@ -62,6 +62,7 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
         dk: Shared::new(dk.float()),
         dv: Shared::new(dv.float()),
         rows: Shared::new(rows.float()),
+        bf16: c.attrs.flag("bf16"),
     };
     let shared = h.heads / h.share;
     let cost = h.share * h.queries * h.keys * (h.width + h.value);
@@ -91,6 +92,8 @@ struct Call<'a, T> {
     dk: Shared<'a, T>,
     dv: Shared<'a, T>,
     rows: Shared<'a, T>,
+    /// Whether products round their operands to bf16.
+    bf16: bool,
 }
 
 impl<T: Real> Call<'_, T> {
@@ -156,8 +159,16 @@ impl<T: Real> Call<'_, T> {
                 let at = |data| Target { data, at: 0, row: n };
                 // SAFETY: the scratch is this task's own.
                 unsafe {
-                    gemm([rows, n, h.width], queries, Matrix::new(keys, 1, key_row), at(&p), false, false);
-                    gemm([rows, n, h.value], gradients, Matrix::new(values, 1, value_row), at(&ds), false, false);
+                    gemm([rows, n, h.width], queries, Matrix::new(keys, 1, key_row), at(&p), false, false, self.bf16);
+                    gemm(
+                        [rows, n, h.value],
+                        gradients,
+                        Matrix::new(values, 1, value_row),
+                        at(&ds),
+                        false,
+                        false,
+                        self.bf16,
+                    );
                 }
             }
             let bias = |r: usize| self.rule.bias(b, head, from + r, key, n);
@@ -167,12 +178,12 @@ impl<T: Real> Call<'_, T> {
             // SAFETY: one task a head of keys, and so a head of queries.
             unsafe {
                 let dv = part(&self.dv, v_at, h.v.row);
-                gemm([n, h.value, rows], Matrix::new(p, 1, n), gradients, dv, !fresh, false);
+                gemm([n, h.value, rows], Matrix::new(p, 1, n), gradients, dv, !fresh, false, self.bf16);
                 let dk = part(&self.dk, k_at, h.k.row);
-                gemm([n, h.width, rows], Matrix::new(ds, 1, n), queries, dk, !fresh, false);
+                gemm([n, h.width, rows], Matrix::new(ds, 1, n), queries, dk, !fresh, false, self.bf16);
                 let dq = part(&self.dq, q_at, h.q.row);
                 let keys = Matrix::new(keys, key_row, 1);
-                gemm([rows, h.width, n], Matrix::new(ds, n, 1), keys, dq, key != seen.start, false);
+                gemm([rows, h.width, n], Matrix::new(ds, n, 1), keys, dq, key != seen.start, false, self.bf16);
             }
         }
     }

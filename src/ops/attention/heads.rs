@@ -22,6 +22,7 @@ pub const ATTRS: &[AttrSpec] = &[
     flag(FLAGS[1]),
     flag(FLAGS[2]),
     flag(FLAGS[3]),
+    flag("bf16"),
 ];
 
 /// Where the rows of an operand's heads lie: the first element of row s of head h of example b stands at

@@ -3,6 +3,7 @@
 pub mod assemble;
 pub mod blocks;
 pub mod math;
+pub mod packed;
 pub mod parallel;
 pub mod prelude;
 pub mod primitive;

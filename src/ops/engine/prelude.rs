@@ -7,8 +7,8 @@ pub use super::math::{Real, normal_cdf};
 pub use super::parallel::{self, Shared};
 pub use super::primitive::{
     AttrKind, AttrSpec, Binding, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Elements, Gpu, GpuCall, GpuTraits,
-    Halves, NO_ATTRS, NO_HALVES, NO_WINDOWS, NOTHING, Primitive, Results, Shader, Vjp, VjpCall, Work, flag, may, needs,
-    pointwise_work,
+    Halves, NO_ATTRS, NO_HALVES, NO_TILES, NO_WINDOWS, NOTHING, Primitive, Results, Shader, Tiled, Vjp, VjpCall, Work,
+    flag, may, needs, pointwise_work,
 };
 pub use super::samples::{EDGES, FINITE, Fill, SCORES, Sample};
 pub use super::strided::{self, grid};

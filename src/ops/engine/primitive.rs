@@ -1,9 +1,10 @@
 //! What a primitive is: four answers (types, host kernel, gradient, device kernel) and problems to try them on.
 
 use super::math::Real;
+use super::packed::PackedWeight;
 use super::samples::Sample;
 use crate::ir::{Attr, Attrs, BuildError, Builder, Node, Type, Value};
-use half::f16;
+use half::{bf16, f16};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -111,10 +112,24 @@ pub struct Halves {
     pub host: fn(usize, usize) -> bool,
     /// See [`GpuCall::packed`].
     pub device: fn(usize, usize) -> bool,
+    /// Given a node's types, the right operands that the host can read in tiles if they are frozen: their input, extents `(k, n)` and
+    /// strides of rows and columns. A kernel may read one input in two ways.
+    pub tiles: fn(&[Type], &Attrs) -> Vec<Tiled>,
 }
 
+/// See [`Halves::tiles`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tiled {
+    pub input: usize,
+    pub extents: [usize; 2],
+    pub strides: (usize, usize),
+}
+
+/// No operand is read in tiles.
+pub const NO_TILES: fn(&[Type], &Attrs) -> Vec<Tiled> = |_, _| vec![];
+
 /// Floats of 32 bits alone.
-pub const NO_HALVES: Halves = Halves { host: |_, _| false, device: |_, _| false };
+pub const NO_HALVES: Halves = Halves { host: |_, _| false, device: |_, _| false, tiles: NO_TILES };
 
 /// Places of a window along each axis of images `(B, C, H, W)`, or why the window does not fit.
 pub type Windows = fn(&[usize], &Attrs) -> Result<[usize; 2], String>;
@@ -275,12 +290,18 @@ pub enum Data<'a, T> {
     Int(&'a [i32]),
     /// Frozen floats as halves, for kernels that [`Primitive::halves`] names.
     Half(&'a [f16]),
+    /// The same as bf16.
+    Bf16(&'a [bf16]),
+    /// A frozen right operand in tiles, for kernels whose [`Halves::tiles`] names it.
+    Packed(&'a PackedWeight),
 }
 
-/// Floats in either form.
+/// Floats in any form.
 pub enum Elements<'a, T> {
     Full(&'a [T]),
     Halves(&'a [f16]),
+    Bf16(&'a [bf16]),
+    Packed(&'a PackedWeight),
 }
 
 impl<T> Clone for Elements<'_, T> {
@@ -296,6 +317,8 @@ impl<'a, T> Elements<'a, T> {
         match self {
             Elements::Full(x) => x.len(),
             Elements::Halves(x) => x.len(),
+            Elements::Bf16(x) => x.len(),
+            Elements::Packed(x) => x.elements(),
         }
     }
 
@@ -303,6 +326,11 @@ impl<'a, T> Elements<'a, T> {
         match self {
             Elements::Full(x) => Elements::Full(&x[range]),
             Elements::Halves(x) => Elements::Halves(&x[range]),
+            Elements::Bf16(x) => Elements::Bf16(&x[range]),
+            Elements::Packed(x) => {
+                assert_eq!(range, 0..x.elements(), "a packed operand is read whole");
+                Elements::Packed(x)
+            }
         }
     }
 }
@@ -318,7 +346,7 @@ impl<'a, T> Data<'a, T> {
         match self {
             Data::Float(x) => x,
             Data::Int(_) => panic!("infer admits floats only"),
-            Data::Half(_) => panic!("halves are for kernels that read them"),
+            _ => panic!("floats of 16 bits are for kernels that read them"),
         }
     }
 
@@ -326,6 +354,8 @@ impl<'a, T> Data<'a, T> {
     pub fn elements(self) -> Elements<'a, T> {
         match self {
             Data::Half(x) => Elements::Halves(x),
+            Data::Bf16(x) => Elements::Bf16(x),
+            Data::Packed(x) => Elements::Packed(x),
             other => Elements::Full(other.float()),
         }
     }

@@ -22,7 +22,7 @@ pub const PRIMITIVE: Primitive = Primitive {
     gpu: Gpu::Kernel(gpu),
     results: Results::All,
     accumulates: NOTHING,
-    halves: Halves { host: |input, _| input == 0, device: |input, _| input == 0 },
+    halves: Halves { host: |input, _| input == 0, device: |input, _| input == 0, tiles: NO_TILES },
     windows: NO_WINDOWS,
     work: pointwise_work,
     samples: || {
@@ -69,6 +69,9 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
         (Data::Float(x), DataMut::Float(y)) => take(x, index, y, extents, <[T]>::copy_from_slice),
         (Data::Int(x), DataMut::Int(y)) => take(x, index, y, extents, <[i32]>::copy_from_slice),
         (Data::Half(x), DataMut::Float(y)) => take(x, index, y, extents, |to: &mut [T], from| {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = T::of(from.to_f64()));
+        }),
+        (Data::Bf16(x), DataMut::Float(y)) => take(x, index, y, extents, |to: &mut [T], from| {
             to.iter_mut().zip(from).for_each(|(to, from)| *to = T::of(from.to_f64()));
         }),
         _ => panic!("infer keeps the type"),

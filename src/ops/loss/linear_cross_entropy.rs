@@ -4,7 +4,7 @@
 //! the V columns, and maybe a bias `(V)`. Gives the loss of each row `(R)`, its gradient `dx (R, D)`, and memory that kernels
 //! work in. Rows that count are taken `rows` at a time: their logits become the loss and, in place, the gradient of the
 //! logits, and a second product takes that to x. Since nothing else depends on the logits, the backward pass only scales dx.
-//! With `halves`, products round their operands as matmul's do.
+//! With `halves` or `bf16`, products round their operands as matmul's do.
 
 use crate::ops::engine::prelude::*;
 use crate::ops::engine::rows;
@@ -18,14 +18,14 @@ use smallvec::SmallVec;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "linear_cross_entropy",
-    attrs: &[needs("rows", AttrKind::Int), flag("trans"), flag("both"), flag("bias"), flag("halves")],
+    attrs: &[needs("rows", AttrKind::Int), flag("trans"), flag("both"), flag("bias"), flag("halves"), flag("bf16")],
     infer,
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),
     gpu: Gpu::Tuned { kernel: gpu, candidates },
     results: Results::First(RESULTS),
     accumulates: NOTHING,
-    halves: Halves { host: |input, axes| is_weight(input, axes) && packs_rights::<f32>(), device: is_weight },
+    halves: Halves { host: |input, axes| is_weight(input, axes) && packs_rights::<f32>(), device: is_weight, tiles },
     windows: NO_WINDOWS,
     work,
     samples,
@@ -168,6 +168,19 @@ fn is_weight(input: usize, axes: usize) -> bool {
     input >= 2 && axes == 2
 }
 
+/// Each part of the weight, for the product with x and for the one back.
+fn tiles(types_in: &[Type], attrs: &Attrs) -> Vec<Tiled> {
+    if !attrs.flag("bf16") {
+        return vec![];
+    }
+    let f = Form::of(types_in, attrs);
+    let both = |p: Part| {
+        let of = |input, d: Dims| Tiled { input, extents: [d.k, d.n], strides: d.b };
+        [of(p.forth.0, f.forth(&p, 1)), of(p.back.0, f.back(&p, 1))]
+    };
+    f.weights().flat_map(both).collect()
+}
+
 fn infer(ins: &[&Type], attrs: &Attrs) -> Result<Vec<Type>, String> {
     let f = Form::new(ins, attrs)?;
     let mut outs = vec![
@@ -230,7 +243,7 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
             dx[r * f.d..(r + 1) * f.d].fill(T::zero());
         }
     }
-    let halves = c.attrs.flag("halves");
+    let (halves, bf16) = (c.attrs.flag("halves"), c.attrs.flag("bf16"));
     let weights: SmallVec<[Operand<T>; 4]> = c.ins[2..].iter().map(|w| operand(w.elements(), halves)).collect();
     let matrix = |input: usize, columns: usize, trans: bool| {
         let strides = if trans { (1, f.d) } else { (columns, 1) };
@@ -252,7 +265,7 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
             let y = Target { data: &y, at: 0, row: p.columns };
             let w = matrix(p.forth.0, p.columns, p.forth.1);
             // SAFETY: one product at a time writes the logits.
-            unsafe { gemm([n, p.columns, f.d], source.matrix(0..n * f.d, (f.d, 1)), w, y, false, threads) };
+            unsafe { gemm([n, p.columns, f.d], source.matrix(0..n * f.d, (f.d, 1)), w, y, false, threads, bf16) };
         }
         losses(&f, chunk, labels, bias, &mut logits, loss);
         let gradient = &mut gradient.float()[..n * f.d];
@@ -265,7 +278,7 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
             let g = operand(Elements::Full(&logits[p.index][..n * p.columns]), halves);
             let g = g.matrix(0..n * p.columns, (p.columns, 1));
             // SAFETY: one product at a time writes the gradient.
-            unsafe { gemm([n, f.d, p.columns], g, w, y, p.index > 0, threads) };
+            unsafe { gemm([n, f.d, p.columns], g, w, y, p.index > 0, threads, bf16) };
         }
         if !consecutive {
             for (from, &row) in gradient.chunks_exact(f.d).zip(chunk) {

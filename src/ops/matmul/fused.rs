@@ -17,6 +17,7 @@ pub const PRIMITIVE: Primitive = Primitive {
         flag("trans_b"),
         flag("trans_b2"),
         flag("halves"),
+        flag("bf16"),
         may("program", AttrKind::Program),
         may("extras", AttrKind::Int),
         flag("keeps"),

@@ -48,6 +48,8 @@ pub struct Gemm<'a> {
     pub epilogue: Epilogue<'a>,
     /// Whether operands are rounded to the nearest half before they are multiplied.
     pub halves: bool,
+    /// Whether they are rounded to the nearest bf16.
+    pub bf16: bool,
     operands: Operands,
 }
 
@@ -103,6 +105,7 @@ impl<'a> Gemm<'a> {
                 keeps: attrs.flag("keeps"),
             },
             halves: attrs.flag("halves"),
+            bf16: attrs.flag("bf16"),
             operands,
         }
     }

@@ -89,9 +89,9 @@ fn cpu<T: Real>(c: &mut CpuCall<T>) {
         let threads = m * n * k >= 64 * 64 * 64;
         match group.trans_y {
             // SAFETY: nothing else uses the result.
-            false => unsafe { gemm([m, n, k], left, right, target(n), false, threads) },
+            false => unsafe { gemm([m, n, k], left, right, target(n), false, threads, false) },
             // SAFETY: as above.
-            true => unsafe { gemm([n, m, k], turned[0], turned[1], target(m), false, threads) },
+            true => unsafe { gemm([n, m, k], turned[0], turned[1], target(m), false, threads, false) },
         }
         if let Some(scale) = group.scale.map(T::of) {
             y.iter_mut().for_each(|y| *y *= scale);

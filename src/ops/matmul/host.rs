@@ -12,7 +12,15 @@ use std::ops::Range;
 /// The operands that products read as halves: on a device both, on the host the right one where products pack it; elsewhere
 /// each would make a whole copy first.
 pub const HALVES: Halves =
-    Halves { host: |input, _| input == 1 && packs_rights::<f32>(), device: |input, _| input < 2 };
+    Halves { host: |input, _| input == 1 && packs_rights::<f32>(), device: |input, _| input < 2, tiles };
+
+/// The right operand of a product of bf16 that is one matrix.
+fn tiles(types_in: &[Type], attrs: &Attrs) -> Vec<Tiled> {
+    let g = Gemm::decode(types_in, attrs);
+    let Pair { rhs, dims, .. } = g.base;
+    let one = g.bf16 && g.group.is_none() && dims.batch == 1;
+    one.then_some(Tiled { input: rhs, extents: [dims.k, dims.n], strides: dims.b }).into_iter().collect()
+}
 
 /// Two operations for each pair that is multiplied, of every form.
 pub fn work(types_in: &[Type], types_out: &[Type], attrs: &Attrs) -> Work {
@@ -55,7 +63,7 @@ pub fn cpu<T: Element>(c: &mut CpuCall<T>) {
         };
         let then: Option<Then> = if ending.is_some() { Some(&then) } else { None };
         // SAFETY: as above.
-        unsafe { gemm_terms(start(i), [d.m, d.n], [Some(term(&first, d, i)), second], y, then, threads) };
+        unsafe { gemm_terms(start(i), [d.m, d.n], [Some(term(&first, d, i)), second], y, then, threads, g.bf16) };
     };
     if d.batch >= rayon::current_num_threads() && d.batch > 1 {
         let grain = parallel::GRAIN * 8 / (d.m * d.n * d.k).max(1);

@@ -61,6 +61,6 @@ pub type Then<'f> = &'f (dyn Fn(Range<usize>, Range<usize>) + Sync);
 pub fn left<'a, T>(a: &Matrix<'a, T>) -> &'a [T] {
     match a.data {
         Elements::Full(data) => data,
-        Elements::Halves(_) => panic!("halves stand on the right of a product"),
+        _ => panic!("a left operand is of f32"),
     }
 }

@@ -1,5 +1,6 @@
 //! Products of matrices: `matmul`, with more in it, and in groups.
 
+pub mod bf16;
 mod cooperative;
 pub mod ending;
 mod fused;
@@ -14,9 +15,11 @@ mod multiply_avx512;
 mod plain;
 pub mod product;
 mod product_software;
-#[cfg(target_arch = "x86_64")]
 mod single;
 mod storage;
+mod stored;
+#[cfg(target_arch = "x86_64")]
+mod transpose;
 
 use crate::ops::engine::primitive::Primitive;
 

@@ -1,8 +1,7 @@
 //! Products of matrices on the host: the one place where the host multiplies.
 
 use super::matrix::{Matrix, Start, Target, Term, Then, left};
-#[cfg(target_arch = "x86_64")]
-use super::single;
+use super::{bf16, single};
 use crate::ops::engine::math::Real;
 use crate::ops::engine::parallel;
 use crate::ops::engine::primitive::Elements;
@@ -15,14 +14,23 @@ pub fn packs_rights<T: Real>() -> bool {
     return false;
 }
 
-/// `y = a b`, or `y += a b` with `add`: `(m, k)` by `(k, n)`. With `threads` on all cores, else on the calling one.
+/// `y = a b`, or `y += a b` with `add`: `(m, k)` by `(k, n)`. With `threads` on all cores, else on the calling one; with `bf16` of
+/// operands rounded to the nearest bf16.
 ///
 /// # Safety
 /// No other task may use the target's elements meanwhile.
-pub unsafe fn gemm<T: Real>([m, n, k]: [usize; 3], a: Matrix<T>, b: Matrix<T>, y: Target<T>, add: bool, threads: bool) {
+pub unsafe fn gemm<T: Real>(
+    [m, n, k]: [usize; 3],
+    a: Matrix<T>,
+    b: Matrix<T>,
+    y: Target<T>,
+    add: bool,
+    threads: bool,
+    bf16: bool,
+) {
     let start = if add { Start::Target } else { Start::Zero };
     // SAFETY: by the caller.
-    unsafe { gemm_terms(start, [m, n], [Some(Term { k, a, b }), None], y, None, threads) };
+    unsafe { gemm_terms(start, [m, n], [Some(Term { k, a, b }), None], y, None, threads, bf16) };
 }
 
 /// `y = start + the sum of the terms`, the first of which is there; then `then`. Otherwise as [`gemm`].
@@ -36,6 +44,7 @@ pub unsafe fn gemm_terms<T: Real>(
     y: Target<T>,
     then: Option<Then>,
     threads: bool,
+    bf16: bool,
 ) {
     if m * n == 0 {
         return;
@@ -51,6 +60,23 @@ pub unsafe fn gemm_terms<T: Real>(
         _ => {}
     }
     let results = y.data.pointer(y.at..y.at + (m - 1) * y.row + n);
+    if bf16 {
+        if let (Some(terms), Some(y), Some(start)) = (single::terms(terms), y.as_f32(), start.as_f32()) {
+            // SAFETY: by the caller and the assertions above.
+            unsafe { bf16::gemm(start, [m, n], terms, y, then, threads, bf16::Unit::here()) };
+            return;
+        }
+        let rounded = terms.map(|t| t.map(|t| (t, nearest(t.a.data), nearest(t.b.data))));
+        let terms = rounded.each_ref().map(|t| {
+            t.as_ref().map(|(t, a, b)| Term {
+                a: Matrix { data: Elements::Full(a), ..t.a },
+                b: Matrix { data: Elements::Full(b), ..t.b },
+                ..*t
+            })
+        });
+        // SAFETY: by the caller.
+        return unsafe { gemm_terms(start, [m, n], terms, y, then, threads, false) };
+    }
     #[cfg(target_arch = "x86_64")]
     if super::multiply_avx512::available()
         && let (Some(terms), Some(y), Some(start)) = (single::terms(terms), y.as_f32(), start.as_f32())
@@ -100,12 +126,28 @@ pub unsafe fn gemm_terms<T: Real>(
                 full.iter_mut().zip(b).for_each(|(to, from)| *to = T::of(from.to_f64()));
                 multiply(full);
             }),
+            Elements::Bf16(b) => parallel::scratch(b.len(), |full: &mut [T]| {
+                full.iter_mut().zip(b).for_each(|(to, from)| *to = T::of(from.to_f64()));
+                multiply(full);
+            }),
+            Elements::Packed(_) => panic!("packed operands are for products of bf16"),
         }
         add = true;
     }
     if let Some(then) = then {
         let grain = if threads { parallel::rows_grain(n) } else { m };
         parallel::ranges(m, grain, |rows| then(rows, 0..n));
+    }
+}
+
+/// The nearest bf16 of each element, in the element type.
+fn nearest<T: Real>(data: Elements<T>) -> Vec<T> {
+    let of = |x: half::bf16| T::of(x.to_f64());
+    match data {
+        Elements::Full(x) => x.iter().map(|&x| of(half::bf16::from_f32(Real::to_f64(x) as f32))).collect(),
+        Elements::Halves(x) => x.iter().map(|x| of(half::bf16::from_f32(x.to_f32()))).collect(),
+        Elements::Bf16(x) => x.iter().map(|&x| of(x)).collect(),
+        Elements::Packed(_) => panic!("operands are packed for products of f32"),
     }
 }
 
@@ -120,6 +162,7 @@ mod tests {
         match x.data {
             Elements::Full(data) => data[at] as f64,
             Elements::Halves(data) => data[at].to_f64(),
+            _ => panic!("the test has no others"),
         }
     }
 
@@ -161,7 +204,9 @@ mod tests {
                         };
                         let then: Option<Then> = if s < 2 { Some(&negate) } else { None };
                         // SAFETY: nothing else uses y.
-                        unsafe { gemm_terms(all[s], [m, n], [Some(Term { k, a, b }), second], target, then, threads) };
+                        unsafe {
+                            gemm_terms(all[s], [m, n], [Some(Term { k, a, b }), second], target, then, threads, false)
+                        };
                         for i in 0..m {
                             for j in 0..n + 2 {
                                 let sum = |j| {

@@ -4,16 +4,17 @@
 //! The order in which terms are summed depends on the extents alone, so results do not depend on how tasks are shared out.
 
 use super::matrix::{Start, Target, Term, Then, left};
+use super::stored::{LANES, Stored};
+use super::transpose::exchange;
 use crate::ops::engine::parallel::Shared;
 use crate::ops::engine::primitive::Elements;
-use half::f16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::sync::OnceLock;
 
-/// Lanes of a vector, vectors of a panel, rows of a tile.
-const LANES: usize = 16;
+/// Vectors of a panel, rows of a tile.
 const VECTORS: usize = 3;
 const PANEL: usize = LANES * VECTORS;
 const ROWS: usize = 8;
@@ -55,6 +56,7 @@ struct Side {
 enum Right {
     Full(*const f32),
     Halves(*const f16),
+    Bf16(*const bf16),
 }
 
 impl Right {
@@ -66,6 +68,7 @@ impl Right {
             match self {
                 Right::Full(at) => Right::Full(at.add(n)),
                 Right::Halves(at) => Right::Halves(at.add(n)),
+                Right::Bf16(at) => Right::Bf16(at.add(n)),
             }
         }
     }
@@ -84,6 +87,8 @@ impl Side {
                 b: match b.data {
                     Elements::Full(data) => Right::Full(data.as_ptr()),
                     Elements::Halves(data) => Right::Halves(data.as_ptr()),
+                    Elements::Bf16(data) => Right::Bf16(data.as_ptr()),
+                    Elements::Packed(_) => panic!("packed operands are for products of bf16"),
                 },
                 b_row: b.row,
                 b_col: b.col,
@@ -353,57 +358,7 @@ unsafe fn pack(k: usize, width: usize, b: Right, row: usize, col: usize, out: *m
         match b {
             Right::Full(b) => pack_from(k, width, b, row, col, out, room),
             Right::Halves(b) => pack_from(k, width, b, row, col, out, room),
-        }
-    }
-}
-
-/// An element as it is stored.
-trait Stored: Copy {
-    fn get(self) -> f32;
-    /// # Safety
-    /// The processor has AVX-512, and the sixteen elements are there.
-    unsafe fn load(from: *const Self) -> __m512;
-    /// # Safety
-    /// The processor has AVX-512, and the elements of the mask, which are the first, are there.
-    unsafe fn load_first(mask: __mmask16, from: *const Self) -> __m512;
-}
-
-impl Stored for f32 {
-    fn get(self) -> f32 {
-        self
-    }
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> __m512 {
-        // SAFETY: by the caller.
-        unsafe { _mm512_loadu_ps(from) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_first(mask: __mmask16, from: *const f32) -> __m512 {
-        // SAFETY: by the caller.
-        unsafe { _mm512_maskz_loadu_ps(mask, from) }
-    }
-}
-
-impl Stored for f16 {
-    fn get(self) -> f32 {
-        self.to_f32()
-    }
-
-    #[inline(always)]
-    unsafe fn load(from: *const f16) -> __m512 {
-        // SAFETY: by the caller.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_first(mask: __mmask16, from: *const f16) -> __m512 {
-        let mut all = [f16::ZERO; LANES];
-        // SAFETY: by the caller; the copy is as long as a vector.
-        unsafe {
-            std::ptr::copy_nonoverlapping(from, all.as_mut_ptr(), mask.count_ones() as usize);
-            f16::load(all.as_ptr())
+            Right::Bf16(b) => pack_from(k, width, b, row, col, out, room),
         }
     }
 }
@@ -457,32 +412,8 @@ unsafe fn transpose<E: Stored>(from: *const E, from_row: usize, to: *mut f32, to
         for (i, r) in r.iter_mut().enumerate() {
             *r = E::load(from.add(i * from_row));
         }
-        let mut t = [_mm512_setzero_pd(); 16];
-        for i in 0..8 {
-            t[2 * i] = _mm512_castps_pd(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]));
-            t[2 * i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
-        }
-        for i in 0..4 {
-            let [a, b, c, d] = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]];
-            r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
-            r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
-            r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
-            r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
-        }
-        // Lane group l of r[4 g + j] now holds column 4 l + j of rows 4 g to 4 g + 3.
-        for j in 0..4 {
-            let [a, b, c, d] = [r[j], r[4 + j], r[8 + j], r[12 + j]];
-            let even = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d));
-            let odd = (_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d));
-            let columns = [
-                _mm512_shuffle_f32x4::<0x88>(even.0, even.1),
-                _mm512_shuffle_f32x4::<0x88>(odd.0, odd.1),
-                _mm512_shuffle_f32x4::<0xdd>(even.0, even.1),
-                _mm512_shuffle_f32x4::<0xdd>(odd.0, odd.1),
-            ];
-            for (l, column) in columns.into_iter().enumerate() {
-                _mm512_storeu_ps(to.add((4 * l + j) * to_row), column);
-            }
+        for (i, column) in exchange(r).into_iter().enumerate() {
+            _mm512_storeu_ps(to.add(i * to_row), column);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! `(.., M, K) · (.., K, N)` to `(.., M, N)` with equal batch axes; `trans_a` stores the first as `(.., K, M)`, `trans_b` the
 //! second as `(.., N, K)`. A third operand is added to the product: of the result's shape (its memory may become the result's), or
 //! one row `(N)`. With `halves`, the first two are rounded to the nearest half (ties to even; infinite beyond its range) before they
-//! are multiplied, and products added up in the element type. `matmul_fused` is this with more in it.
+//! are multiplied, and products added up in the element type; with `bf16`, which only the host knows, to the nearest bf16.
+//! `matmul_fused` is this with more in it.
 
 use super::ending;
 use super::gemm::{Dims, Operands};
@@ -11,7 +12,7 @@ use crate::ops::engine::prelude::*;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "matmul",
-    attrs: &[flag("trans_a"), flag("trans_b"), flag("halves")],
+    attrs: &[flag("trans_a"), flag("trans_b"), flag("halves"), flag("bf16")],
     infer,
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
     vjp: Vjp::Emit(vjp),

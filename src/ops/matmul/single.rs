@@ -20,6 +20,8 @@ pub fn terms<T: Real>(terms: [Option<Term<T>>; 2]) -> Option<[Option<Term<f32>>;
         let data = match m.data {
             Elements::Full(data) => Elements::Full(slice(data)?),
             Elements::Halves(data) => Elements::Halves(data),
+            Elements::Bf16(data) => Elements::Bf16(data),
+            Elements::Packed(data) => Elements::Packed(data),
         };
         Some(Matrix { data, row: m.row, col: m.col })
     }
