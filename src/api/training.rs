@@ -31,12 +31,13 @@ pub fn train(request: &TrainRequest, device: &mut Device, observer: &mut dyn Obs
     let TrainRequest { model, data, eval, config, dir } = request;
     config.check(eval.is_some())?;
     let settings = pipeline::settings(config)?;
-    let products = pipeline::precision::named(&config.precision, device.0.as_ref()).products;
-    let settings = crate::train::Settings { products, ..settings };
     let request = pipeline::TrainRequest {
         eval: eval.map(|eval| &eval.0),
         ..pipeline::TrainRequest::configured(config, &settings, &model.0, &data.0, dir)?
     };
+    let products = pipeline::precision::chosen(&config.precision, &request, device.0.as_ref())?.products;
+    let settings = crate::train::Settings { products, ..settings.clone() };
+    let request = pipeline::TrainRequest { settings: &settings, ..request };
     Ok(pipeline::train(&request, device.0.as_mut(), observer)?)
 }
 

@@ -216,10 +216,9 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     // Whatever can be wrong with model and data shows before the run directory is touched.
     pipeline::check(&request)?;
     let recorded = kept.as_ref().filter(|_| !args.resume_with.iter().any(|f| f.ends_with("precision")));
-    let choice = match (recorded.and_then(|kept| kept.products()), config.train.precision.as_str()) {
-        (Some(products), _) => precision::recorded(products, device.as_ref())?,
-        (None, "auto") => precision::proven(&request, device.as_ref())?,
-        (None, other) => precision::named(other, device.as_ref()),
+    let choice = match recorded.and_then(|kept| kept.products()) {
+        Some(products) => precision::recorded(products, device.as_ref())?,
+        None => precision::chosen(&config.train.precision, &request, device.as_ref())?,
     };
     choice.why.iter().for_each(|why| printer.note(why));
     let settings = Settings { products: choice.products, ..settings.clone() };

@@ -37,6 +37,11 @@ pub fn named(precision: &str, device: &dyn Device) -> Choice {
     }
 }
 
+/// What a precision means for a run that starts.
+pub fn chosen(precision: &str, request: &TrainRequest, device: &dyn Device) -> Result<Choice, Error> {
+    if precision == "auto" { proven(request, device) } else { Ok(named(precision, device)) }
+}
+
 /// The choice that a run's record has, if the device can go on with it.
 pub fn recorded(name: &str, device: &dyn Device) -> Result<Choice, Error> {
     let products = FloatType::parse(name).unwrap_or_default();
@@ -57,7 +62,7 @@ const LOSS_OFF: f64 = 0.01;
 
 /// What `auto` means for a run on the cpu device: a forward and backward pass of its first batch is run in f32 and in bf16, and bf16 taken
 /// where it is clearly faster and the losses agree.
-pub fn proven(request: &TrainRequest, device: &dyn Device) -> Result<Choice, Error> {
+fn proven(request: &TrainRequest, device: &dyn Device) -> Result<Choice, Error> {
     if device.fast_products() != FloatType::Bf16 {
         return Ok(Choice::plain(FloatType::F32));
     }
@@ -82,8 +87,7 @@ fn weigh(full: Trial, short: Trial) -> Choice {
     let ratio = short.seconds / full.seconds;
     let losses = format!("its loss is {:.4}, in f32 {:.4}", short.loss, full.loss);
     let (products, why) = match () {
-        // Also where a loss is no number.
-        _ if !(off <= LOSS_OFF) => {
+        _ if off.is_nan() || off > LOSS_OFF => {
             (FloatType::F32, format!("products in f32: bf16 is not exact enough here, {losses}"))
         }
         _ if ratio > FASTER => (FloatType::F32, format!("products in f32: bf16 takes {ratio:.2} of its time here")),

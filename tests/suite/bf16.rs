@@ -24,7 +24,7 @@ fn graph(op: &str, sample: &Sample, tensors: &[Tensor], frozen: bool) -> Graph {
     let attrs = sample.attrs.clone().with("bf16", Attr::Bool(true));
     let ys = b.emit_all(op, &inputs, attrs).expect("a sample fits its primitive");
     for (i, &y) in ys.iter().take(ops::results(op, ys.len())).enumerate() {
-        b.output(&format!("y{i}"), y, Sink::Fetch);
+        b.output(format!("y{i}"), y, Sink::Fetch);
     }
     b.graph
 }
