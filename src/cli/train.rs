@@ -61,6 +61,9 @@ pub struct Args {
     #[arg(long, default_value = defaults::PRECONDITION, value_name = "NAME",
           value_parser = names(PRECONDITIONS.iter().map(|p| p.name)))]
     pub precondition: String,
+    /// The share of a label that is spread over all classes evenly, in training alone
+    #[arg(long, default_value_t = 0.0, value_name = "F", allow_hyphen_values = true)]
+    pub label_smoothing: f64,
     /// The largest norm of the gradient; 0 turns clipping off
     #[arg(long, default_value_t = defaults::CLIP_NORM, value_name = "F", allow_hyphen_values = true)]
     pub clip_norm: f64,
@@ -139,6 +142,7 @@ impl Args {
             momentum: self.momentum,
             lora_plus: self.lora_plus,
             precondition: self.precondition.clone(),
+            label_smoothing: self.label_smoothing,
             clip_norm: self.clip_norm,
             no_shuffle: self.no_shuffle,
             seed: self.seed,

@@ -175,6 +175,7 @@ pub(super) fn polish(
         max_length: c.max_length,
         loss: c.loss,
         loss_output: c.loss_output,
+        label_smoothing: 0.0,
         fuse: true,
         dir: dir.path(),
         resume: false,

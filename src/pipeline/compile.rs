@@ -64,6 +64,8 @@ pub struct Program {
     pub signals: Vec<Signal>,
     /// Whether optimisations beyond the necessary run.
     pub fuse: bool,
+    /// The share of a label that training spreads over all classes evenly.
+    pub smoothing: f64,
     /// The type to which products round their operands.
     pub products: FloatType,
     /// Whether rows that a mask leaves no key compute 0 in evaluation too, as in training, rather than what the file says.
@@ -150,7 +152,9 @@ impl Program {
                 b.output(outputs::LOSS, value, Sink::Fetch);
             }
             (_, Some(LossChoice::Added { loss, logits, class_axis, probabilities })) => {
-                let (value, correct) = loss::attach(&mut b, *loss, values[logits], *class_axis, *probabilities)?;
+                let smoothing = if training { self.smoothing } else { 0.0 };
+                let form = loss::Form { class_axis: *class_axis, smoothing };
+                let (value, correct) = loss::attach(&mut b, *loss, values[logits], &form, *probabilities)?;
                 b.output(outputs::LOSS, value, Sink::Fetch);
                 if let (Purpose::Evaluate, Some(correct)) = (purpose, correct) {
                     b.output(outputs::CORRECT, correct, Sink::Fetch);

@@ -127,6 +127,7 @@ impl<'a> TrainRequest<'a> {
             max_length: config.how.max_length,
             loss: named_loss(&config.how.loss)?,
             loss_output: config.how.loss_output.as_deref(),
+            label_smoothing: config.label_smoothing,
             fuse: !config.no_fuse,
             ..TrainRequest::new(model, data, settings, dir)
         })

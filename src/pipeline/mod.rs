@@ -146,6 +146,7 @@ pub fn inferring(model: &Arc<Model>) -> Program {
         outputs,
         signals: vec![],
         fuse: true,
+        smoothing: 0.0,
         products: FloatType::F32,
         guard: false,
     }

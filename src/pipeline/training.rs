@@ -82,6 +82,7 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
         outputs,
         signals: vec![],
         fuse: true,
+        smoothing: 0.0,
         products: FloatType::F32,
         guard: false,
     };
@@ -108,6 +109,8 @@ pub struct TrainRequest<'a> {
     pub max_length: usize,
     pub loss: Option<Loss>,
     pub loss_output: Option<&'a str>,
+    /// The share of a label that is spread over all classes evenly.
+    pub label_smoothing: f64,
     pub fuse: bool,
     pub dir: &'a Path,
     pub resume: bool,
@@ -124,6 +127,7 @@ impl<'a> TrainRequest<'a> {
             max_length: defaults::MAX_LENGTH,
             loss: None,
             loss_output: None,
+            label_smoothing: 0.0,
             fuse: true,
             dir,
             resume: false,
@@ -150,6 +154,13 @@ pub(super) fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpo
     let size = request.settings.batch_size;
     trainee.feed.max_length = request.max_length;
     let notes = trainee.set_loss(request.data, size, request.loss, request.loss_output)?;
+    trainee.program.smoothing = request.label_smoothing;
+    let classes =
+        matches!(&trainee.program.loss, Some(LossChoice::Added { loss, .. }) if loss.labels == Labels::Classes);
+    if request.label_smoothing > 0.0 && !classes {
+        let why = "--label-smoothing is for cross-entropy of classes, which is not this model's loss";
+        return Err(Error::Usage(format!("{why}\nhint: leave it out, or give --loss cross-entropy")));
+    }
     if let Some(eval) = request.eval {
         trainee.check(eval, size)?;
     }

@@ -49,6 +49,8 @@ pub struct TrainConfig {
     pub lora_plus: f64,
     /// `none`, or `riemannian`: what becomes of the gradients of low-rank factors before the optimiser.
     pub precondition: String,
+    /// The share of a label that is spread over all classes evenly.
+    pub label_smoothing: f64,
     /// Zero turns clipping off.
     pub clip_norm: f64,
     /// Take examples in the file's order.
@@ -123,6 +125,7 @@ impl Default for TrainConfig {
             momentum: default::MOMENTUM,
             lora_plus: default::LORA_PLUS,
             precondition: default::PRECONDITION.into(),
+            label_smoothing: 0.0,
             clip_norm: default::CLIP_NORM,
             no_shuffle: false,
             seed: default::SEED,
@@ -238,6 +241,7 @@ impl TrainConfig {
             ("--weight-decay", self.weight_decay, decay),
             ("--momentum", self.momentum, is_default(default::MOMENTUM)),
             ("--lora-plus", self.lora_plus, is_default(default::LORA_PLUS)),
+            ("--label-smoothing", self.label_smoothing, "0.1 is usual; 0 turns it off".into()),
             ("--clip-norm", self.clip_norm, format!("{}; 0 turns clipping off", is_default(default::CLIP_NORM))),
         ] {
             if !x.is_finite() || x < 0.0 {
@@ -245,6 +249,13 @@ impl TrainConfig {
                     "{flag} {x} must be a number that is not negative\nhint: {hint}"
                 )));
             }
+        }
+        if self.label_smoothing >= 1.0 {
+            let why = "must be below 1, or nothing of the labels is left";
+            return Err(ConfigError::Value(format!(
+                "--label-smoothing {} {why}\nhint: 0.1 is usual",
+                self.label_smoothing
+            )));
         }
         if self.momentum >= 1.0 {
             let why = "must be below 1, or updates grow without bound";

@@ -20,6 +20,7 @@ mod help;
 mod inputs;
 mod inspection;
 mod library;
+mod losses;
 mod masked;
 mod merges;
 mod models;

@@ -1,6 +1,6 @@
 //! The cross-entropy of a sigmoid of each output, with labels from 0 to 1.
 
-use super::{LEAST, Labels, Loss, log, uncounted};
+use super::{Form, LEAST, Labels, Loss, log, uncounted};
 use crate::ir::inputs::LABELS;
 use crate::ir::{BuildError, Builder, DType, Tensor, Type, Value};
 
@@ -13,7 +13,7 @@ pub const LOSS: Loss = Loss {
     attach,
 };
 
-fn attach(b: &mut Builder, logits: Value, _: Option<usize>) -> Result<(Value, Option<Value>), BuildError> {
+fn attach(b: &mut Builder, logits: Value, _: &Form) -> Result<(Value, Option<Value>), BuildError> {
     let shape = b.shape(logits).clone();
     let labels = b.input(LABELS, Type::f32(shape.clone()));
     let out = uncounted(b, labels)?;

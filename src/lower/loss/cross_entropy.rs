@@ -1,8 +1,8 @@
 //! The cross-entropy of a softmax over classes.
 
-use super::{LEAST, Labels, Loss, log};
+use super::{Form, LEAST, Labels, Loss, log};
 use crate::ir::inputs::LABELS;
-use crate::ir::{BuildError, Builder, DType, Type, Value};
+use crate::ir::{BuildError, Builder, DType, Tensor, Type, Value};
 
 pub const LOSS: Loss = Loss {
     name: "cross-entropy",
@@ -13,9 +13,9 @@ pub const LOSS: Loss = Loss {
     attach,
 };
 
-fn attach(b: &mut Builder, mut logits: Value, class_axis: Option<usize>) -> Result<(Value, Option<Value>), BuildError> {
+fn attach(b: &mut Builder, mut logits: Value, form: &Form) -> Result<(Value, Option<Value>), BuildError> {
     let mut shape = b.shape(logits).clone();
-    if let Some(axis) = class_axis.filter(|a| a + 1 < shape.len()) {
+    if let Some(axis) = form.class_axis.filter(|a| a + 1 < shape.len()) {
         let order: Vec<usize> = (0..shape.len()).filter(|d| *d != axis).chain([axis]).collect();
         logits = b.transpose(logits, &order)?;
         shape = b.shape(logits).clone();
@@ -24,7 +24,12 @@ fn attach(b: &mut Builder, mut logits: Value, class_axis: Option<usize>) -> Resu
     let rows = shape.elements() / classes.max(1);
     let labels = b.input(LABELS, Type::i32(&shape[..shape.len().saturating_sub(1)]));
     let (x, labels) = (b.reshape(logits, [rows, classes])?, b.reshape(labels, [rows])?);
-    let each = b.binary("cross_entropy", x, labels)?;
+    let mut each = b.binary("cross_entropy", x, labels)?;
+    if form.smoothing > 0.0 {
+        let more = spread(b, x, labels)?;
+        let more = b.scale(more, form.smoothing)?;
+        each = b.add(each, more)?;
+    }
     let sum = b.reduce_sum(each, &[0], false)?;
     let wide = b.reshape(x, [rows, classes, 1])?;
     let best = b.unary("argmax", wide)?;
@@ -33,6 +38,24 @@ fn attach(b: &mut Builder, mut logits: Value, class_axis: Option<usize>) -> Resu
     let hit = b.cast(hit, DType::F32)?;
     let correct = b.reduce_sum(hit, &[0], false)?;
     Ok((sum, Some(correct)))
+}
+
+/// How much the mean cross-entropy over all classes exceeds the label's: `x[label] - mean x`; zero where the label does not count.
+fn spread(b: &mut Builder, x: Value, labels: Value) -> Result<Value, BuildError> {
+    let [rows, classes] = b.shape(x)[..] else { panic!("rows of logits") };
+    let zeros = b.constant(Tensor::i32([rows], vec![0; rows]));
+    let out = b.binary("less", labels, zeros)?;
+    let label = b.select(out, zeros, labels)?;
+    let starts = b.constant(Tensor::i32([rows], (0..rows).map(|r| (r * classes) as i32).collect()));
+    let at = b.add(starts, label)?;
+    let flat = b.reshape(x, [rows * classes])?;
+    let own = b.gather(flat, at, 0)?;
+    let sum = b.reduce_sum(x, &[1], false)?;
+    let mean = b.scale(sum, 1.0 / classes as f64)?;
+    let more = b.sub(own, mean)?;
+    let counts = b.unary("not", out)?;
+    let counts = b.cast(counts, DType::F32)?;
+    b.mul(more, counts)
 }
 
 fn logarithms(b: &mut Builder, p: Value) -> Result<Value, BuildError> {

@@ -1,6 +1,6 @@
 //! Mean squared error: `Σ (x - label)²`.
 
-use super::{Labels, Loss, uncounted};
+use super::{Form, Labels, Loss, uncounted};
 use crate::ir::inputs::LABELS;
 use crate::ir::{BuildError, Builder, Type, Value};
 
@@ -13,7 +13,7 @@ pub const LOSS: Loss = Loss {
     attach,
 };
 
-fn attach(b: &mut Builder, x: Value, _: Option<usize>) -> Result<(Value, Option<Value>), BuildError> {
+fn attach(b: &mut Builder, x: Value, _: &Form) -> Result<(Value, Option<Value>), BuildError> {
     let shape = b.shape(x).clone();
     let axes: Vec<usize> = (0..shape.len()).collect();
     let labels = b.input(LABELS, Type::f32(shape));

@@ -4,6 +4,7 @@
 
 mod binary_cross_entropy;
 mod cross_entropy;
+mod mean_absolute;
 mod mean_square;
 mod operators;
 
@@ -30,9 +31,18 @@ pub struct Loss {
     pub attach: Attach,
 }
 
-/// Adds a loss to logits of any shape, with the axis of the classes where that is not the last: the sum over all labels that count,
-/// and where labels name classes the number of those that the largest logit hits.
-pub type Attach = fn(&mut Builder, Value, Option<usize>) -> Result<(Value, Option<Value>), BuildError>;
+/// How a loss is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Form {
+    /// The axis of the classes where that is not the last.
+    pub class_axis: Option<usize>,
+    /// The share of a label that is spread over all classes evenly.
+    pub smoothing: f64,
+}
+
+/// Adds a loss to logits of any shape: the sum over all labels that count, and where labels name classes the number of those that the
+/// largest logit hits.
+pub type Attach = fn(&mut Builder, Value, &Form) -> Result<(Value, Option<Value>), BuildError>;
 
 /// The labels that a loss takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +54,7 @@ pub enum Labels {
 }
 
 /// Every loss.
-pub const LOSSES: &[Loss] = &[cross_entropy::LOSS, mean_square::LOSS, binary_cross_entropy::LOSS];
+pub const LOSSES: &[Loss] = &[cross_entropy::LOSS, mean_square::LOSS, mean_absolute::LOSS, binary_cross_entropy::LOSS];
 
 pub fn find(name: &str) -> Option<Loss> {
     LOSSES.iter().find(|l| l.name == name).copied()
@@ -74,14 +84,14 @@ impl std::fmt::Debug for Loss {
 pub const UNCOUNTED: f32 = -1.267_650_6e30;
 
 /// Adds `Σ loss · scale` over the rows of `logits`, the run's input `scale` being one over the number of counted labels
-/// (or elements). `class_axis` is the axis of the classes where that is not the last; `probabilities` says that the
+/// (or elements). `probabilities` says that the
 /// values are what a softmax or sigmoid gave. Returns the sum, and where labels
 /// name classes the number of those that the largest logit hits.
 pub fn attach(
     b: &mut Builder,
     loss: Loss,
     logits: Value,
-    class_axis: Option<usize>,
+    form: &Form,
     probabilities: bool,
 ) -> Result<(Value, Option<Value>), BuildError> {
     let logits = match loss.of_probabilities.filter(|_| probabilities) {
@@ -89,7 +99,7 @@ pub fn attach(
         None => logits,
     };
     let scale = b.input(LOSS_SCALE, Type::f32([]));
-    let (sum, correct) = (loss.attach)(b, logits, class_axis)?;
+    let (sum, correct) = (loss.attach)(b, logits, form)?;
     Ok((b.mul(sum, scale)?, correct))
 }
 

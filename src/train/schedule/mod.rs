@@ -6,6 +6,7 @@ mod constant;
 mod cosine;
 mod inverse_sqrt;
 mod linear;
+mod warmup_stable_decay;
 
 /// How the learning rate goes on after warm-up.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +30,8 @@ pub struct Point {
 }
 
 /// Every schedule.
-pub const SCHEDULES: &[Schedule] = &[constant::SCHEDULE, linear::SCHEDULE, cosine::SCHEDULE, inverse_sqrt::SCHEDULE];
+pub const SCHEDULES: &[Schedule] =
+    &[constant::SCHEDULE, linear::SCHEDULE, cosine::SCHEDULE, inverse_sqrt::SCHEDULE, warmup_stable_decay::SCHEDULE];
 
 pub fn find(name: &str) -> Option<Schedule> {
     SCHEDULES.iter().find(|s| s.name == name).copied()
