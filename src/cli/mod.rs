@@ -18,6 +18,7 @@ mod run;
 mod runs;
 mod settings;
 mod train;
+mod starts;
 mod verify;
 
 use clap::{CommandFactory, Parser, Subcommand};

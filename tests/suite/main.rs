@@ -38,6 +38,7 @@ mod starts;
 mod structures;
 mod tokens;
 mod toy_adapter;
+mod starts_from_files;
 mod violations;
 
 /// Says what was not tested, past the test harness, which keeps what a passing test prints to itself.
