@@ -184,6 +184,8 @@ pub struct GraphInput {
     pub help: &'static str,
     /// The setting that says how many values it may have, where they are indices.
     pub count: Option<&'static str>,
+    /// The least and the largest value that it may have, where it is no index.
+    pub range: Option<(f64, f64)>,
 }
 
 /// How an adapter's nodes stand to the linear node.

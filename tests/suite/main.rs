@@ -11,6 +11,7 @@ mod computed;
 mod data;
 mod dumps;
 mod elsewhere;
+mod example_columns;
 mod files;
 mod functions;
 mod fused_products;
