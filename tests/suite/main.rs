@@ -32,6 +32,7 @@ mod pass_properties;
 mod passes;
 mod primitives;
 mod products;
+mod quantised_bases;
 mod random_graphs;
 mod runs;
 mod shaders;
