@@ -34,13 +34,14 @@ mod primitives;
 mod products;
 mod quantised_bases;
 mod random_graphs;
+mod residual_gradients;
 mod runs;
 mod shaders;
 mod starts;
+mod starts_from_files;
 mod structures;
 mod tokens;
 mod toy_adapter;
-mod starts_from_files;
 mod violations;
 
 /// Says what was not tested, past the test harness, which keeps what a passing test prints to itself.
