@@ -18,8 +18,8 @@ mod resume;
 mod run;
 mod runs;
 mod settings;
-mod train;
 mod starts;
+mod train;
 mod verify;
 
 use clap::{CommandFactory, Parser, Subcommand};
