@@ -201,14 +201,18 @@ fn adapters_are_written_as_peft_reads_them() {
             assert_eq!(config["alpha_pattern"], serde_json::json!({ "m\\.block\\.0\\.fc": 5.0 }), "{structure}");
         }
     }
-    for (how, mention) in [
+    for (i, (how, mention)) in [
         (&["--structure", "block-shortcut"][..], "block-shortcut cannot be written for PEFT, only lora, dora"),
         (&["--structure", "lora", "--also-train", "head"], "also trains m.head.weight"),
         (&["--structure", "lora", "--init", "pissa", "--rank", "2"], "--init pissa, which takes a part"),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let run = format!("run{i}");
         done(d, &[&["inject", &model, "--target", "fc"], how, &["-o", "t.onnx"]].concat());
-        done(d, &["train", "t.onnx", "--data", &data, "--max-steps", "1", "--device", "cpu", "-o", mention]);
-        refused(d, &["export", "t.onnx", "--adapter", mention, "-o", "no"], mention);
+        done(d, &["train", "t.onnx", "--data", &data, "--max-steps", "1", "--device", "cpu", "-o", &run]);
+        refused(d, &["export", "t.onnx", "--adapter", &run, "-o", "no"], mention);
         assert!(!d.join("no").exists());
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::oracle::cpu;
 use reslora_compile::internals::adapter::Adapter;
-use reslora_compile::internals::adapters::{self, ElementType, Form, Residual, Structure};
+use reslora_compile::internals::adapters::{self, ElementType, Form, GraphInput, Residual, Structure};
 use reslora_compile::internals::inject::{Options, Selector};
 use reslora_compile::internals::ir::Tensor;
 use reslora_compile::internals::pipeline::{self, Calibration, MergeRequest, TrainRequest};
@@ -31,7 +31,11 @@ fn examples(structure: Structure) -> Dataset {
         };
         tensors.insert(input.name.into(), t);
     }
-    Dataset { source: Source::Tensors { tensors, examples }, ..read }
+    let column =
+        |i: &GraphInput| data::Column { name: i.name.into(), integer: i.element == ElementType::I64, range: i.range };
+    let inputs = structure.inputs.iter().map(column).collect();
+    let options = data::Options { inputs, ..read.options.clone() };
+    Dataset { source: Source::Tensors { tensors, examples }, options, ..read }
 }
 
 fn options(structure: Structure, residual: Residual) -> Options {

@@ -326,7 +326,9 @@ impl Dataset {
     pub fn check_tensors(&self, inputs: &[InputSpec]) -> Result<(), DataError> {
         let Source::Tensors { tensors, .. } = &self.source else { return Ok(()) };
         let reads = |name: &str| inputs.iter().any(|i| i.name == name);
-        if let Some(name) = tensors.keys().find(|n| *n != "labels" && !reads(n)) {
+        // What an adapter reads, its base does not.
+        let own = |name: &str| name == "labels" || self.options.inputs.iter().any(|c| c.name == name);
+        if let Some(name) = tensors.keys().find(|n| !own(n) && !reads(n)) {
             let near = inputs
                 .iter()
                 .max_by(|a, b| strsim::jaro_winkler(name, &a.name).total_cmp(&strsim::jaro_winkler(name, &b.name)));
