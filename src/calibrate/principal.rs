@@ -18,7 +18,7 @@ enum Kept {
     /// Σ x and Σ x xᵀ.
     Sums { sum: Array1<f64>, products: Mat<f64> },
     /// A sample of the rows, each as likely to be kept as any other, where products would not fit.
-    Sample { rows: Vec<Vec<f64>>, rng: ChaCha8Rng },
+    Sample { rows: Vec<Vec<f64>>, rng: Box<ChaCha8Rng> },
 }
 
 /// The principal directions of centred rows.
@@ -34,7 +34,7 @@ impl Scatter {
     pub fn new(width: usize) -> Scatter {
         let kept = match width <= WIDE {
             true => Kept::Sums { sum: Array1::zeros(width), products: Mat::zeros(width, width) },
-            false => Kept::Sample { rows: vec![], rng: ChaCha8Rng::seed_from_u64(0) },
+            false => Kept::Sample { rows: vec![], rng: Box::new(ChaCha8Rng::seed_from_u64(0)) },
         };
         Scatter { width, rows: 0, kept }
     }
