@@ -192,7 +192,7 @@ for work in $works; do
     echo
     echo "$1, batch $2, sequence $3: LoRA of rank $4 on $([ "$5" = qv ] && echo 'queries and values' || echo 'every linear layer'), $6"
     echo
-    echo "| program | step, ms | turns, ms | ours / its | peak memory of the process, MiB | ours / its | memory on the device, MiB |"
+    echo "| program | step, ms | turns, ms | our step as a multiple of this one | peak memory of the process, MiB | our peak as a multiple of this one | memory on the device, MiB |"
     echo "|---|---|---|---|---|---|---|"
     for system in $systems; do rm -f "$out/$system.turns" "$out/$system.why"; done
     turn=0

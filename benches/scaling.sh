@@ -3,8 +3,8 @@
 #
 #   scaling.sh OUT_DIR
 #
-# The last column is the time over the first row's, by the work over the first row's: 1 is linear, below 1 what grows slower than its
-# work. Work is the row's number; for ranks, the arithmetic of model and adapters. PYTHON, PROGRAM, DEVICE, ROUNDS, STEPS
+# The last column says how much the time has grown since the first row, divided by how much the work has: 1 is linear, and below 1 the
+# time grows more slowly than the work. Work is the row's number; for ranks, the arithmetic of model and adapters. PYTHON, PROGRAM, DEVICE, ROUNDS, STEPS
 # and LIMIT are as in compare.sh; BATCHES, SEQS, LAYERS and RANKS what to try.
 set -eu
 [ $# -eq 1 ] || { sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
@@ -55,7 +55,7 @@ series() { # NAME VALUES: prints its table
         turn=$((turn + 1))
     done
     echo
-    echo "| $name | step, ms | by linear |"
+    echo "| $name | step, ms | growth of time over growth of work |"
     echo "|---|---|---|"
     first='' start=''
     for value in "$@"; do

@@ -2,6 +2,9 @@
 //! finite.
 
 mod peft;
+mod peft_write;
+
+pub use peft_write::write as write_peft;
 
 use crate::file_kind::{self, Wanted};
 use atomic_write_file::AtomicWriteFile;
@@ -75,6 +78,9 @@ pub enum AdapterError {
     #[error("cannot write {}: {error}", path.display())]
     Write { path: PathBuf, error: std::io::Error },
 }
+
+/// The files of a folder that PEFT saves.
+pub const PEFT_FILES: [&str; 2] = [peft::CONFIG, peft::TENSORS];
 
 /// The one key of the file's metadata that is ours. (One, because safetensors writes several in no fixed order.)
 const KEY: &str = "reslora";

@@ -93,7 +93,8 @@ mod verify;
 pub use adapter::{Adapter, Norms};
 pub use api::{
     Dataset, Device, Error, Injected, MergeRequest, Merged, Model, TrainRequest, VerifyRequest, evaluate, inject,
-    merge, open_device, read, read_adapter, read_data, train, verify, write, write_adapter,
+    merge, open_device, read, read_adapter, read_data, train, verify, with_directions, with_originals, write,
+    write_adapter,
 };
 pub use cli::main;
 pub use inject::{Biases, Options as InjectOptions, Report as InjectReport, Selector};

@@ -6,7 +6,7 @@ use std::path::Path;
 
 pub const TENSORS: &str = "adapter_model.safetensors";
 pub const CONFIG: &str = "adapter_config.json";
-const PREFIX: &str = "base_model.model.";
+pub const PREFIX: &str = "base_model.model.";
 /// Parts of the names of tensors that plain LoRA does not have.
 const FOREIGN: &[(&str, &str)] = &[
     (".lora_embedding_", "a factor of an embedding"),
@@ -14,8 +14,8 @@ const FOREIGN: &[(&str, &str)] = &[
     (".lora_B.bias", "a bias of a factor (lora_bias)"),
 ];
 
-/// How an adapter was made, as JSON: `structure`, `rank`, `alpha` and `rslora` from the configuration beside PEFT's file, and
-/// `torch` where the tensors are PyTorch's; without that file, that it is plain LoRA. `None` where the file is not PEFT's.
+/// How an adapter was made, as JSON: `structure`, `rank`, `alpha`, `rslora` and the patterns from the configuration beside PEFT's file,
+/// and `torch` where the tensors are PyTorch's; without that file, that it is plain LoRA. `None` where the file is not PEFT's.
 pub fn config(path: &Path, names: &[&str]) -> Result<Option<String>, AdapterError> {
     for (part, what) in FOREIGN {
         if let Some(name) = names.iter().find(|n| n.contains(part)) {
@@ -53,11 +53,6 @@ pub fn config(path: &Path, names: &[&str]) -> Result<Option<String>, AdapterErro
         }
     };
     let (rank, alpha) = (number(method.rank)?, number(method.alpha)?);
-    if let Some(why) = uneven(&config, method, rank, alpha) {
-        return Err(kind(format!(
-            "{why}\nhint: an adapter file here has one rank and one alpha for all of its targets"
-        )));
-    }
     // PEFT lists names of heads that the model may not have (both "classifier" and "score").
     let listed = config.get("modules_to_save").and_then(Value::as_array).into_iter().flatten();
     let modules: Vec<&str> = listed.filter_map(Value::as_str).collect();
@@ -72,6 +67,15 @@ pub fn config(path: &Path, names: &[&str]) -> Result<Option<String>, AdapterErro
     if let Some(alpha) = alpha {
         made["alpha"] = json!(alpha);
     }
+    for (key, whole) in [("rank_pattern", rank), ("alpha_pattern", alpha)] {
+        let rules = config.get(key).and_then(Value::as_object).filter(|rules| whole.is_some() && !rules.is_empty());
+        let Some(rules) = rules else { continue };
+        if let Some((rule, value)) = rules.iter().find(|(_, v)| v.as_f64().is_none_or(|x| x <= 0.0)) {
+            return Err(kind(format!("{key} gives '{rule}' {value}, which is no positive number")));
+        }
+        // In the order of the file: PEFT takes the first that matches.
+        made[key] = rules.iter().map(|(rule, value)| json!([rule, value])).collect();
+    }
     if method.rslora {
         made["rslora"] = json!(config.get("use_rslora").and_then(Value::as_bool).unwrap_or(false));
     }
@@ -83,15 +87,15 @@ pub fn config(path: &Path, names: &[&str]) -> Result<Option<String>, AdapterErro
 }
 
 /// A method of PEFT's, and what it is called here.
-struct Method {
-    peft_type: &'static str,
+pub struct Method {
+    pub peft_type: &'static str,
     /// Whether `use_dora` is set.
-    dora: bool,
-    structure: &'static str,
+    pub dora: bool,
+    pub structure: &'static str,
     /// The keys of its rank and alpha; empty where it has none.
-    rank: &'static str,
-    alpha: &'static str,
-    rslora: bool,
+    pub rank: &'static str,
+    pub alpha: &'static str,
+    pub rslora: bool,
     /// A setting of its own: PEFT's key, and ours.
     setting: Option<(&'static str, &'static str)>,
     /// Keys that must say nothing, and those that must be false.
@@ -122,7 +126,7 @@ const LORA_OTHERS: &[&str] = &[
     "velora_config",
 ];
 
-const METHODS: &[Method] = &[
+pub const METHODS: &[Method] = &[
     Method {
         peft_type: "LORA",
         structure: "lora",
@@ -212,15 +216,6 @@ fn empty(value: &Value) -> bool {
     }
 }
 
-/// The pattern that gives some targets another rank or alpha.
-fn uneven(config: &Map<String, Value>, method: &Method, rank: Option<f64>, alpha: Option<f64>) -> Option<String> {
-    let keys = [("rank_pattern", method.rank, rank), ("alpha_pattern", method.alpha, alpha)];
-    keys.into_iter().find_map(|(key, whole, all)| {
-        let other = config.get(key)?.as_object()?.iter().find(|(_, v)| all.is_some() && v.as_f64() != all)?;
-        Some(format!("{key} gives '{}' {}, where {whole} is {}", other.0, other.1, all?))
-    })
-}
-
 /// A tensor's name without what PEFT puts around it.
 pub fn plain_name(name: &str) -> String {
     let name = name.strip_prefix(PREFIX).unwrap_or(name);
@@ -276,6 +271,10 @@ mod tests {
                 json!({ "peft_type": "LOKR", "r": 2, "alpha": 4, "decompose_factor": 8, "decompose_both": false }),
                 json!({ "structure": "lokr", "settings": { "decompose-factor": 8 } }),
             ),
+            (
+                json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": { "v": 2, ".*q": 6 }, "alpha_pattern": {} }),
+                json!({ "rank": 4, "rank_pattern": [["v", 2], [".*q", 6]], "alpha_pattern": null }),
+            ),
             (json!({ "peft_type": "VERA", "r": 16 }), json!({ "structure": "vera", "rank": 16 })),
             (json!({ "peft_type": "IA3" }), json!({ "structure": "ia3" })),
             (json!({ "peft_type": "LN_TUNING" }), json!({ "structure": "norm" })),
@@ -307,7 +306,7 @@ mod tests {
             let method = METHODS.iter().find(|m| m.names(config));
             let why = match method {
                 None => Some(unknown(config)),
-                Some(m) => beyond(config, m).or_else(|| uneven(config, m, Some(4.0), Some(8.0))),
+                Some(m) => beyond(config, m),
             };
             assert_eq!(why.is_some(), want.is_some(), "{why:?}");
             assert!(want.is_none_or(|w| why.as_ref().unwrap().contains(w)), "{why:?}");
@@ -317,8 +316,6 @@ mod tests {
         check(json!({ "use_dora": true }), None);
         check(json!({ "peft_type": "BOFT" }), Some("BOFT"));
         check(json!({ "peft_type": "OFT", "use_cayley_neumann": true }), Some("use_cayley_neumann"));
-        check(json!({ "rank_pattern": { "q": 2 } }), Some("rank_pattern"));
-        check(json!({ "alpha_pattern": { "q": 2 } }), Some("alpha_pattern"));
         check(json!({ "bias": "lora_only" }), Some("lora_only"));
         check(json!({ "init_lora_weights": "pissa_niter_4" }), Some("pissa"));
     }

@@ -177,7 +177,16 @@ fn block_nodes(e: &mut Emitter, block: &Block) -> String {
                 sum
             };
             match &term.join {
-                None => e.node("lora_add", "Add", &[block.y, &scaled]),
+                None => {
+                    let y = match block.config.taken_out(block.target) {
+                        None => block.y.to_string(),
+                        Some(part) => {
+                            let part = e.product_down("taken_out", block.x, &part);
+                            e.node("lora_base", "Sub", &[block.y, &part])
+                        }
+                    };
+                    e.node("lora_add", "Add", &[&y, &scaled])
+                }
                 Some(join) => (join.emit)(e, block, &scaled),
             }
         }

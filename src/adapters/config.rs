@@ -78,6 +78,9 @@ pub struct Target {
     /// Its own alpha, where `--alpha-pattern` gives it one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
+    /// Whether the file holds the weight quantised, where the start depends on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quantised: bool,
     /// Names that an adapter which does not stand at a linear node has found in the base, by what they are to it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub names: BTreeMap<String, String>,

@@ -1,6 +1,6 @@
 //! What an adapter is: the answers that an [`Entry`] gives.
 
-use super::{Block, Config, Emission, Emitter, Factors, Residual, Scene, Target, Tensors, Values};
+use super::{Block, Config, Emission, Emitter, Factors, Loftq, Residual, Scene, Target, Tensors, Values};
 use crate::onnx::{ElementType, Model, NodeId};
 use ndarray::{Array1, Array2, ArrayD};
 use rand_chacha::ChaCha8Rng;
@@ -165,6 +165,12 @@ pub struct Drawing<'a> {
     pub earlier: &'a [(String, ArrayD<f32>)],
     /// Token ids of the text that a setting gives.
     pub tokens: &'a [usize],
+    /// The principal directions of the target's inputs, `[k, in]`, the largest first; where they were found.
+    pub directions: Option<&'a Array2<f64>>,
+    /// The target's weight before it was quantised, `[out, in]`; where it was given.
+    pub original: Option<&'a Array2<f32>>,
+    /// How weights are quantised for a start that asks for it.
+    pub loftq: Loftq,
 }
 
 /// A graph input that an adapter adds; its first axis is the batch.
@@ -178,6 +184,8 @@ pub struct GraphInput {
     pub help: &'static str,
     /// The setting that says how many values it may have, where they are indices.
     pub count: Option<&'static str>,
+    /// The least and the largest value that it may have, where it is no index.
+    pub range: Option<(f64, f64)>,
 }
 
 /// How an adapter's nodes stand to the linear node.

@@ -6,6 +6,7 @@
 use super::{Config, Init, Residual, Structure, Target, Tensors, names};
 use crate::onnx::{self, Linear, Model};
 use ndarray::ArrayD;
+use regex::Regex;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,9 @@ pub struct Made {
     pub settings: Option<BTreeMap<String, Value>>,
     pub targets: Option<Vec<Target>>,
     pub also_train: Option<Vec<String>>,
+    /// PEFT's patterns: regular expressions that end a path, of which the first that matches counts.
+    pub rank_pattern: Vec<(String, usize)>,
+    pub alpha_pattern: Vec<(String, f64)>,
     /// Weights are as PyTorch keeps them: those of linear layers are `[out, in]`.
     pub torch: bool,
 }
@@ -52,6 +56,38 @@ impl Made {
         made.rank = made.rank.or_else(|| ranks.first().copied().filter(|_| ranks.len() == 1));
         Ok(made)
     }
+}
+
+/// A rank and an alpha that a target has of its own; `None` where it has those of all.
+type Own = (Option<usize>, Option<f64>);
+
+impl Made {
+    /// What the adapter says of the targets at its own paths.
+    fn own<'a>(&self, paths: impl IntoIterator<Item = &'a str>) -> Result<BTreeMap<String, Own>, FitError> {
+        if let Some(targets) = &self.targets {
+            return Ok(targets.iter().map(|t| (t.path.clone(), (t.rank, t.alpha))).collect());
+        }
+        let (ranks, alphas) = (ending(&self.rank_pattern)?, ending(&self.alpha_pattern)?);
+        let own = |path: &str| {
+            let rank = first(&ranks, path).filter(|r| self.rank != Some(*r));
+            (path.to_string(), (rank, first(&alphas, path).filter(|a| self.alpha != Some(*a))))
+        };
+        Ok(paths.into_iter().map(own).collect())
+    }
+}
+
+/// PEFT's patterns as expressions that are searched in a whole path.
+fn ending<T: Copy>(rules: &[(String, T)]) -> Result<Vec<(Regex, T)>, FitError> {
+    let compiled = rules.iter().map(|(rule, value)| {
+        let re = Regex::new(&format!(r"^(?:.*\.)?(?:{rule})$"));
+        re.map(|re| (re, *value)).map_err(|e| FitError::Config(format!("'{rule}' is no regular expression: {e}")))
+    });
+    compiled.collect()
+}
+
+/// The number of the first expression that is found in a path.
+fn first<T: Copy>(rules: &[(Regex, T)], path: &str) -> Option<T> {
+    rules.iter().find(|(re, _)| re.is_match(path)).map(|(_, value)| *value)
 }
 
 /// One setting that differs.
@@ -256,6 +292,24 @@ fn check(config: &Config, made: &Made, renamed: &BTreeMap<String, String>) -> Re
             }
         }
     }
+    let theirs = made.own(renamed.keys().map(String::as_str))?;
+    // Ranks that nothing is said of are seen from shapes.
+    let ranks = alike && config.structure.rank && (made.targets.is_some() || !made.rank_pattern.is_empty());
+    let alphas = alike && config.structure.alpha && made.alpha == Some(config.alpha);
+    for (path, (rank, alpha)) in &theirs {
+        let Some(t) = config.target(&own(path)) else { continue };
+        let exactly = format!("'^{}$", regex::escape(&t.path));
+        if ranks && made.rank == Some(config.rank) && *rank != t.rank {
+            let r = rank.unwrap_or(config.rank);
+            let flag = format!("--rank-pattern {exactly}={r}'");
+            differ(&format!("rank of {}", t.path), r.to_string(), config.rank_of(t).to_string(), Some(flag));
+        }
+        if alphas && *alpha != t.alpha {
+            let [a, b] = [*alpha, t.alpha].map(|a| a.unwrap_or(config.alpha));
+            let flag = format!("--alpha-pattern {exactly}={a}'");
+            differ(&format!("alpha of {}", t.path), a.to_string(), b.to_string(), Some(flag));
+        }
+    }
     if let Some(theirs) = &made.also_train {
         let (theirs, ours): (BTreeSet<&String>, BTreeSet<&String>) =
             (theirs.iter().collect(), config.also_train.iter().collect());
@@ -333,14 +387,31 @@ fn also_trained(
     Ok((to, t))
 }
 
-/// The targets that an adapter was made for, by path, of those that a model has; and the names of what it trains whole.
+/// What an adapter was made for, under a model's names.
+pub struct OwnTargets {
+    /// Module paths of its targets.
+    pub paths: Vec<String>,
+    /// What it trains whole.
+    pub whole: Vec<String>,
+    /// Ranks and alphas that targets have of their own.
+    numbers: BTreeMap<String, Own>,
+}
+
+impl OwnTargets {
+    /// The rank and the alpha that the target at a path has of its own.
+    pub fn numbers(&self, path: &str) -> (Option<usize>, Option<f64>) {
+        self.numbers.get(path).copied().unwrap_or_default()
+    }
+}
+
+/// The targets that an adapter was made for, of those that a model has; and the names of what it trains whole.
 pub fn own_targets(
     model: &Model,
     structure: Structure,
     made: &Made,
     tensors: &Tensors,
     all: &[String],
-) -> Result<(Vec<String>, Vec<String>), FitError> {
+) -> Result<OwnTargets, FitError> {
     let linear = names::layers(model);
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     let paths = paths(structure, tensors)?;
@@ -362,5 +433,7 @@ pub fn own_targets(
             found.collect::<Result<_, FitError>>()?
         }
     };
-    Ok((renamed.paths.into_values().collect(), whole))
+    let under = |path: String| renamed.paths.get(&path).cloned().unwrap_or(path);
+    let numbers = made.own(paths)?.into_iter().map(|(path, own)| (under(path), own)).collect();
+    Ok(OwnTargets { paths: renamed.paths.values().cloned().collect(), whole, numbers })
 }

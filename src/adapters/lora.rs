@@ -1,6 +1,8 @@
 //! `lora`: `y + s B A x` (LoRA, arXiv 2106.09685; with `--rslora`, 2312.03732).
 
-use super::{Config, Emitter, Entry, Factors, Form, Group, Init, Residual, Spec, Start, Target, Term, Values, init};
+use super::{
+    Config, Emitter, Entry, Factors, Form, Group, Init, Residual, Spec, Start, Target, Term, Values, init, loftq,
+};
 
 pub const A: &str = "lora_A.weight";
 pub const B: &str = "lora_B.weight";
@@ -20,14 +22,14 @@ pub const ENTRY: Entry = Entry {
     residuals: &[Residual::InputShortcut, Residual::BlockShortcut, Residual::MiddleShortcut],
     images: true,
     reads_roles: false,
-    suffixes: &[A, B, A0, B0],
+    suffixes: &[A, B, A0, B0, loftq::ERROR],
     tensors,
     shared: |_| vec![],
     inputs: &[],
     form: Form::Term(Term { carry, last, factors, join: None }),
 };
 
-/// A `[rank, in]`, B `[out, rank]`; and frozen copies of how they start, where that is subtracted.
+/// A `[rank, in]`, B `[out, rank]`; and frozen copies of how they start, or the error of a quantised weight, where that is subtracted.
 pub fn tensors(config: &Config, target: &Target) -> Result<Vec<Spec>, String> {
     let (rank, init) = (config.rank_of(target), config.init);
     if let Some(why) = init.refused(config, target) {
@@ -38,9 +40,13 @@ pub fn tensors(config: &Config, target: &Target) -> Result<Vec<Spec>, String> {
         Init::Gaussian => [Start::Drawn(init::gaussian), Start::Zeros],
         Init::Orthogonal => [Start::Drawn(init::orthogonal_a), Start::Drawn(init::orthogonal_b)],
         Init::Pissa | Init::Olora => [Start::Drawn(init::part_a), Start::Drawn(init::part_b)],
+        Init::Eva => [Start::Drawn(init::directions), Start::Zeros],
+        Init::Loftq => [Start::Drawn(loftq::a), Start::Drawn(loftq::b)],
     };
     let (shape_a, shape_b) = ([rank, target.in_features], [target.out_features, rank]);
-    let mut specs = vec![Spec::new(A, shape_a, a), Spec::new(B, shape_b, b).group(Group::OutputFactor)];
+    // A and B read the error, which therefore comes first.
+    let mut specs: Vec<Spec> = if init == Init::Loftq { loftq::tensors(target).into_iter().collect() } else { vec![] };
+    specs.extend([Spec::new(A, shape_a, a), Spec::new(B, shape_b, b).group(Group::OutputFactor)]);
     if init.subtracts() {
         specs.push(Spec::new(A0, shape_a, Start::Drawn(|call| init::copy_of(call, A))).frozen());
         specs.push(Spec::new(B0, shape_b, Start::Drawn(|call| init::copy_of(call, B))).frozen());

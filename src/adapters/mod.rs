@@ -15,6 +15,7 @@ mod fit;
 mod ia3;
 mod init;
 mod input_shortcut;
+mod loftq;
 mod loha;
 mod lokr;
 mod lor2c;
@@ -50,7 +51,7 @@ pub use entry::{
     Drawing, Elements, Elsewhere, Entry, Fold, Folded, Folding, Form, GraphInput, Group, Join, Merge, Place, Setting,
     SettingKind, Spec, Start, Term, Whole,
 };
-pub use init::Init;
+pub use init::{Init, Loftq};
 pub use residual::Residual;
 pub use values::{Factors, Values};
 
@@ -59,7 +60,7 @@ pub(crate) use config::{BASE_KEY, CONFIG_KEY, base_name};
 pub(crate) use emission::{Constant, Emission, Emitted};
 
 pub(crate) use entry::{ElsewhereFolding, Places, Rewrite, Rewrites};
-pub(crate) use fit::{FitError, Made, fit, own_targets};
+pub(crate) use fit::{FitError, Made, OwnTargets, fit, own_targets};
 pub(crate) use init::INITS;
 pub(crate) use names::layers;
 pub(crate) use residual::RESIDUALS;

@@ -34,7 +34,13 @@ pub const ENTRY: Entry = Entry {
     suffixes: &[lora::A, lora::B, LAMBDA, WEIGHT],
     tensors,
     shared: |_| vec![],
-    inputs: &[GraphInput { name: TASK, element: ElementType::I64, help: "the task to fold in", count: Some(TASKS) }],
+    inputs: &[GraphInput {
+        name: TASK,
+        element: ElementType::I64,
+        help: "the task to fold in",
+        count: Some(TASKS),
+        range: None,
+    }],
     form: Form::Whole(Whole { place: |_, _| Place::Product, emit, folding: |_| Folding::Chosen(TASK, fold) }),
 };
 

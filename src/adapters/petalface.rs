@@ -30,6 +30,7 @@ pub const ENTRY: Entry = Entry {
         element: ElementType::F32,
         help: "the quality to fold in, within 0 and 1",
         count: None,
+        range: Some((0.0, 1.0)),
     }],
     form: Form::Whole(Whole { place: |_, _| Place::Product, emit, folding: |_| Folding::Chosen(QUALITY, fold) }),
 };

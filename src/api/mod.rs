@@ -90,6 +90,33 @@ pub fn inject(base: &Model, options: &Options) -> Result<Injected, Error> {
     Ok(Injected { model: Model(Arc::new(model)), report })
 }
 
+/// Completes options whose start is [`Init::Eva`](crate::adapters::Init::Eva): runs the base over the data for the principal directions of
+/// each target's inputs, and gives ranks to targets by the variance that these explain, at most `rho` times a target's own (1 leaves ranks
+/// alone). Also says which ranks those are.
+///
+/// # Errors
+/// Data that does not fit the model, or has too few rows for so many directions.
+pub fn with_directions(
+    base: &Model,
+    options: &Options,
+    data: &Dataset,
+    config: &DataConfig,
+    rho: f64,
+    device: &mut Device,
+) -> Result<(Options, String), Error> {
+    let calibration = pipeline::calibration(config, &data.0)?;
+    Ok(pipeline::with_directions(&base.0, options, &calibration, rho, device.0.as_mut())?)
+}
+
+/// Completes options whose start is [`Init::Loftq`](crate::adapters::Init::Loftq), for targets that the base holds quantised: takes their
+/// weights from the model from before that, found by module path.
+///
+/// # Errors
+/// No target is quantised, or the original has no such layer.
+pub fn with_originals(base: &Model, options: &Options, original: &Model) -> Result<Options, Error> {
+    Ok(pipeline::with_originals(&base.0, options, &original.0)?)
+}
+
 /// Examples to train on, or to measure on.
 pub struct Dataset(data::Dataset);
 

@@ -2,9 +2,11 @@
 //! regression of a term's signal on its block's input.
 
 mod gather;
+mod principal;
 mod solve;
 
 pub use gather::{BUDGET, Fetched, Gathering, WIDE, folds, held_back, matrix};
+pub use principal::{Directions, Scatter, distribute};
 pub use solve::{Solution, error, solve};
 
 use crate::adapter::Norms;

@@ -1,9 +1,10 @@
 //! `inject`
 
-use super::common::{Outcome, Printer, Usage, beside, grouped, table};
+use super::common::{DataArgs, Outcome, Printer, Usage, beside, grouped, table};
 use super::output::guard;
+use super::starts::StartArgs;
 use crate::adapter;
-use crate::adapters::{self, INITS, Init, Made, RESIDUALS, Residual, SettingKind, Structure, Target};
+use crate::adapters::{self, INITS, Init, Made, RESIDUALS, Residual, SettingKind, Structure};
 use crate::inject::{BIASES, Options, Selector};
 use crate::onnx::{self, ROLES};
 use crate::pipeline::{self, Error};
@@ -53,10 +54,12 @@ pub struct Args {
     /// The alpha of targets whose path RE is found in
     #[arg(long, value_name = "RE=F")]
     alpha_pattern: Vec<String>,
-    /// How the factors A and B start: gaussian, orthogonal, pissa or olora; the last two take a part of the weight, which is
-    /// subtracted in the graph [default: the adapter's, or default]
+    /// How the factors A and B start: gaussian, orthogonal, pissa, olora, eva or loftq; pissa, olora and loftq take a part of the
+    /// weight, which is subtracted in the graph [default: the adapter's, or default]
     #[arg(long, value_name = "KIND")]
     init: Option<String>,
+    #[command(flatten)]
+    start: StartArgs,
     /// Biases to train besides: none, targets or all
     #[arg(long, value_name = "WHICH", default_value = "none")]
     bias: String,
@@ -76,15 +79,14 @@ pub struct Args {
     /// Start from the factors in this file, run directory or PEFT folder; flags that are not given are as it was made
     #[arg(long, value_name = "FILE|DIR")]
     adapter: Option<PathBuf>,
-    /// A Hugging Face tokenizer.json, or a folder that holds one, for --prompt-text [default: beside the model]
-    #[arg(long, value_name = "FILE|DIR")]
-    tokenizer: Option<PathBuf>,
     /// Write over a file that is in use: the model itself, its data or the adapter
     #[arg(long)]
     overwrite: bool,
     /// Show what would be injected, and write nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    how: DataArgs,
     #[command(flatten)]
     settings: Settings,
 }
@@ -177,22 +179,15 @@ fn regex(flag: &str, text: &str) -> Result<Regex> {
     Regex::new(text).map_err(|e| Usage(format!("{flag} '{text}' is no regular expression: {e}\nhint: put a backslash before ( ) [ ] . * + ? to match them as they are")).into())
 }
 
-/// What `--rank-pattern` or `--alpha-pattern` say, else what the adapter's own targets have.
-fn patterns<T: std::str::FromStr + Copy>(
-    flag: &str,
-    given: &[String],
-    made: Option<&[Target]>,
-    own: impl Fn(&Target) -> Option<T>,
-) -> Result<Vec<(Regex, T)>> {
-    let own = made.unwrap_or_default().iter().filter(|_| given.is_empty()).filter_map(|t| Some((&t.path, own(t)?)));
-    let own = own.map(|(path, n)| Ok((regex(flag, &format!("^{}$", regex::escape(path)))?, n)));
+/// What `--rank-pattern` or `--alpha-pattern` say.
+fn patterns<T: std::str::FromStr>(flag: &str, given: &[String]) -> Result<Vec<(Regex, T)>> {
     let given = given.iter().map(|text| {
         let parts = text.rsplit_once('=').and_then(|(re, n)| Some((re, n.parse().ok()?)));
         let bad = || Usage(format!("{flag} '{text}' is no pattern\nhint: write it as RE=N, for example q_proj=4"));
         let (re, n) = parts.ok_or_else(bad)?;
         Ok((regex(flag, re)?, n))
     });
-    given.chain(own).collect()
+    given.collect()
 }
 
 /// What `--target` says.
@@ -276,22 +271,24 @@ fn options(args: &Args) -> Result<Options> {
         alpha: settled("--alpha", args.alpha, made.alpha, 16.0)?,
         dropout: args.dropout.or(made.dropout).unwrap_or(0.0),
         rslora: settled("--rslora", args.rslora.then_some(true), made.rslora, false)?,
-        rank_pattern: patterns("--rank-pattern", &args.rank_pattern, made.targets.as_deref(), |t| t.rank)?,
-        alpha_pattern: patterns("--alpha-pattern", &args.alpha_pattern, made.targets.as_deref(), |t| t.alpha)?,
+        rank_pattern: patterns("--rank-pattern", &args.rank_pattern)?,
+        alpha_pattern: patterns("--alpha-pattern", &args.alpha_pattern)?,
         freeze_a: args.freeze_a || made.freeze_a.unwrap_or(false),
         init: settled("--init", init, made.init, Init::Default)?,
         bias: named_one("--bias", &args.bias, &BIASES)?,
         also_train: args.also_train.iter().map(|t| regex("--also-train", t)).collect::<Result<_>>()?,
         seed: args.seed.or(made.seed).unwrap_or(0),
-        tokens: vec![],
+        loftq: args.start.loftq(),
         adapter,
+        ..Options::default()
     })
 }
 
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let mut options = options(args)?;
     let base = pipeline::read(&args.model)?;
-    options.tokens = pipeline::setting_tokens(&base, &options, args.tokenizer.as_deref())?;
+    options.tokens = pipeline::setting_tokens(&base, &options, args.how.tokenizer.as_deref())?;
+    let options = args.start.complete(options, &base, &args.how, printer)?;
     pipeline::model_notes(&base).iter().for_each(|n| printer.note(n));
     let (model, report) = pipeline::inject(&base, &options)?;
     let output = args.output.clone().unwrap_or_else(|| beside(&args.model, "reslora"));

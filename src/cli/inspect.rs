@@ -67,7 +67,7 @@ struct StructureRow {
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let model = pipeline::read(&args.model)?;
     if let Some(path) = &args.dot {
-        super::output::guard(path, [("the model", &*args.model)], &[&*model])?;
+        super::output::guard_always(path, [("the model", &*args.model)], &[&*model])?;
         std::fs::write(path, pipeline::dot(&model)).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let device = args.device.open()?;

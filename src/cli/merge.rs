@@ -108,6 +108,9 @@ struct Result_ {
     tried: Vec<(String, f64)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     metric: Option<Metric>,
+    /// Values of graph inputs that were folded in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    folded: Vec<(String, f64)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     polished: Option<Polished>,
     tolerance: Option<f64>,
@@ -210,6 +213,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         differences: merged.differences,
         tried: merged.tried,
         metric: merged.metric,
+        folded: args.chosen.0.clone(),
         polished: merged.polished,
         tolerance,
         above_tolerance: above,
@@ -338,12 +342,17 @@ fn text(r: &Result_) -> String {
             100.0 * pipeline::KEPT
         ),
     };
-    out + &gain(r.metric.as_ref())
+    out + &gain(r.metric.as_ref(), &r.folded)
 }
 
 /// How much of what was learnt the file holds, as the last line.
-fn gain(metric: Option<&Metric>) -> String {
+fn gain(metric: Option<&Metric>, folded: &[(String, f64)]) -> String {
     let Some(m) = metric else {
+        // Exact for these values, whatever the examples of a data set have.
+        if !folded.is_empty() {
+            let values: Vec<String> = folded.iter().map(|(name, value)| format!("{name} {value}")).collect();
+            return format!("\nnothing of the gain is lost for {}: the merge is exact", values.join(", "));
+        }
         return "\nhow much of the gain is kept was not measured: give --calibrate FILE with labels".into();
     };
     let mut out = format!("\nnote: {}", m.chosen);

@@ -7,6 +7,7 @@ mod devices;
 mod diff;
 mod doctor;
 mod eval;
+mod export;
 mod inject;
 mod inspect;
 mod merge;
@@ -17,6 +18,7 @@ mod resume;
 mod run;
 mod runs;
 mod settings;
+mod starts;
 mod train;
 mod verify;
 
@@ -49,6 +51,8 @@ enum Command {
     Train(train::Args),
     /// Fold trained adapters into the weights and take the adapters out
     Merge(merge::Args),
+    /// Write a trained adapter as other programs read it
+    Export(export::Args),
     /// Measure a model on a data set
     Eval(eval::Args),
     /// Run a model once on tensors exactly as given, and write every output
@@ -83,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Inject(args) => inject::run(&args, &printer),
         Command::Train(args) => train::run(&args, &printer),
         Command::Merge(args) => merge::run(&args, &printer),
+        Command::Export(args) => export::run(&args, &printer),
         Command::Eval(args) => eval::run(&args, &printer),
         Command::Run(args) => run::run(&args, &printer),
         Command::Verify(args) => verify::run(&args, &printer),

@@ -6,11 +6,30 @@ use anyhow::Result;
 use std::path::Path;
 
 /// Refuses an output, or the data file that goes with it, that is one of the inputs: by whichever path, symbolic link or hard link it
-/// is named. `models` are those whose tensors the output may hold; files that they keep tensors in are inputs too.
+/// is named. `models` are those whose tensors the output may hold; files that they keep tensors in are inputs too. For commands with
+/// `--overwrite`, which the hint names.
 pub fn guard<'a>(
     output: &Path,
     inputs: impl IntoIterator<Item = (&'a str, &'a Path)>,
     models: &[&Model],
+) -> Result<()> {
+    check(output, inputs, models, "name another file, or give --overwrite")
+}
+
+/// [`guard`] for commands without `--overwrite`.
+pub fn guard_always<'a>(
+    output: &Path,
+    inputs: impl IntoIterator<Item = (&'a str, &'a Path)>,
+    models: &[&Model],
+) -> Result<()> {
+    check(output, inputs, models, "name another file")
+}
+
+fn check<'a>(
+    output: &Path,
+    inputs: impl IntoIterator<Item = (&'a str, &'a Path)>,
+    models: &[&Model],
+    hint: &str,
 ) -> Result<()> {
     let mut files: Vec<(String, std::path::PathBuf)> =
         inputs.into_iter().map(|(what, path)| (format!("{what} {}", path.display()), path.to_path_buf())).collect();
@@ -26,7 +45,7 @@ pub fn guard<'a>(
         let same = |path: &Path| same_file::is_same_file(written, path).unwrap_or(false);
         if let Some((what, _)) = files.iter().find(|(_, path)| same(path)) {
             let text = format!("-o {} would overwrite {what}", output.display());
-            return Err(Usage(format!("{text}\nhint: name another file, or give --overwrite")).into());
+            return Err(Usage(format!("{text}\nhint: {hint}")).into());
         }
     }
     // Data beside a model that is not there belongs to another: one that was renamed, or that took its tensors from there.
@@ -37,8 +56,8 @@ pub fn guard<'a>(
             data.display(),
             output.display()
         );
-        let hint = "it may hold the weights of a model that was renamed: name another file, or give --overwrite";
-        return Err(Usage(format!("{text}\nhint: {hint}")).into());
+        let why = "it may hold the weights of a model that was renamed";
+        return Err(Usage(format!("{text}\nhint: {why}: {hint}")).into());
     }
     Ok(())
 }

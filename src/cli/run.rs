@@ -48,7 +48,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let given = data::read_tensors(&args.data).map_err(Error::from)?;
     let mut inputs = vec![("the model", &*args.model), ("the data", &*args.data)];
     inputs.extend(args.adapter.as_deref().map(|a| ("the adapter", a)));
-    super::output::guard(&args.output, inputs, &[&*model])?;
+    super::output::guard_always(&args.output, inputs, &[&*model])?;
     let mut device = args.device.open()?;
     let outputs = pipeline::run(&model, adapter.as_ref(), given, device.as_mut())?;
     pipeline::save(&outputs, &args.output)?;

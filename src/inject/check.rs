@@ -2,7 +2,7 @@
 
 use super::error::InjectError;
 use super::options::Options;
-use crate::adapters::{Init, Residual, SettingKind};
+use crate::adapters::{Config, Init, Residual, SettingKind};
 use crate::onnx::Model;
 
 pub(super) fn check(base: &Model, o: &Options) -> Result<(), InjectError> {
@@ -46,6 +46,12 @@ pub(super) fn check(base: &Model, o: &Options) -> Result<(), InjectError> {
             o.init
         ));
     }
+    if !matches!(o.loftq.bits, 4 | 8) {
+        return bad(format!("--loftq-bits {} must be 4 or 8", o.loftq.bits));
+    }
+    if o.loftq.iterations == 0 {
+        return bad("--loftq-iter must be at least 1".into());
+    }
     check_settings(o)?;
     let opset = base.opset("");
     if opset < 11 && o.structure.form.reads_bias() {
@@ -53,6 +59,35 @@ pub(super) fn check(base: &Model, o: &Options) -> Result<(), InjectError> {
     }
     if o.dropout > 0.0 && opset < 12 {
         return Err(InjectError::Opset { opset, what: "dropout that is active in training only".into() });
+    }
+    Ok(())
+}
+
+/// Checks what the start of these targets reads besides the model.
+pub(super) fn check_start(config: &Config, o: &Options) -> Result<(), InjectError> {
+    let bad = |why: String| Err(InjectError::Option(why));
+    if o.adapter.is_some() {
+        return Ok(());
+    }
+    if o.init == Init::Eva && o.directions.is_empty() {
+        let hint = "hint: give --init-data FILE with examples";
+        return bad(format!("--init eva reads what the model's layers read, so it needs data\n{hint}"));
+    }
+    if o.init != Init::Loftq {
+        return Ok(());
+    }
+    let held = |quantised: bool| config.targets.iter().find(|t| t.quantised == quantised);
+    if let Some(t) = held(true).filter(|_| o.loftq.iterations > 1) {
+        let why = "which stays, so there is nothing to find in turn";
+        return bad(format!(
+            "--loftq-iter {}: the file holds the weight of '{}' quantised, {why}",
+            o.loftq.iterations, t.path
+        ));
+    }
+    if let Some(t) = config.targets.iter().find(|t| t.quantised && !o.originals.contains_key(&t.path)) {
+        let hint = "hint: give the model from before it was quantised with --init-data MODEL.onnx";
+        let why = "so --init loftq needs the original weight";
+        return bad(format!("the file holds the weight of '{}' quantised, {why}\n{hint}", t.path));
     }
     Ok(())
 }

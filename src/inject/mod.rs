@@ -14,9 +14,9 @@ pub(crate) use options::BIASES;
 pub use options::{Biases, Options, Selector};
 
 use crate::adapters::chain::{self, Break, Link};
-use crate::adapters::{self, BASE_KEY, CONFIG_KEY, Config, Form, Made, Merge, Residual, Target};
+use crate::adapters::{self, BASE_KEY, CONFIG_KEY, Config, Form, Init, Made, Merge, OwnTargets, Residual, Target};
 use crate::onnx::{self, Linear, Model};
-use check::check;
+use check::{check, check_start};
 use choose::{also_trained, biases, choose};
 use regex::Regex;
 use start::add_initializers;
@@ -45,11 +45,11 @@ pub fn inject(
 ) -> Result<(Model, Report), InjectError> {
     let Planned { config, breaks, mut notes, linear, own, made } = plan(base, options, shape_of)?;
     let start = match (&options.adapter, own, made) {
-        (Some(a), Some((_, whole)), Some(made)) => {
+        (Some(a), Some(own), Some(made)) => {
             let mut claimed = config.clone();
             if made.also_train.is_none() {
                 // A tensor that the adapter does not train may be trained from now on.
-                claimed.also_train.retain(|n| whole.contains(n));
+                claimed.also_train.retain(|n| own.whole.contains(n));
             }
             let fitted = adapters::fit(&claimed, base, a.config.as_deref(), &a.tensors)?;
             notes.extend(fitted.notes);
@@ -72,8 +72,8 @@ pub fn inject(
         }
         model.add_input(input.name, input.element, &batch);
     }
-    let adapter_parameters =
-        add_initializers(&mut model, base, &config, &emission, start.as_ref(), &linear, &options.tokens)?;
+    check_start(&config, options)?;
+    let adapter_parameters = add_initializers(&mut model, base, &config, &emission, start.as_ref(), &linear, options)?;
     model.set_metadata(CONFIG_KEY, Some(serde_json::to_string(&config).expect("a configuration serialises")));
     model.set_metadata(BASE_KEY, Some(base.digest()));
     let count = |name: &String| base.initializer_type(name).map_or(0, |(_, dims)| dims.iter().product());
@@ -90,6 +90,16 @@ pub fn inject(
     Ok((model, report))
 }
 
+/// The targets that adapters would stand at, and the linear nodes of the model.
+pub fn targets(
+    base: &Model,
+    options: &Options,
+    shape_of: &dyn Fn(&str) -> Option<Vec<usize>>,
+) -> Result<(Config, Vec<Linear>), InjectError> {
+    let planned = plan(base, options, shape_of)?;
+    Ok((planned.config, planned.linear))
+}
+
 /// Numbers that an adapter would train at its targets.
 pub fn parameters(
     base: &Model,
@@ -101,9 +111,6 @@ pub fn parameters(
     let trained = tensors.iter().filter(|(_, _, spec)| spec.trained);
     Ok(trained.map(|(_, _, spec)| spec.shape.iter().product::<usize>()).sum())
 }
-
-/// Module paths of an adapter's targets, and names of what it trains whole.
-type OwnTargets = (Vec<String>, Vec<String>);
 
 /// What will be injected, and where.
 struct Planned {
@@ -138,13 +145,13 @@ fn plan(
             let places = elsewhere::places(base, options, elsewhere, shape_of)?;
             let paths: Vec<String> = places.iter().map(|t| t.path.clone()).collect();
             let own = own_targets(base, options, made.as_ref(), &paths)?;
-            let chosen = elsewhere::choose(options, elsewhere, places, own.as_ref().map(|o| &o.0[..]))?;
+            let chosen = elsewhere::choose(options, elsewhere, places, own.as_ref().map(|o| &o.paths[..]))?;
             (Sites::Elsewhere(chosen), own)
         }
         Form::Term(_) | Form::Whole(_) => {
             let paths: Vec<String> = linear.iter().map(|l| l.path.clone()).collect();
             let own = own_targets(base, options, made.as_ref(), &paths)?;
-            let (chosen, more) = choose(base, &linear, options, own.as_ref().map(|o| &o.0[..]))?;
+            let (chosen, more) = choose(base, &linear, options, own.as_ref().map(|o| &o.paths[..]))?;
             notes.extend(more);
             check_nodes(base, options, &chosen)?;
             (Sites::linear(chosen), own)
@@ -152,8 +159,15 @@ fn plan(
     };
     let mut targets = sites.targets(base, options, &linear);
     for target in &mut targets {
-        target.rank = of_pattern(&options.rank_pattern, &target.path).filter(|r| *r != options.rank);
-        target.alpha = of_pattern(&options.alpha_pattern, &target.path).filter(|a| *a != options.alpha);
+        // Without patterns, as the adapter has them.
+        let (rank, alpha) = own.as_ref().map_or((None, None), |o| o.numbers(&target.path));
+        let rank = rank.filter(|_| options.rank_pattern.is_empty());
+        let alpha = alpha.filter(|_| options.alpha_pattern.is_empty());
+        target.rank = of_pattern(&options.rank_pattern, &target.path).or(rank).filter(|r| *r != options.rank);
+        target.alpha = of_pattern(&options.alpha_pattern, &target.path).or(alpha).filter(|a| *a != options.alpha);
+        let path = &target.path;
+        let quantised = || linear.iter().any(|l| l.path == *path && l.quantised(base).is_some());
+        target.quantised = options.init == Init::Loftq && quantised();
     }
     for (flag, patterns) in [
         ("--rank-pattern", options.rank_pattern.iter().map(|p| &p.0).collect::<Vec<_>>()),
@@ -180,8 +194,8 @@ fn plan(
         breaks.clear();
     }
     let also_train = match &own {
-        Some((_, whole)) if options.also_train.is_empty() && options.bias == Biases::None => {
-            base.initializers().filter(|n| whole.iter().any(|w| w == n)).map(String::from).collect()
+        Some(own) if options.also_train.is_empty() && options.bias == Biases::None => {
+            base.initializers().filter(|n| own.whole.iter().any(|w| w == n)).map(String::from).collect()
         }
         _ => {
             let mut names = also_trained(base, &linear, options)?;

@@ -1,8 +1,9 @@
 //! What to inject.
 
 use crate::adapter::Adapter;
-use crate::adapters::{self, Config, Init, Residual, Structure, Target};
+use crate::adapters::{self, Config, Init, Loftq, Residual, Structure, Target};
 use crate::onnx::Role;
+use ndarray::Array2;
 use regex::Regex;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -71,6 +72,12 @@ pub struct Options {
     pub seed: u64,
     /// Tokens of the text that a setting gives.
     pub tokens: Vec<usize>,
+    /// For [`Init::Eva`]: the principal directions of the inputs of each target, `[k, in]`, the largest first; by module path.
+    pub directions: BTreeMap<String, Array2<f64>>,
+    /// For [`Init::Loftq`]: the weights of targets that the file holds quantised from before that, `[out, in]`; by module path.
+    pub originals: BTreeMap<String, Array2<f32>>,
+    /// For [`Init::Loftq`]: how weights that the file holds as floats are quantised.
+    pub loftq: Loftq,
     /// Start from these factors rather than fresh ones. They must have been made as the other options say.
     pub adapter: Option<Adapter>,
 }
@@ -96,6 +103,9 @@ impl Default for Options {
             also_train: vec![],
             seed: 0,
             tokens: vec![],
+            directions: BTreeMap::new(),
+            originals: BTreeMap::new(),
+            loftq: Loftq::default(),
             adapter: None,
         }
     }

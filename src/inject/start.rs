@@ -1,6 +1,7 @@
 //! The tensors of adapters as they start, and what their nodes read besides.
 
 use super::error::InjectError;
+use super::options::Options;
 use crate::adapters::{Config, Drawing, Emission, Start, Tensors};
 use crate::onnx::{self, ElementType, Linear, Model};
 use ndarray::ArrayD;
@@ -15,7 +16,7 @@ pub(super) fn add_initializers(
     emission: &Emission,
     start: Option<&Tensors>,
     linear: &[Linear],
-    tokens: &[usize],
+    options: &Options,
 ) -> Result<usize, InjectError> {
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
     let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
@@ -40,16 +41,17 @@ pub(super) fn add_initializers(
             l.multiplied(base)
         };
         let count: usize = spec.shape.iter().product();
-        let fresh = match spec.start {
-            Start::Zeros => ArrayD::zeros(spec.shape.clone()),
-            Start::Full(x) => ArrayD::from_elem(spec.shape.clone(), x),
-            Start::KaimingUniform => {
+        let fresh = match (start, spec.start) {
+            (Some(tensors), _) => tensors[&name].clone(),
+            (None, Start::Zeros) => ArrayD::zeros(spec.shape.clone()),
+            (None, Start::Full(x)) => ArrayD::from_elem(spec.shape.clone(), x),
+            (None, Start::KaimingUniform) => {
                 let columns = spec.shape.last().copied().unwrap_or(1);
                 let bound = 1.0 / (columns as f32).sqrt();
                 let values = (0..count).map(|_| rng.random_range(-bound..bound)).collect();
                 ArrayD::from_shape_vec(spec.shape.clone(), values).expect("as many as the shape holds")
             }
-            Start::Drawn(draw) => {
+            (None, Start::Drawn(draw)) => {
                 let (shape, rng) = (&spec.shape[..], &mut rng);
                 let initializer = |name: &str, rows: Option<&[usize]>| elements(base, name, rows);
                 let call = &mut Drawing {
@@ -60,13 +62,15 @@ pub(super) fn add_initializers(
                     weight: &weight,
                     initializer: &initializer,
                     earlier: &earlier,
-                    tokens,
+                    tokens: &options.tokens,
+                    directions: target.and_then(|t| options.directions.get(&t.path)),
+                    original: target.and_then(|t| options.originals.get(&t.path)),
+                    loftq: options.loftq,
                 };
                 draw(call).map_err(|why| InjectError::Option(format!("'{name}': {why}")))?
             }
         };
-        let values = start.map_or(&fresh, |tensors| &tensors[&name]);
-        let list: Vec<f32> = values.iter().copied().collect();
+        let list: Vec<f32> = fresh.iter().copied().collect();
         match spec.integer {
             true => {
                 let whole = list.iter().flat_map(|x| (*x as i64).to_le_bytes()).collect();

@@ -3,7 +3,7 @@
 use super::strategy::StrategyInfo;
 use super::{Delta, Inputs, MergeError};
 use crate::adapters::{Fold, Folded, Folding, Form, Merge, Target};
-use ndarray::Array2;
+use ndarray::{Array2, Ix2};
 
 pub const STRATEGY: StrategyInfo = StrategyInfo {
     name: "exact",
@@ -25,7 +25,13 @@ fn deltas(i: &Inputs) -> Result<Vec<Delta>, MergeError> {
             }
             // One block's factors stay factors; a sum of several has another rank.
             let a = i.config.ancestors(t).is_empty().then(|| i.factors[&t.path].carry.clone());
-            Ok(i.delta(t, sum, a, vec![]))
+            let mut delta = i.delta(t, sum, a, vec![]);
+            if let Some(name) = i.config.taken_out(t) {
+                let part =
+                    i.tensors[&name].mapv(f64::from).into_dimensionality::<Ix2>().expect("its shape was checked");
+                delta = Delta { delta: delta.delta - part, a: None, ..delta };
+            }
+            Ok(delta)
         }
         Form::Whole(whole) => match (whole.folding)(i.config) {
             Folding::Chosen(input, fold) => {

@@ -4,11 +4,12 @@ use super::{
     Calibration, DeviceChoice, Error, EvalRequest, MergeRequest, Numbers, TrainRequest, open_device, within_positions,
 };
 use crate::adapter::Adapter;
+use crate::adapters::{self, CONFIG_KEY, Config};
 use crate::device::Device;
 use crate::ir::FloatType;
 use crate::lower::loss::{self, LOSSES, Loss};
 use crate::merge::Strategy;
-use crate::onnx::Model;
+use crate::onnx::{ElementType, Model};
 use crate::optim::precondition::{self, PRECONDITIONS};
 use crate::optim::{self, Hyper, OPTIMIZERS};
 use crate::settings::{ConfigError, DataConfig, TrainConfig, defaults};
@@ -83,8 +84,27 @@ pub fn read_data(how: &DataConfig, path: &Path, model: &Arc<Model>) -> Result<Da
         special_tokens: !how.no_special_tokens,
         columns: how.renamed()?,
         shift_labels: how.shift_labels,
+        inputs: columns(model),
     };
     within_positions(model, data::read(path, &options)?)
+}
+
+/// The graph inputs of adapters that a model has, which hold one number for each example.
+fn columns(model: &Model) -> Vec<data::Column> {
+    let config: Option<Config> = model.metadata(CONFIG_KEY).and_then(|text| serde_json::from_str(text).ok());
+    let inputs = model.inputs();
+    let mut out: Vec<data::Column> = Vec::new();
+    for (structure, input) in adapters::all().into_iter().flat_map(|s| s.inputs.iter().map(move |i| (s, i))) {
+        if !inputs.iter().any(|i| i.name == input.name) || out.iter().any(|c| c.name == input.name) {
+            continue;
+        }
+        let own = config.as_ref().filter(|c| c.structure == structure);
+        let count = own.and_then(|c| c.count(input.count?));
+        let range = count.map(|n| (0.0, (n - 1) as f64)).or(input.range);
+        let integer = input.element == ElementType::I64;
+        out.push(data::Column { name: input.name.into(), integer, range });
+    }
+    out
 }
 
 /// A data set, as a configuration says that it is run.

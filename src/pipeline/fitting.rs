@@ -29,7 +29,7 @@ fn taps(emission: &Emission, linear: &[Linear], path: &str) -> Result<(Tap, Tap)
 }
 
 /// Runs a program's signals over batches of examples.
-fn over(
+pub(super) fn over(
     trainee: &Trainee,
     data: &Dataset,
     batches: &[Vec<usize>],
@@ -59,7 +59,7 @@ fn batches(c: &Calibration) -> Vec<(usize, Vec<usize>)> {
 }
 
 /// A program that gives signals, fed as a calibration says.
-fn with_signals(mut trainee: Trainee, c: &Calibration, signals: Vec<Signal>) -> Trainee {
+pub(super) fn with_signals(mut trainee: Trainee, c: &Calibration, signals: Vec<Signal>) -> Trainee {
     trainee.feed = c.feed(&trainee.program.model);
     trainee.program.signals = signals;
     trainee

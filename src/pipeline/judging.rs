@@ -11,6 +11,7 @@ use crate::device::Device;
 use crate::ir::FloatType;
 use crate::merge;
 use crate::onnx::{ElementType, Model};
+use crate::settings::defaults;
 use std::sync::Arc;
 
 /// The metric of the live and of the merged model, on the data for it or the rows held back; `None` where there are no labels.
@@ -61,12 +62,12 @@ pub(super) fn metric(
 /// The largest relative difference that an exact merge may have.
 pub(super) fn tolerance(model: &Model, config: &Config) -> f64 {
     let element = |t: &Target| model.initializer_type(&t.weight).map(|w| w.0);
-    config.targets.iter().filter_map(element).fold(1e-4f64, |t, element| {
+    config.targets.iter().filter_map(element).fold(defaults::TOLERANCE, |t, element| {
         // A weight is rounded once to the type the file stores; eight and eleven bits of mantissa allow no better.
         t.max(match element {
             ElementType::F16 => 5e-3,
             ElementType::Bf16 => 4e-2,
-            ElementType::F32 | ElementType::F64 => 1e-4,
+            ElementType::F32 | ElementType::F64 => defaults::TOLERANCE,
             // A quantised weight: its error is reported, layer by layer.
             _ => f64::INFINITY,
         })

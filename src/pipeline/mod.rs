@@ -30,6 +30,7 @@ mod metric;
 pub mod precision;
 mod recording;
 mod running;
+mod starting;
 mod surveying;
 mod training;
 mod verifying;
@@ -50,6 +51,7 @@ pub use merging::{merge, read_adapter};
 pub use metric::{KEPT, Metric};
 pub use recording::MERGE_KEY;
 pub use running::{Ran, run, save};
+pub use starting::{with_directions, with_originals};
 pub use surveying::within_positions;
 pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};
 pub use verifying::{Verification, VerifyRequest, against_ours, verify};
@@ -100,12 +102,17 @@ pub fn setting_tokens(base: &Model, options: &Options, tokenizer: Option<&Path>)
 /// is written, and the shapes that chains depend on. A file that cannot be lowered at that shape, as one whose shapes were
 /// fixed when it was traced, is injected without.
 pub fn inject(base: &Arc<Model>, options: &Options) -> Result<(Model, Report), Error> {
-    let shapes = match compile::value_shapes(base) {
-        Err(Error::Lower(lower::LowerError::Node { .. })) => HashMap::new(),
-        shapes => shapes?,
-    };
+    let shapes = sample_values(base)?;
     let lookup = |name: &str| shapes.get(name).cloned();
     Ok(inject::inject(base, options, &lookup)?)
+}
+
+/// The shapes of a base's values at a sample shape; none where it cannot be lowered at that shape.
+fn sample_values(base: &Arc<Model>) -> Result<ValueShapes, Error> {
+    match compile::value_shapes(base) {
+        Err(Error::Lower(lower::LowerError::Node { .. })) => Ok(HashMap::new()),
+        shapes => shapes,
+    }
 }
 
 /// What a user should know of how a file is taken.

@@ -40,6 +40,9 @@ pub const POLISHING_RATE: f64 = 0.1;
 /// The largest relative difference of an output between two files that should be the same.
 pub const TOLERANCE: f64 = 1e-4;
 
+/// The most that EVA may multiply a target's rank by, as in `peft`.
+pub const EVA_RHO: f64 = 2.0;
+
 /// Examples, and positions of each, of a step that is timed or whose memory is estimated.
 pub const BENCH_BATCH: usize = 8;
 pub const BENCH_POSITIONS: usize = 128;

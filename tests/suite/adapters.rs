@@ -35,7 +35,7 @@ fn adapters_of_peft_give_what_onnx_runtime_gives() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     let expected: Value = serde_json::from_str(&std::fs::read_to_string(fixture("expected.json")).unwrap()).unwrap();
-    for name in ["plain", "heads"] {
+    for name in ["plain", "heads", "patterns"] {
         let want = expected[name].as_f64().unwrap();
         let adapter = fixture(name);
         let report = json(d, &["inject", &fixture("model.onnx"), "--adapter", &adapter, "-o", "t.onnx"]);
@@ -48,9 +48,13 @@ fn adapters_of_peft_give_what_onnx_runtime_gives() {
         near(loss(d, "m.onnx", &[]), want, "merged");
         // The adapter goes into the file that is injected, whichever that is.
         let also: &[&str] = if name == "heads" { &["--also-train", "head"] } else { &[] };
-        let scale = if name == "heads" { ["--alpha", "1.5", "--rslora"] } else { ["--alpha", "6", "--alpha=6"] };
+        let scale: &[&str] = match name {
+            "heads" => &["--alpha", "1.5", "--rslora"],
+            "patterns" => &["--alpha", "6", "--rank-pattern", "block.1=2", "--alpha-pattern", "block.0=5"],
+            _ => &["--alpha", "6"],
+        };
         let fresh = ["inject", &fixture("model.onnx"), "--target", "fc", "--structure", "lora", "--rank", "3"];
-        done(d, &[&fresh[..], &scale[..], also, &["-o", "fresh.onnx"]].concat());
+        done(d, &[&fresh[..], scale, also, &["-o", "fresh.onnx"]].concat());
         let same = json(d, &["verify", "m.onnx", "fresh.onnx", "--adapter", &adapter]);
         assert_eq!((&same["engine"], &same["above_tolerance"]), (&"tract".into(), &false.into()));
         assert_eq!(cli(d, &["verify", "m.onnx", "fresh.onnx"]).code, 3);
@@ -86,6 +90,19 @@ fn what_differs_from_how_an_adapter_was_made_is_named() {
         }
         assert!(!d.join("m.onnx").exists());
     }
+    // Scales and ranks of single targets too.
+    let patterns = fixture("patterns");
+    done(d, &[&["inject", &model], &right[..], &["-o", "t.onnx"]].concat());
+    let said = refused(
+        d,
+        &["merge", "t.onnx", "--adapter", &patterns, "-o", "m.onnx", "--device", "cpu"],
+        "alpha of m.block.0.fc is 5 in the adapter, 6 in the model",
+    );
+    assert!(said.contains("rank of m.block.1.fc is 2 in the adapter, 3 in the model"), "{said}");
+    assert!(said.contains("--alpha-pattern '^m\\.block\\.0\\.fc$=5'"), "{said}");
+    done(d, &[&["inject", &model], &right[..], &["--alpha-pattern", "block.0=5", "-o", "t.onnx"]].concat());
+    let adapted = ["merge", "t.onnx", "--adapter", &adapter, "-o", "m.onnx", "--device", "cpu"];
+    refused(d, &adapted, "alpha of m.block.0.fc is 6 in the adapter, 5 in the model");
     for (flag, value) in [("--alpha", "12"), ("--rank", "2"), ("--structure", "bs")] {
         let said = refused(d, &["inject", &model, "--adapter", &adapter, flag, value, "-o", "no.onnx"], flag);
         assert!(said.contains("adapter was made with"), "{said}");
@@ -136,7 +153,9 @@ fn adapters_beyond_plain_lora_are_refused_by_name() {
         ("use_qalora", Value::Bool(true), "use_qalora"),
         ("peft_type", "BOFT".into(), "BOFT"),
         ("bias", "all".into(), "bias is 'all'"),
-        ("rank_pattern", serde_json::json!({ "block.0": 2 }), "rank_pattern gives 'block.0' 2"),
+        ("rank_pattern", serde_json::json!({ "fc": 2 }), "lora_A.weight' is [3, 4], not [2, 4]"),
+        ("rank_pattern", serde_json::json!({ "fc(": 2 }), "'fc(' is no regular expression"),
+        ("alpha_pattern", serde_json::json!({ "fc": "2" }), "alpha_pattern gives 'fc' \"2\""),
         ("modules_to_save", serde_json::json!(["head"]), "modules_to_save lists head"),
     ] {
         let mut config = config.clone();
@@ -145,6 +164,57 @@ fn adapters_beyond_plain_lora_are_refused_by_name() {
         refused(d, &["inject", &fixture("model.onnx"), "--adapter", "other", "-o", "t.onnx"], mention);
     }
     assert!(!d.join("t.onnx").exists());
+}
+
+/// What is written for PEFT reads back as it was, with ranks and alphas of single targets.
+#[test]
+fn adapters_are_written_as_peft_reads_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let (model, data) = (fixture("model.onnx"), fixture("data.safetensors"));
+    let patterns = ["--rank-pattern", "block.1=3", "--alpha-pattern", "block.0=5"];
+    for (structure, more) in [
+        ("lora", &patterns[..]),
+        ("dora", &["--rslora"]),
+        ("loha", &patterns),
+        ("lokr", &["--decompose-factor", "2"]),
+        ("ia3", &[]),
+        ("miss", &[]),
+        ("oft", &["--block-size", "2"]),
+    ] {
+        let rank: &[&str] = if matches!(structure, "ia3" | "oft") { &[] } else { &["--rank", "2"] };
+        let how = ["--target", "fc", "--structure", structure];
+        done(d, &[&["inject", &model], &how[..], rank, more, &["-o", "t.onnx"]].concat());
+        done(d, &["train", "t.onnx", "--data", &data, "--lr", "0.05", "--device", "cpu", "-o", structure]);
+        let want = loss(d, "t.onnx", &["--adapter", structure]);
+        let folder = format!("{structure}-peft");
+        done(d, &["export", "t.onnx", "--adapter", structure, "-o", &folder]);
+        refused(d, &["export", "t.onnx", "--adapter", structure, "-o", &folder], "is there already");
+        near(loss(d, "t.onnx", &["--adapter", &folder]), want, structure);
+        done(d, &["inject", &model, "--adapter", &folder, "-o", "again.onnx"]);
+        near(loss(d, "again.onnx", &[]), want, &format!("{structure}, injected from PEFT's folder"));
+        let text = std::fs::read_to_string(d.join(&folder).join("adapter_config.json")).unwrap();
+        let config: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(config["target_modules"], serde_json::json!(["m.block.0.fc", "m.block.1.fc"]));
+        if more == patterns {
+            assert_eq!(config["rank_pattern"], serde_json::json!({ "m\\.block\\.1\\.fc": 3 }), "{structure}");
+            assert_eq!(config["alpha_pattern"], serde_json::json!({ "m\\.block\\.0\\.fc": 5.0 }), "{structure}");
+        }
+    }
+    for (i, (how, mention)) in [
+        (&["--structure", "block-shortcut"][..], "block-shortcut cannot be written for PEFT, only lora, dora"),
+        (&["--structure", "lora", "--also-train", "head"], "also trains m.head.weight"),
+        (&["--structure", "lora", "--init", "pissa", "--rank", "2"], "--init pissa, which takes a part"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let run = format!("run{i}");
+        done(d, &[&["inject", &model, "--target", "fc"], how, &["-o", "t.onnx"]].concat());
+        done(d, &["train", "t.onnx", "--data", &data, "--max-steps", "1", "--device", "cpu", "-o", &run]);
+        refused(d, &["export", "t.onnx", "--adapter", &run, "-o", "no"], mention);
+        assert!(!d.join("no").exists());
+    }
 }
 
 #[test]

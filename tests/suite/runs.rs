@@ -251,6 +251,13 @@ fn outputs_never_take_the_place_of_inputs() {
     for to in &same {
         refused(cli(d, &["merge", "t.onnx", "--adapter", "run", "--device", "cpu", "-o", to]), "would overwrite the");
     }
+    // A command without --overwrite does not name it.
+    let ran = cli(d, &["run", "mlp.onnx", "--data", "data.safetensors", "-o", "mlp.onnx"]);
+    assert!(
+        ran.code == 2 && ran.err.contains("would overwrite the model") && !ran.err.contains("--overwrite"),
+        "{}",
+        ran.err
+    );
     assert!(std::fs::read(d.join("mlp.onnx")).unwrap() == base);
     done(d, &["inject", "mlp.onnx", "-o", "mlp.onnx", "--overwrite"]);
     assert!(std::fs::read(d.join("mlp.onnx")).unwrap() != base);

@@ -1,7 +1,9 @@
 //! Batches: which examples, in which order, as which tensors.
 
 use super::labels::UNCOUNTED;
-use super::{Axis, DataError, Dataset, InputSpec, Label, LabelForm, Shapes, Source, Task, TextExample, tensors};
+use super::{
+    Axis, DataError, Dataset, InputSpec, Label, LabelForm, Shapes, Source, Task, TextExample, columns, tensors,
+};
 use crate::ir::{DType, Tensor};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -243,6 +245,8 @@ impl Dataset {
             ("attention_mask".to_string(), all(&|_, t| vec![1; t.ids.len()], 0)),
             ("token_type_ids".to_string(), all(&|_, t| t.type_ids.clone(), 0)),
         ]);
+        let numbers: Vec<&[f32]> = texts.iter().map(|t| &t.numbers[..]).collect();
+        known.extend(columns::tensors(&self.options.inputs, &numbers));
         let labels = match (task, &feed.labels) {
             (Task::Classify, LabelForm::AsGiven | LabelForm::Classes) => {
                 let class = |t: &TextExample| t.label.as_ref().and_then(Label::class).unwrap_or(-100);
@@ -322,7 +326,9 @@ impl Dataset {
     pub fn check_tensors(&self, inputs: &[InputSpec]) -> Result<(), DataError> {
         let Source::Tensors { tensors, .. } = &self.source else { return Ok(()) };
         let reads = |name: &str| inputs.iter().any(|i| i.name == name);
-        if let Some(name) = tensors.keys().find(|n| *n != "labels" && !reads(n)) {
+        // What an adapter reads, its base does not.
+        let own = |name: &str| name == "labels" || self.options.inputs.iter().any(|c| c.name == name);
+        if let Some(name) = tensors.keys().find(|n| !own(n) && !reads(n)) {
             let near = inputs
                 .iter()
                 .max_by(|a, b| strsim::jaro_winkler(name, &a.name).total_cmp(&strsim::jaro_winkler(name, &b.name)));

@@ -3,6 +3,7 @@
 mod batch;
 mod chat;
 mod classes;
+mod columns;
 mod formats;
 mod labels;
 mod python;
@@ -15,6 +16,7 @@ mod text;
 mod tokenizer;
 
 pub use batch::{Batch, Feed, Order, Padding, buckets};
+pub use columns::Column;
 pub use labels::{Label, LabelForm, LabelKind};
 pub use shapes::Shapes;
 pub use tensors::read as read_tensors;
@@ -64,6 +66,8 @@ pub struct TextExample {
     pub labels: Vec<i32>,
     /// The label of the whole example; `None` where each position has one.
     pub label: Option<Label>,
+    /// One number for each of [`Options::inputs`].
+    pub numbers: Vec<f32>,
 }
 
 /// Examples, along the first axis of every tensor or one after the other.
@@ -118,6 +122,8 @@ pub struct Options {
     pub columns: Vec<(String, String)>,
     /// Move the labels of tensors one position to the left: each is the next token.
     pub shift_labels: bool,
+    /// Numbers of examples that the model reads besides.
+    pub inputs: Vec<Column>,
 }
 
 impl Default for Options {
@@ -131,6 +137,7 @@ impl Default for Options {
             special_tokens: true,
             columns: vec![],
             shift_labels: false,
+            inputs: vec![],
         }
     }
 }
@@ -199,6 +206,7 @@ pub fn read(path: &Path, options: &Options) -> Result<Dataset, DataError> {
     };
     let mut data =
         Dataset { path: path.to_path_buf(), source, digest, notes, limit: None, pad_id, options: options.clone() };
+    data.check_columns()?;
     if options.shift_labels {
         data.shift_labels()?;
     } else if data.copies_ids() {
@@ -294,7 +302,10 @@ impl Dataset {
                 let all: Box<dyn Iterator<Item = i32>> = match input {
                     "input_ids" => Box::new(examples.iter().flat_map(|e| e.ids.iter().copied()).chain([*pad_id])),
                     "token_type_ids" => Box::new(examples.iter().flat_map(|e| e.type_ids.iter().copied()).chain([0])),
-                    _ => return None,
+                    _ => {
+                        let i = self.options.inputs.iter().position(|c| c.name == input && c.integer)?;
+                        Box::new(examples.iter().map(move |e| e.numbers[i] as i32))
+                    }
                 };
                 all.fold(None, |r: Option<(i32, i32)>, x| Some(r.map_or((x, x), |(a, b)| (a.min(x), b.max(x)))))
                     .map(|(a, b)| wide(a, b))

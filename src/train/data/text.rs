@@ -4,7 +4,7 @@ use super::chat::{self, Talk};
 use super::formats::ReadRows;
 use super::rows::{self, Row};
 use super::tokenizer::{self, Text};
-use super::{DataError, Label, Options, Source, Task, TextExample, special};
+use super::{DataError, Label, Options, Source, Task, TextExample, columns, special};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,6 +38,7 @@ fn examples(
             let names = class_names(options).map_err(|why| DataError::Format { path: path.to_path_buf(), why })?;
             for row in rows {
                 let most = options.max_length;
+                made.numbers = columns::read(&options.inputs, &row.object).map_err(|why| row.error(path, why))?;
                 classified(text, row, first, &names, most, &mut made).map_err(|why| row.error(path, why))?;
             }
             Task::Classify
@@ -49,6 +50,7 @@ fn examples(
                         "'label' is null, here and in every row\nhint: without that key, the text itself is learnt";
                     return Err(row.error(path, why.into()));
                 }
+                made.numbers = columns::read(&options.inputs, &row.object).map_err(|why| row.error(path, why))?;
                 language(text, row, options.max_length, &mut made).map_err(|why| row.error(path, why))?;
             }
             let unread =
@@ -87,6 +89,8 @@ fn examples(
 #[derive(Default)]
 struct Made {
     examples: Vec<TextExample>,
+    /// Those of the row that is read.
+    numbers: Vec<f32>,
     cut: usize,
     /// Rows of which nothing is left, by the reason.
     left_out: BTreeMap<Why, Vec<usize>>,
@@ -223,7 +227,8 @@ fn classified(
         made.blank.push(row.line);
     }
     made.cut += tokens.cut as usize;
-    let example = TextExample { ids: tokens.ids, type_ids: tokens.type_ids, labels: vec![], label: Some(label) };
+    let (label, numbers) = (Some(label), made.numbers.clone());
+    let example = TextExample { ids: tokens.ids, type_ids: tokens.type_ids, labels: vec![], label, numbers };
     made.examples.push(example);
     Ok(())
 }
@@ -264,7 +269,7 @@ fn language(text: &Text, row: &Row, most: usize, made: &mut Made) -> Result<(), 
         let why = if tokens.cut { Why::CutOff } else { Why::Single };
         made.push(
             row,
-            TextExample { ids: tokens.ids, type_ids: tokens.type_ids, labels, label: None },
+            TextExample { ids: tokens.ids, type_ids: tokens.type_ids, labels, label: None, numbers: vec![] },
             tokens.cut,
             why,
         );
@@ -300,7 +305,8 @@ fn language(text: &Text, row: &Row, most: usize, made: &mut Made) -> Result<(), 
 
 impl Made {
     /// Adds an example if there is something to learn from it.
-    fn push(&mut self, row: &Row, example: TextExample, cut: bool, why: Why) {
+    fn push(&mut self, row: &Row, mut example: TextExample, cut: bool, why: Why) {
+        example.numbers = self.numbers.clone();
         if example.labels.iter().all(|&l| l < 0) {
             self.left_out.entry(why).or_default().push(row.line);
             return;
@@ -316,7 +322,8 @@ impl Made {
         ids.truncate(most);
         counts.truncate(most);
         let labels = next(&ids, &counts);
-        self.push(row, TextExample { type_ids: vec![0; ids.len()], ids, labels, label: None }, cut, why);
+        let example = TextExample { type_ids: vec![0; ids.len()], ids, labels, label: None, numbers: vec![] };
+        self.push(row, example, cut, why);
     }
 }
 
