@@ -66,6 +66,7 @@ fn trained(model: &Arc<onnx::Model>, data: &Dataset, dir: &Path) -> (Vec<f64>, A
         max_length: 512,
         loss: None,
         loss_output: None,
+        label_smoothing: 0.0,
         fuse: true,
         dir,
         resume: false,

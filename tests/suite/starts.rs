@@ -36,6 +36,7 @@ fn trained(case: &oracle::Case, model: &Arc<onnx::Model>, dir: &Path) -> reslora
         max_length: 512,
         loss: None,
         loss_output: None,
+        label_smoothing: 0.0,
         fuse: true,
         dir,
         resume: false,

@@ -113,6 +113,7 @@ fn trained(model: &Arc<onnx::Model>, dir: &Path) -> Adapter {
         max_length: 512,
         loss: None,
         loss_output: None,
+        label_smoothing: 0.0,
         fuse: true,
         dir,
         resume: false,

@@ -139,6 +139,7 @@ impl Case {
             max_length: 512,
             loss: None,
             loss_output: None,
+            label_smoothing: 0.0,
             fuse: true,
             dir: &dir.path().join("run"),
             resume: false,

@@ -92,6 +92,7 @@ fn an_adapter_of_ones_own_is_one_file() {
         max_length: 512,
         loss: None,
         loss_output: None,
+        label_smoothing: 0.0,
         fuse: true,
         dir: dir.path(),
         resume: false,
