@@ -1,6 +1,6 @@
 //! Blocks of results in AMX tiles, by inline assembly.
 
-use super::{Segment, Sum};
+use super::operands::{Segment, Sum};
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;

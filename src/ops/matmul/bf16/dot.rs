@@ -1,6 +1,6 @@
 //! Blocks of results with AVX512-BF16: eight rows by two vectors of sums stay in registers.
 
-use super::{Segment, Sum};
+use super::operands::{Segment, Sum};
 use crate::ops::engine::packed::{DEPTH, LINES, TILE};
 use std::arch::x86_64::*;
 use std::sync::OnceLock;

@@ -2,7 +2,7 @@
 //! once, then added to each other and to the result; subnormal numbers count as zero. Source: Intel's Instruction Set Extensions
 //! Programming Reference, TDPBF16PS.
 
-use super::{Segment, Sum};
+use super::operands::{Segment, Sum};
 use crate::ops::engine::packed::{DEPTH, LINES, TILE};
 
 /// As [`super::block`].

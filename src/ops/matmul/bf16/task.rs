@@ -2,9 +2,10 @@
 //!
 //! The order in which terms are summed depends on the extents alone, so results do not depend on how tasks are shared out.
 
+use super::operands::{Segment, Sum};
 use super::pack::{Order, Source};
 use super::packed::{pack_panel, pack_two};
-use super::{BLOCK, Segment, Sum, Unit, block, with_unit};
+use super::unit::{BLOCK, Unit, block, with_unit};
 use crate::ops::engine::packed::{DEPTH, LINES, PAIR, Packed};
 use crate::ops::engine::primitive::Elements;
 use crate::ops::matmul::matrix::{Matrix, Start, Target, Term, Then, left};
