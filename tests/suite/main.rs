@@ -3,6 +3,7 @@
 mod adapters;
 mod architecture;
 mod arrays;
+mod batches;
 mod build;
 mod chat;
 mod cli;
