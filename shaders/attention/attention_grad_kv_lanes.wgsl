@@ -1,7 +1,8 @@
 // attention_grad_kv.wgsl for software adapters, of heads whose extents are divisible by four: eight invocations take 8 keys of one head
 // of keys and go through the queries of every head that shares it, 64 at a time. Each computes the scores of every eighth
-// query, then columns of the gradients, which it keeps in dk and dv from block to block.
-// Relies on: up to 8 invocations, 4096 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 16 bytes.
+// query, then columns of the gradients, which it keeps in dk and dv from block to block. Slots are filled where subgroups share what
+// all eight read.
+// Relies on: up to 8 invocations, 4096 bytes of workgroup memory, subgroups: 8, 16, 32, 64, 128; f16: no; bindings aligned to 16 bytes.
 //#import shared/attention_scores.wgsl
 //#import shared/math.wgsl
 
@@ -13,11 +14,17 @@
 @group(0) @binding(7) var<storage, read_write> dk: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read_write> dv: array<vec4<f32>>;
 
+// Eight for each query: those of the keys.
 var<workgroup> weights: array<f32, 512>;
 var<workgroup> slopes: array<f32, 512>;
 
 @compute @workgroup_size(8)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+    //#slot builtins
+    //#end
+) {
     let index = group.x + group.y * params.grid;
     let shared_heads = params.heads / params.share;
     if (index >= params.batch * shared_heads * params.tiles) {
@@ -49,60 +56,99 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let v5 = (v_base + key1.y * params.v_row) / 4u;
     let v6 = (v_base + key1.z * params.v_row) / 4u;
     let v7 = (v_base + key1.w * params.v_row) / 4u;
+    //#slot own
+    //#end
     for (var head = kv * params.share; head < (kv + 1u) * params.share; head = head + 1u) {
         let q_base = b * params.q_batch + head * params.q_head;
         let y_base = b * params.y_batch + head * params.y_head;
         for (var query = 0u; query < params.queries; query = query + 64u) {
             let begin = query == 0u && head == kv * params.share;
             let count = min(params.queries - query, 64u);
-            for (var c = lane; c < count; c = c + 8u) {
-                let q_at = (q_base + (query + c) * params.q_row) / 4u;
-                let g_at = (y_base + (query + c) * params.y_row) / 4u;
+            for (var left = 0u; left < count; left = left + 8u) {
+                let c = left + lane;
+                let own = query + min(c, count - 1u);
+                let q_at = (q_base + own * params.q_row) / 4u;
+                let g_at = (y_base + own * params.y_row) / 4u;
                 var s0 = vec4<f32>(0.0);
                 var s1 = vec4<f32>(0.0);
                 for (var d = 0u; d < width; d = d + 1u) {
                     let x = q[q_at + d];
-                    s0 = s0 + vec4<f32>(dot(k[k0 + d], x), dot(k[k1 + d], x), dot(k[k2 + d], x), dot(k[k3 + d], x));
-                    s1 = s1 + vec4<f32>(dot(k[k4 + d], x), dot(k[k5 + d], x), dot(k[k6 + d], x), dot(k[k7 + d], x));
+                    //#slot keys
+                    let a0 = k[k0 + d];
+                    let a1 = k[k1 + d];
+                    let a2 = k[k2 + d];
+                    let a3 = k[k3 + d];
+                    let a4 = k[k4 + d];
+                    let a5 = k[k5 + d];
+                    let a6 = k[k6 + d];
+                    let a7 = k[k7 + d];
+                    //#end
+                    s0 = fma(vec4<f32>(a0.x, a1.x, a2.x, a3.x), vec4<f32>(x.x), s0);
+                    s1 = fma(vec4<f32>(a4.x, a5.x, a6.x, a7.x), vec4<f32>(x.x), s1);
+                    s0 = fma(vec4<f32>(a0.y, a1.y, a2.y, a3.y), vec4<f32>(x.y), s0);
+                    s1 = fma(vec4<f32>(a4.y, a5.y, a6.y, a7.y), vec4<f32>(x.y), s1);
+                    s0 = fma(vec4<f32>(a0.z, a1.z, a2.z, a3.z), vec4<f32>(x.z), s0);
+                    s1 = fma(vec4<f32>(a4.z, a5.z, a6.z, a7.z), vec4<f32>(x.z), s1);
+                    s0 = fma(vec4<f32>(a0.w, a1.w, a2.w, a3.w), vec4<f32>(x.w), s0);
+                    s1 = fma(vec4<f32>(a4.w, a5.w, a6.w, a7.w), vec4<f32>(x.w), s1);
                 }
                 var t0 = vec4<f32>(0.0);
                 var t1 = vec4<f32>(0.0);
                 for (var d = 0u; d < value; d = d + 1u) {
                     let x = g[g_at + d];
-                    t0 = t0 + vec4<f32>(dot(v[v0 + d], x), dot(v[v1 + d], x), dot(v[v2 + d], x), dot(v[v3 + d], x));
-                    t1 = t1 + vec4<f32>(dot(v[v4 + d], x), dot(v[v5 + d], x), dot(v[v6 + d], x), dot(v[v7 + d], x));
+                    //#slot values
+                    let a0 = v[v0 + d];
+                    let a1 = v[v1 + d];
+                    let a2 = v[v2 + d];
+                    let a3 = v[v3 + d];
+                    let a4 = v[v4 + d];
+                    let a5 = v[v5 + d];
+                    let a6 = v[v6 + d];
+                    let a7 = v[v7 + d];
+                    //#end
+                    t0 = fma(vec4<f32>(a0.x, a1.x, a2.x, a3.x), vec4<f32>(x.x), t0);
+                    t1 = fma(vec4<f32>(a4.x, a5.x, a6.x, a7.x), vec4<f32>(x.x), t1);
+                    t0 = fma(vec4<f32>(a0.y, a1.y, a2.y, a3.y), vec4<f32>(x.y), t0);
+                    t1 = fma(vec4<f32>(a4.y, a5.y, a6.y, a7.y), vec4<f32>(x.y), t1);
+                    t0 = fma(vec4<f32>(a0.z, a1.z, a2.z, a3.z), vec4<f32>(x.z), t0);
+                    t1 = fma(vec4<f32>(a4.z, a5.z, a6.z, a7.z), vec4<f32>(x.z), t1);
+                    t0 = fma(vec4<f32>(a0.w, a1.w, a2.w, a3.w), vec4<f32>(x.w), t0);
+                    t1 = fma(vec4<f32>(a4.w, a5.w, a6.w, a7.w), vec4<f32>(x.w), t1);
                 }
                 var e0 = ruled(s0);
                 var e1 = ruled(s1);
                 if ((params.flags & 1u) != 0u) {
-                    let at = b * params.bias_batch + head * params.bias_head + (query + c) * params.bias_query;
+                    let at = b * params.bias_batch + head * params.bias_head + own * params.bias_query;
                     e0.e = e0.e + vec4<f32>(bias[at + key0.x * params.bias_key], bias[at + key0.y * params.bias_key], bias[at + key0.z * params.bias_key], bias[at + key0.w * params.bias_key]);
                     e1.e = e1.e + vec4<f32>(bias[at + key1.x * params.bias_key], bias[at + key1.y * params.bias_key], bias[at + key1.z * params.bias_key], bias[at + key1.w * params.bias_key]);
                 }
-                let row = ((b * params.heads + head) * params.queries + query + c) * 3u;
+                let row = ((b * params.heads + head) * params.queries + own) * 3u;
                 s0 = exp_vec4_(e0.e - rows[row]) * rows[row + 1u];
                 s1 = exp_vec4_(e1.e - rows[row]) * rows[row + 1u];
                 t0 = s0 * (t0 - rows[row + 2u]) * e0.slope;
                 t1 = s1 * (t1 - rows[row + 2u]) * e1.slope;
-                weights[0u + c] = s0.x;
-                weights[64u + c] = s0.y;
-                weights[128u + c] = s0.z;
-                weights[192u + c] = s0.w;
-                weights[256u + c] = s1.x;
-                weights[320u + c] = s1.y;
-                weights[384u + c] = s1.z;
-                weights[448u + c] = s1.w;
-                slopes[0u + c] = t0.x;
-                slopes[64u + c] = t0.y;
-                slopes[128u + c] = t0.z;
-                slopes[192u + c] = t0.w;
-                slopes[256u + c] = t1.x;
-                slopes[320u + c] = t1.y;
-                slopes[384u + c] = t1.z;
-                slopes[448u + c] = t1.w;
+                if (c < count) {
+                    weights[c * 8u + 0u] = s0.x;
+                    weights[c * 8u + 1u] = s0.y;
+                    weights[c * 8u + 2u] = s0.z;
+                    weights[c * 8u + 3u] = s0.w;
+                    weights[c * 8u + 4u] = s1.x;
+                    weights[c * 8u + 5u] = s1.y;
+                    weights[c * 8u + 6u] = s1.z;
+                    weights[c * 8u + 7u] = s1.w;
+                    slopes[c * 8u + 0u] = t0.x;
+                    slopes[c * 8u + 1u] = t0.y;
+                    slopes[c * 8u + 2u] = t0.z;
+                    slopes[c * 8u + 3u] = t0.w;
+                    slopes[c * 8u + 4u] = t1.x;
+                    slopes[c * 8u + 5u] = t1.y;
+                    slopes[c * 8u + 6u] = t1.z;
+                    slopes[c * 8u + 7u] = t1.w;
+                }
             }
             workgroupBarrier();
-            for (var col = lane; col < value; col = col + 8u) {
+            for (var left = 0u; left < value; left = left + 8u) {
+                let col = min(left + lane, value - 1u);
                 var r0 = vec4<f32>(0.0);
                 var r1 = vec4<f32>(0.0);
                 var r2 = vec4<f32>(0.0);
@@ -113,65 +159,75 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 var r7 = vec4<f32>(0.0);
                 for (var j = 0u; j < count; j = j + 1u) {
                     let x = g[(y_base + (query + j) * params.y_row) / 4u + col];
-                    r0 = r0 + weights[0u + j] * x;
-                    r1 = r1 + weights[64u + j] * x;
-                    r2 = r2 + weights[128u + j] * x;
-                    r3 = r3 + weights[192u + j] * x;
-                    r4 = r4 + weights[256u + j] * x;
-                    r5 = r5 + weights[320u + j] * x;
-                    r6 = r6 + weights[384u + j] * x;
-                    r7 = r7 + weights[448u + j] * x;
+                    //#slot weights
+                    let w0 = weights[j * 8u + 0u];
+                    let w1 = weights[j * 8u + 1u];
+                    let w2 = weights[j * 8u + 2u];
+                    let w3 = weights[j * 8u + 3u];
+                    let w4 = weights[j * 8u + 4u];
+                    let w5 = weights[j * 8u + 5u];
+                    let w6 = weights[j * 8u + 6u];
+                    let w7 = weights[j * 8u + 7u];
+                    //#end
+                    r0 = fma(vec4<f32>(w0), x, r0);
+                    r1 = fma(vec4<f32>(w1), x, r1);
+                    r2 = fma(vec4<f32>(w2), x, r2);
+                    r3 = fma(vec4<f32>(w3), x, r3);
+                    r4 = fma(vec4<f32>(w4), x, r4);
+                    r5 = fma(vec4<f32>(w5), x, r5);
+                    r6 = fma(vec4<f32>(w6), x, r6);
+                    r7 = fma(vec4<f32>(w7), x, r7);
                 }
-                if (first + 0u < params.keys) {
+                if (left + lane < value && first + 0u < params.keys) {
                     let at = (v_base + (first + 0u) * params.v_row) / 4u + col;
                     if (!begin) {
                         r0 = r0 + dv[at];
                     }
                     dv[at] = r0;
                 }
-                if (first + 1u < params.keys) {
+                if (left + lane < value && first + 1u < params.keys) {
                     let at = (v_base + (first + 1u) * params.v_row) / 4u + col;
                     if (!begin) {
                         r1 = r1 + dv[at];
                     }
                     dv[at] = r1;
                 }
-                if (first + 2u < params.keys) {
+                if (left + lane < value && first + 2u < params.keys) {
                     let at = (v_base + (first + 2u) * params.v_row) / 4u + col;
                     if (!begin) {
                         r2 = r2 + dv[at];
                     }
                     dv[at] = r2;
                 }
-                if (first + 3u < params.keys) {
+                if (left + lane < value && first + 3u < params.keys) {
                     let at = (v_base + (first + 3u) * params.v_row) / 4u + col;
                     if (!begin) {
                         r3 = r3 + dv[at];
                     }
                     dv[at] = r3;
                 }
-                if (first + 4u < params.keys) {
+                if (left + lane < value && first + 4u < params.keys) {
                     let at = (v_base + (first + 4u) * params.v_row) / 4u + col;
                     if (!begin) {
                         r4 = r4 + dv[at];
                     }
                     dv[at] = r4;
                 }
-                if (first + 5u < params.keys) {
+                if (left + lane < value && first + 5u < params.keys) {
                     let at = (v_base + (first + 5u) * params.v_row) / 4u + col;
                     if (!begin) {
                         r5 = r5 + dv[at];
                     }
                     dv[at] = r5;
                 }
-                if (first + 6u < params.keys) {
+                if (left + lane < value && first + 6u < params.keys) {
                     let at = (v_base + (first + 6u) * params.v_row) / 4u + col;
                     if (!begin) {
                         r6 = r6 + dv[at];
                     }
                     dv[at] = r6;
                 }
-                if (first + 7u < params.keys) {
+                if (left + lane < value && first + 7u < params.keys) {
                     let at = (v_base + (first + 7u) * params.v_row) / 4u + col;
                     if (!begin) {
                         r7 = r7 + dv[at];
@@ -179,7 +235,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     dv[at] = r7;
                 }
             }
-            for (var col = lane; col < width; col = col + 8u) {
+            for (var left = 0u; left < width; left = left + 8u) {
+                let col = min(left + lane, width - 1u);
                 var r0 = vec4<f32>(0.0);
                 var r1 = vec4<f32>(0.0);
                 var r2 = vec4<f32>(0.0);
@@ -190,65 +247,75 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 var r7 = vec4<f32>(0.0);
                 for (var j = 0u; j < count; j = j + 1u) {
                     let x = q[(q_base + (query + j) * params.q_row) / 4u + col];
-                    r0 = r0 + slopes[0u + j] * x;
-                    r1 = r1 + slopes[64u + j] * x;
-                    r2 = r2 + slopes[128u + j] * x;
-                    r3 = r3 + slopes[192u + j] * x;
-                    r4 = r4 + slopes[256u + j] * x;
-                    r5 = r5 + slopes[320u + j] * x;
-                    r6 = r6 + slopes[384u + j] * x;
-                    r7 = r7 + slopes[448u + j] * x;
+                    //#slot slopes
+                    let w0 = slopes[j * 8u + 0u];
+                    let w1 = slopes[j * 8u + 1u];
+                    let w2 = slopes[j * 8u + 2u];
+                    let w3 = slopes[j * 8u + 3u];
+                    let w4 = slopes[j * 8u + 4u];
+                    let w5 = slopes[j * 8u + 5u];
+                    let w6 = slopes[j * 8u + 6u];
+                    let w7 = slopes[j * 8u + 7u];
+                    //#end
+                    r0 = fma(vec4<f32>(w0), x, r0);
+                    r1 = fma(vec4<f32>(w1), x, r1);
+                    r2 = fma(vec4<f32>(w2), x, r2);
+                    r3 = fma(vec4<f32>(w3), x, r3);
+                    r4 = fma(vec4<f32>(w4), x, r4);
+                    r5 = fma(vec4<f32>(w5), x, r5);
+                    r6 = fma(vec4<f32>(w6), x, r6);
+                    r7 = fma(vec4<f32>(w7), x, r7);
                 }
-                if (first + 0u < params.keys) {
+                if (left + lane < width && first + 0u < params.keys) {
                     let at = (k_base + (first + 0u) * params.k_row) / 4u + col;
                     if (!begin) {
                         r0 = r0 + dk[at];
                     }
                     dk[at] = r0;
                 }
-                if (first + 1u < params.keys) {
+                if (left + lane < width && first + 1u < params.keys) {
                     let at = (k_base + (first + 1u) * params.k_row) / 4u + col;
                     if (!begin) {
                         r1 = r1 + dk[at];
                     }
                     dk[at] = r1;
                 }
-                if (first + 2u < params.keys) {
+                if (left + lane < width && first + 2u < params.keys) {
                     let at = (k_base + (first + 2u) * params.k_row) / 4u + col;
                     if (!begin) {
                         r2 = r2 + dk[at];
                     }
                     dk[at] = r2;
                 }
-                if (first + 3u < params.keys) {
+                if (left + lane < width && first + 3u < params.keys) {
                     let at = (k_base + (first + 3u) * params.k_row) / 4u + col;
                     if (!begin) {
                         r3 = r3 + dk[at];
                     }
                     dk[at] = r3;
                 }
-                if (first + 4u < params.keys) {
+                if (left + lane < width && first + 4u < params.keys) {
                     let at = (k_base + (first + 4u) * params.k_row) / 4u + col;
                     if (!begin) {
                         r4 = r4 + dk[at];
                     }
                     dk[at] = r4;
                 }
-                if (first + 5u < params.keys) {
+                if (left + lane < width && first + 5u < params.keys) {
                     let at = (k_base + (first + 5u) * params.k_row) / 4u + col;
                     if (!begin) {
                         r5 = r5 + dk[at];
                     }
                     dk[at] = r5;
                 }
-                if (first + 6u < params.keys) {
+                if (left + lane < width && first + 6u < params.keys) {
                     let at = (k_base + (first + 6u) * params.k_row) / 4u + col;
                     if (!begin) {
                         r6 = r6 + dk[at];
                     }
                     dk[at] = r6;
                 }
-                if (first + 7u < params.keys) {
+                if (left + lane < width && first + 7u < params.keys) {
                     let at = (k_base + (first + 7u) * params.k_row) / 4u + col;
                     if (!begin) {
                         r7 = r7 + dk[at];

@@ -1,6 +1,7 @@
 // attention_grad_q.wgsl for software adapters, of heads whose extents are divisible by four: eight invocations take 8 queries and go
-// through the keys 64 at a time. Each computes the scores of every eighth key, then columns of the gradient.
-// Relies on: up to 8 invocations, 2048 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 16 bytes.
+// through the keys 64 at a time. Each computes the scores of every eighth key, then columns of the gradient. Slots are filled where
+// subgroups share what all eight read.
+// Relies on: up to 8 invocations, 2048 bytes of workgroup memory, subgroups: 8, 16, 32, 64, 128; f16: no; bindings aligned to 16 bytes.
 //#import shared/attention_scores.wgsl
 //#import shared/math.wgsl
 
@@ -11,10 +12,16 @@
 @group(0) @binding(6) var<storage, read> rows: array<f32>;
 @group(0) @binding(7) var<storage, read_write> dq: array<vec4<f32>>;
 
+// Eight for each key: those of the queries.
 var<workgroup> slopes: array<f32, 512>;
 
 @compute @workgroup_size(8)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+    //#slot builtins
+    //#end
+) {
     let index = group.x + group.y * params.grid;
     if (index >= params.batch * params.heads * params.tiles) {
         return;
@@ -47,6 +54,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let g5 = (y_base + query1.y * params.y_row) / 4u;
     let g6 = (y_base + query1.z * params.y_row) / 4u;
     let g7 = (y_base + query1.w * params.y_row) / 4u;
+    //#slot own
+    //#end
     let at_rows = (b * params.heads + head) * params.queries;
     let top0 = vec4<f32>(rows[(at_rows + query0.x) * 3u + 0u], rows[(at_rows + query0.y) * 3u + 0u], rows[(at_rows + query0.z) * 3u + 0u], rows[(at_rows + query0.w) * 3u + 0u]);
     let top1 = vec4<f32>(rows[(at_rows + query1.x) * 3u + 0u], rows[(at_rows + query1.y) * 3u + 0u], rows[(at_rows + query1.z) * 3u + 0u], rows[(at_rows + query1.w) * 3u + 0u]);
@@ -56,42 +65,79 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let delta1 = vec4<f32>(rows[(at_rows + query1.x) * 3u + 2u], rows[(at_rows + query1.y) * 3u + 2u], rows[(at_rows + query1.z) * 3u + 2u], rows[(at_rows + query1.w) * 3u + 2u]);
     for (var key = 0u; key < params.keys; key = key + 64u) {
         let count = min(params.keys - key, 64u);
-        for (var c = lane; c < count; c = c + 8u) {
-            let k_at = (k_base + (key + c) * params.k_row) / 4u;
-            let v_at = (v_base + (key + c) * params.v_row) / 4u;
+        for (var left = 0u; left < count; left = left + 8u) {
+            let c = left + lane;
+            let own = key + min(c, count - 1u);
+            let k_at = (k_base + own * params.k_row) / 4u;
+            let v_at = (v_base + own * params.v_row) / 4u;
             var s0 = vec4<f32>(0.0);
             var s1 = vec4<f32>(0.0);
             for (var d = 0u; d < width; d = d + 1u) {
                 let x = k[k_at + d];
-                s0 = s0 + vec4<f32>(dot(q[q0 + d], x), dot(q[q1 + d], x), dot(q[q2 + d], x), dot(q[q3 + d], x));
-                s1 = s1 + vec4<f32>(dot(q[q4 + d], x), dot(q[q5 + d], x), dot(q[q6 + d], x), dot(q[q7 + d], x));
+                //#slot queries
+                let a0 = q[q0 + d];
+                let a1 = q[q1 + d];
+                let a2 = q[q2 + d];
+                let a3 = q[q3 + d];
+                let a4 = q[q4 + d];
+                let a5 = q[q5 + d];
+                let a6 = q[q6 + d];
+                let a7 = q[q7 + d];
+                //#end
+                s0 = fma(vec4<f32>(a0.x, a1.x, a2.x, a3.x), vec4<f32>(x.x), s0);
+                s1 = fma(vec4<f32>(a4.x, a5.x, a6.x, a7.x), vec4<f32>(x.x), s1);
+                s0 = fma(vec4<f32>(a0.y, a1.y, a2.y, a3.y), vec4<f32>(x.y), s0);
+                s1 = fma(vec4<f32>(a4.y, a5.y, a6.y, a7.y), vec4<f32>(x.y), s1);
+                s0 = fma(vec4<f32>(a0.z, a1.z, a2.z, a3.z), vec4<f32>(x.z), s0);
+                s1 = fma(vec4<f32>(a4.z, a5.z, a6.z, a7.z), vec4<f32>(x.z), s1);
+                s0 = fma(vec4<f32>(a0.w, a1.w, a2.w, a3.w), vec4<f32>(x.w), s0);
+                s1 = fma(vec4<f32>(a4.w, a5.w, a6.w, a7.w), vec4<f32>(x.w), s1);
             }
             var t0 = vec4<f32>(0.0);
             var t1 = vec4<f32>(0.0);
             for (var d = 0u; d < value; d = d + 1u) {
                 let x = v[v_at + d];
-                t0 = t0 + vec4<f32>(dot(g[g0 + d], x), dot(g[g1 + d], x), dot(g[g2 + d], x), dot(g[g3 + d], x));
-                t1 = t1 + vec4<f32>(dot(g[g4 + d], x), dot(g[g5 + d], x), dot(g[g6 + d], x), dot(g[g7 + d], x));
+                //#slot gradients
+                let a0 = g[g0 + d];
+                let a1 = g[g1 + d];
+                let a2 = g[g2 + d];
+                let a3 = g[g3 + d];
+                let a4 = g[g4 + d];
+                let a5 = g[g5 + d];
+                let a6 = g[g6 + d];
+                let a7 = g[g7 + d];
+                //#end
+                t0 = fma(vec4<f32>(a0.x, a1.x, a2.x, a3.x), vec4<f32>(x.x), t0);
+                t1 = fma(vec4<f32>(a4.x, a5.x, a6.x, a7.x), vec4<f32>(x.x), t1);
+                t0 = fma(vec4<f32>(a0.y, a1.y, a2.y, a3.y), vec4<f32>(x.y), t0);
+                t1 = fma(vec4<f32>(a4.y, a5.y, a6.y, a7.y), vec4<f32>(x.y), t1);
+                t0 = fma(vec4<f32>(a0.z, a1.z, a2.z, a3.z), vec4<f32>(x.z), t0);
+                t1 = fma(vec4<f32>(a4.z, a5.z, a6.z, a7.z), vec4<f32>(x.z), t1);
+                t0 = fma(vec4<f32>(a0.w, a1.w, a2.w, a3.w), vec4<f32>(x.w), t0);
+                t1 = fma(vec4<f32>(a4.w, a5.w, a6.w, a7.w), vec4<f32>(x.w), t1);
             }
             var e0 = ruled(s0);
             var e1 = ruled(s1);
             if ((params.flags & 1u) != 0u) {
-                e0.e = e0.e + biases(b, head, key + c, query0);
-                e1.e = e1.e + biases(b, head, key + c, query1);
+                e0.e = e0.e + biases(b, head, own, query0);
+                e1.e = e1.e + biases(b, head, own, query1);
             }
             t0 = exp_vec4_(e0.e - top0) * over0 * (t0 - delta0) * e0.slope;
             t1 = exp_vec4_(e1.e - top1) * over1 * (t1 - delta1) * e1.slope;
-            slopes[0u + c] = t0.x;
-            slopes[64u + c] = t0.y;
-            slopes[128u + c] = t0.z;
-            slopes[192u + c] = t0.w;
-            slopes[256u + c] = t1.x;
-            slopes[320u + c] = t1.y;
-            slopes[384u + c] = t1.z;
-            slopes[448u + c] = t1.w;
+            if (c < count) {
+                slopes[c * 8u + 0u] = t0.x;
+                slopes[c * 8u + 1u] = t0.y;
+                slopes[c * 8u + 2u] = t0.z;
+                slopes[c * 8u + 3u] = t0.w;
+                slopes[c * 8u + 4u] = t1.x;
+                slopes[c * 8u + 5u] = t1.y;
+                slopes[c * 8u + 6u] = t1.z;
+                slopes[c * 8u + 7u] = t1.w;
+            }
         }
         workgroupBarrier();
-        for (var col = lane; col < width; col = col + 8u) {
+        for (var left = 0u; left < width; left = left + 8u) {
+            let col = min(left + lane, width - 1u);
             var r0 = vec4<f32>(0.0);
             var r1 = vec4<f32>(0.0);
             var r2 = vec4<f32>(0.0);
@@ -102,65 +148,75 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             var r7 = vec4<f32>(0.0);
             for (var j = 0u; j < count; j = j + 1u) {
                 let x = k[(k_base + (key + j) * params.k_row) / 4u + col];
-                r0 = r0 + slopes[0u + j] * x;
-                r1 = r1 + slopes[64u + j] * x;
-                r2 = r2 + slopes[128u + j] * x;
-                r3 = r3 + slopes[192u + j] * x;
-                r4 = r4 + slopes[256u + j] * x;
-                r5 = r5 + slopes[320u + j] * x;
-                r6 = r6 + slopes[384u + j] * x;
-                r7 = r7 + slopes[448u + j] * x;
+                //#slot slopes
+                let w0 = slopes[j * 8u + 0u];
+                let w1 = slopes[j * 8u + 1u];
+                let w2 = slopes[j * 8u + 2u];
+                let w3 = slopes[j * 8u + 3u];
+                let w4 = slopes[j * 8u + 4u];
+                let w5 = slopes[j * 8u + 5u];
+                let w6 = slopes[j * 8u + 6u];
+                let w7 = slopes[j * 8u + 7u];
+                //#end
+                r0 = fma(vec4<f32>(w0), x, r0);
+                r1 = fma(vec4<f32>(w1), x, r1);
+                r2 = fma(vec4<f32>(w2), x, r2);
+                r3 = fma(vec4<f32>(w3), x, r3);
+                r4 = fma(vec4<f32>(w4), x, r4);
+                r5 = fma(vec4<f32>(w5), x, r5);
+                r6 = fma(vec4<f32>(w6), x, r6);
+                r7 = fma(vec4<f32>(w7), x, r7);
             }
-            if (first + 0u < params.queries) {
+            if (left + lane < width && first + 0u < params.queries) {
                 let at = (q_base + (first + 0u) * params.q_row) / 4u + col;
                 if (key != 0u) {
                     r0 = r0 + dq[at];
                 }
                 dq[at] = r0;
             }
-            if (first + 1u < params.queries) {
+            if (left + lane < width && first + 1u < params.queries) {
                 let at = (q_base + (first + 1u) * params.q_row) / 4u + col;
                 if (key != 0u) {
                     r1 = r1 + dq[at];
                 }
                 dq[at] = r1;
             }
-            if (first + 2u < params.queries) {
+            if (left + lane < width && first + 2u < params.queries) {
                 let at = (q_base + (first + 2u) * params.q_row) / 4u + col;
                 if (key != 0u) {
                     r2 = r2 + dq[at];
                 }
                 dq[at] = r2;
             }
-            if (first + 3u < params.queries) {
+            if (left + lane < width && first + 3u < params.queries) {
                 let at = (q_base + (first + 3u) * params.q_row) / 4u + col;
                 if (key != 0u) {
                     r3 = r3 + dq[at];
                 }
                 dq[at] = r3;
             }
-            if (first + 4u < params.queries) {
+            if (left + lane < width && first + 4u < params.queries) {
                 let at = (q_base + (first + 4u) * params.q_row) / 4u + col;
                 if (key != 0u) {
                     r4 = r4 + dq[at];
                 }
                 dq[at] = r4;
             }
-            if (first + 5u < params.queries) {
+            if (left + lane < width && first + 5u < params.queries) {
                 let at = (q_base + (first + 5u) * params.q_row) / 4u + col;
                 if (key != 0u) {
                     r5 = r5 + dq[at];
                 }
                 dq[at] = r5;
             }
-            if (first + 6u < params.queries) {
+            if (left + lane < width && first + 6u < params.queries) {
                 let at = (q_base + (first + 6u) * params.q_row) / 4u + col;
                 if (key != 0u) {
                     r6 = r6 + dq[at];
                 }
                 dq[at] = r6;
             }
-            if (first + 7u < params.queries) {
+            if (left + lane < width && first + 7u < params.queries) {
                 let at = (q_base + (first + 7u) * params.q_row) / 4u + col;
                 if (key != 0u) {
                     r7 = r7 + dq[at];

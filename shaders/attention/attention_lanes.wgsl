@@ -1,7 +1,7 @@
 // attention.wgsl for software adapters, of heads whose extents are divisible by four: eight invocations, one vector of the processor,
 // take 8 queries and go through the keys 64 at a time. Each computes the scores of every eighth key, then columns of the result,
-// which it keeps in y from block to block.
-// Relies on: up to 8 invocations, 2304 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 16 bytes.
+// which it keeps in y from block to block. Slots are filled where subgroups share what all eight read.
+// Relies on: up to 8 invocations, 2176 bytes of workgroup memory, subgroups: 8, 16, 32, 64, 128; f16: no; bindings aligned to 16 bytes.
 //#import shared/attention_scores.wgsl
 //#import shared/math.wgsl
 
@@ -11,11 +11,43 @@
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> stats: array<f32>;
 
+// Eight for each key: those of the queries.
 var<workgroup> weights: array<f32, 512>;
-var<workgroup> tops: array<f32, 64>;
+
+//#slot reductions
+var<workgroup> part: array<vec4<f32>, 8>;
+
+// The largest and the sum of what the eight have.
+fn largest(lane: u32, x: vec4<f32>) -> vec4<f32> {
+    part[lane] = x;
+    workgroupBarrier();
+    var top = part[0];
+    for (var l = 1u; l < 8u; l = l + 1u) {
+        top = max(top, part[l]);
+    }
+    workgroupBarrier();
+    return top;
+}
+
+fn total(lane: u32, x: vec4<f32>) -> vec4<f32> {
+    part[lane] = x;
+    workgroupBarrier();
+    var sum = part[0];
+    for (var l = 1u; l < 8u; l = l + 1u) {
+        sum = sum + part[l];
+    }
+    workgroupBarrier();
+    return sum;
+}
+//#end
 
 @compute @workgroup_size(8)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+    //#slot builtins
+    //#end
+) {
     let index = group.x + group.y * params.grid;
     if (index >= params.batch * params.heads * params.tiles) {
         return;
@@ -40,9 +72,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let q5 = (q_base + query1.y * params.q_row) / 4u;
     let q6 = (q_base + query1.z * params.q_row) / 4u;
     let q7 = (q_base + query1.w * params.q_row) / 4u;
+    //#slot own
+    //#end
     let zeros = (params.flags & 2u) != 0u;
     var top0 = vec4<f32>(LOWEST);
     var top1 = vec4<f32>(LOWEST);
+    // Of this invocation's keys.
     var sum0 = vec4<f32>(0.0);
     var sum1 = vec4<f32>(0.0);
     var over0 = vec4<f32>(1.0);
@@ -51,67 +86,80 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let count = min(params.keys - key, 64u);
         var high0 = top0;
         var high1 = top1;
-        for (var c = lane; c < count; c = c + 8u) {
-            let at = (k_base + (key + c) * params.k_row) / 4u;
+        for (var left = 0u; left < count; left = left + 8u) {
+            let c = left + lane;
+            let own = key + min(c, count - 1u);
+            let at = (k_base + own * params.k_row) / 4u;
             var s0 = vec4<f32>(0.0);
             var s1 = vec4<f32>(0.0);
             for (var d = 0u; d < width; d = d + 1u) {
                 let x = k[at + d];
-                s0 = s0 + vec4<f32>(dot(q[q0 + d], x), dot(q[q1 + d], x), dot(q[q2 + d], x), dot(q[q3 + d], x));
-                s1 = s1 + vec4<f32>(dot(q[q4 + d], x), dot(q[q5 + d], x), dot(q[q6 + d], x), dot(q[q7 + d], x));
+                //#slot queries
+                let a0 = q[q0 + d];
+                let a1 = q[q1 + d];
+                let a2 = q[q2 + d];
+                let a3 = q[q3 + d];
+                let a4 = q[q4 + d];
+                let a5 = q[q5 + d];
+                let a6 = q[q6 + d];
+                let a7 = q[q7 + d];
+                //#end
+                s0 = fma(vec4<f32>(a0.x, a1.x, a2.x, a3.x), vec4<f32>(x.x), s0);
+                s1 = fma(vec4<f32>(a4.x, a5.x, a6.x, a7.x), vec4<f32>(x.x), s1);
+                s0 = fma(vec4<f32>(a0.y, a1.y, a2.y, a3.y), vec4<f32>(x.y), s0);
+                s1 = fma(vec4<f32>(a4.y, a5.y, a6.y, a7.y), vec4<f32>(x.y), s1);
+                s0 = fma(vec4<f32>(a0.z, a1.z, a2.z, a3.z), vec4<f32>(x.z), s0);
+                s1 = fma(vec4<f32>(a4.z, a5.z, a6.z, a7.z), vec4<f32>(x.z), s1);
+                s0 = fma(vec4<f32>(a0.w, a1.w, a2.w, a3.w), vec4<f32>(x.w), s0);
+                s1 = fma(vec4<f32>(a4.w, a5.w, a6.w, a7.w), vec4<f32>(x.w), s1);
             }
-            s0 = exponents(s0, b, head, query0, key + c);
-            s1 = exponents(s1, b, head, query1, key + c);
-            high0 = max(high0, s0);
-            high1 = max(high1, s1);
-            weights[0u + c] = s0.x;
-            weights[64u + c] = s0.y;
-            weights[128u + c] = s0.z;
-            weights[192u + c] = s0.w;
-            weights[256u + c] = s1.x;
-            weights[320u + c] = s1.y;
-            weights[384u + c] = s1.z;
-            weights[448u + c] = s1.w;
+            s0 = exponents(s0, b, head, query0, own);
+            s1 = exponents(s1, b, head, query1, own);
+            if (c < count) {
+                high0 = max(high0, s0);
+                high1 = max(high1, s1);
+                weights[c * 8u + 0u] = s0.x;
+                weights[c * 8u + 1u] = s0.y;
+                weights[c * 8u + 2u] = s0.z;
+                weights[c * 8u + 3u] = s0.w;
+                weights[c * 8u + 4u] = s1.x;
+                weights[c * 8u + 5u] = s1.y;
+                weights[c * 8u + 6u] = s1.z;
+                weights[c * 8u + 7u] = s1.w;
+            }
         }
-        tops[lane * 8u + 0u] = high0.x;
-        tops[lane * 8u + 1u] = high0.y;
-        tops[lane * 8u + 2u] = high0.z;
-        tops[lane * 8u + 3u] = high0.w;
-        tops[lane * 8u + 4u] = high1.x;
-        tops[lane * 8u + 5u] = high1.y;
-        tops[lane * 8u + 6u] = high1.z;
-        tops[lane * 8u + 7u] = high1.w;
-        workgroupBarrier();
-        for (var l = 0u; l < 8u; l = l + 1u) {
-            high0 = max(high0, vec4<f32>(tops[l * 8u], tops[l * 8u + 1u], tops[l * 8u + 2u], tops[l * 8u + 3u]));
-            high1 = max(high1, vec4<f32>(tops[l * 8u + 4u], tops[l * 8u + 5u], tops[l * 8u + 6u], tops[l * 8u + 7u]));
-        }
-        for (var c = lane; c < count; c = c + 8u) {
-            weights[0u + c] = exp_(weights[0u + c] - high0.x);
-            weights[64u + c] = exp_(weights[64u + c] - high0.y);
-            weights[128u + c] = exp_(weights[128u + c] - high0.z);
-            weights[192u + c] = exp_(weights[192u + c] - high0.w);
-            weights[256u + c] = exp_(weights[256u + c] - high1.x);
-            weights[320u + c] = exp_(weights[320u + c] - high1.y);
-            weights[384u + c] = exp_(weights[384u + c] - high1.z);
-            weights[448u + c] = exp_(weights[448u + c] - high1.w);
-        }
-        workgroupBarrier();
+        high0 = largest(lane, high0);
+        high1 = largest(lane, high1);
         let factor0 = exp_vec4_(top0 - high0);
         let factor1 = exp_vec4_(top1 - high1);
         top0 = high0;
         top1 = high1;
         sum0 = sum0 * factor0;
         sum1 = sum1 * factor1;
-        for (var j = 0u; j < count; j = j + 1u) {
-            sum0 = sum0 + vec4<f32>(weights[j], weights[64u + j], weights[128u + j], weights[192u + j]);
-            sum1 = sum1 + vec4<f32>(weights[256u + j], weights[320u + j], weights[384u + j], weights[448u + j]);
+        // Each takes what it has written itself.
+        for (var c = lane; c < count; c = c + 8u) {
+            let e0 = exp_vec4_(vec4<f32>(weights[c * 8u], weights[c * 8u + 1u], weights[c * 8u + 2u], weights[c * 8u + 3u]) - high0);
+            let e1 = exp_vec4_(vec4<f32>(weights[c * 8u + 4u], weights[c * 8u + 5u], weights[c * 8u + 6u], weights[c * 8u + 7u]) - high1);
+            sum0 = sum0 + e0;
+            sum1 = sum1 + e1;
+            weights[c * 8u + 0u] = e0.x;
+            weights[c * 8u + 1u] = e0.y;
+            weights[c * 8u + 2u] = e0.z;
+            weights[c * 8u + 3u] = e0.w;
+            weights[c * 8u + 4u] = e1.x;
+            weights[c * 8u + 5u] = e1.y;
+            weights[c * 8u + 6u] = e1.z;
+            weights[c * 8u + 7u] = e1.w;
         }
+        workgroupBarrier();
         if (key + 64u >= params.keys) {
+            sum0 = total(lane, sum0);
+            sum1 = total(lane, sum1);
             over0 = select(1.0 / sum0, vec4<f32>(0.0), (sum0 == vec4<f32>(0.0)) & vec4<bool>(zeros));
             over1 = select(1.0 / sum1, vec4<f32>(0.0), (sum1 == vec4<f32>(0.0)) & vec4<bool>(zeros));
         }
-        for (var col = lane; col < value; col = col + 8u) {
+        for (var left = 0u; left < value; left = left + 8u) {
+            let col = min(left + lane, value - 1u);
             var r0 = vec4<f32>(0.0);
             var r1 = vec4<f32>(0.0);
             var r2 = vec4<f32>(0.0);
@@ -122,65 +170,75 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             var r7 = vec4<f32>(0.0);
             for (var j = 0u; j < count; j = j + 1u) {
                 let x = v[(v_base + (key + j) * params.v_row) / 4u + col];
-                r0 = r0 + weights[0u + j] * x;
-                r1 = r1 + weights[64u + j] * x;
-                r2 = r2 + weights[128u + j] * x;
-                r3 = r3 + weights[192u + j] * x;
-                r4 = r4 + weights[256u + j] * x;
-                r5 = r5 + weights[320u + j] * x;
-                r6 = r6 + weights[384u + j] * x;
-                r7 = r7 + weights[448u + j] * x;
+                //#slot weights
+                let w0 = weights[j * 8u + 0u];
+                let w1 = weights[j * 8u + 1u];
+                let w2 = weights[j * 8u + 2u];
+                let w3 = weights[j * 8u + 3u];
+                let w4 = weights[j * 8u + 4u];
+                let w5 = weights[j * 8u + 5u];
+                let w6 = weights[j * 8u + 6u];
+                let w7 = weights[j * 8u + 7u];
+                //#end
+                r0 = fma(vec4<f32>(w0), x, r0);
+                r1 = fma(vec4<f32>(w1), x, r1);
+                r2 = fma(vec4<f32>(w2), x, r2);
+                r3 = fma(vec4<f32>(w3), x, r3);
+                r4 = fma(vec4<f32>(w4), x, r4);
+                r5 = fma(vec4<f32>(w5), x, r5);
+                r6 = fma(vec4<f32>(w6), x, r6);
+                r7 = fma(vec4<f32>(w7), x, r7);
             }
-            if (first + 0u < params.queries) {
+            if (left + lane < value && first + 0u < params.queries) {
                 let at = (y_base + (first + 0u) * params.y_row) / 4u + col;
                 if (key != 0u) {
                     r0 = r0 + y[at] * factor0.x;
                 }
                 y[at] = r0 * over0.x;
             }
-            if (first + 1u < params.queries) {
+            if (left + lane < value && first + 1u < params.queries) {
                 let at = (y_base + (first + 1u) * params.y_row) / 4u + col;
                 if (key != 0u) {
                     r1 = r1 + y[at] * factor0.y;
                 }
                 y[at] = r1 * over0.y;
             }
-            if (first + 2u < params.queries) {
+            if (left + lane < value && first + 2u < params.queries) {
                 let at = (y_base + (first + 2u) * params.y_row) / 4u + col;
                 if (key != 0u) {
                     r2 = r2 + y[at] * factor0.z;
                 }
                 y[at] = r2 * over0.z;
             }
-            if (first + 3u < params.queries) {
+            if (left + lane < value && first + 3u < params.queries) {
                 let at = (y_base + (first + 3u) * params.y_row) / 4u + col;
                 if (key != 0u) {
                     r3 = r3 + y[at] * factor0.w;
                 }
                 y[at] = r3 * over0.w;
             }
-            if (first + 4u < params.queries) {
+            if (left + lane < value && first + 4u < params.queries) {
                 let at = (y_base + (first + 4u) * params.y_row) / 4u + col;
                 if (key != 0u) {
                     r4 = r4 + y[at] * factor1.x;
                 }
                 y[at] = r4 * over1.x;
             }
-            if (first + 5u < params.queries) {
+            if (left + lane < value && first + 5u < params.queries) {
                 let at = (y_base + (first + 5u) * params.y_row) / 4u + col;
                 if (key != 0u) {
                     r5 = r5 + y[at] * factor1.y;
                 }
                 y[at] = r5 * over1.y;
             }
-            if (first + 6u < params.queries) {
+            if (left + lane < value && first + 6u < params.queries) {
                 let at = (y_base + (first + 6u) * params.y_row) / 4u + col;
                 if (key != 0u) {
                     r6 = r6 + y[at] * factor1.z;
                 }
                 y[at] = r6 * over1.z;
             }
-            if (first + 7u < params.queries) {
+            if (left + lane < value && first + 7u < params.queries) {
                 let at = (y_base + (first + 7u) * params.y_row) / 4u + col;
                 if (key != 0u) {
                     r7 = r7 + y[at] * factor1.w;

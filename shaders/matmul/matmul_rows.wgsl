@@ -1,4 +1,5 @@
-// y[b] = a[b] x[b]: (m, k) (k, n) to (m, n), both operands stored row by row, k and n divisible by four.
+// y[b] = a[b] x[b]: (m, k) (k, n) to (m, n), k and n divisible by four; either operand may be stored transposed, a where m is
+// divisible by four too.
 // Without workgroup memory or barriers, for software adapters: LX x LY invocations a workgroup, ROWS rows x COLUMNS vec4
 // each, four steps of k at a time. Slots are filled for each tile and each way of storing.
 // Relies on: up to 32 invocations, 0 bytes of workgroup memory, subgroups: 4, 8, 16, 32; f16: unpacked; bindings aligned to 16 bytes.
@@ -69,11 +70,14 @@ fn main(
         // Invocations beyond the edge compute what is there again, and keep nothing of it.
         //#slot accumulators
         let at0 = min(col0, n4 - 1u);
-        let a0 = a_base + min(row0, last) * k4;
         var c0_0 = vec4<f32>(0.0);
         //#end
         //#twice terms
-        var at = batch * params.k * n4;
+        let x_base = batch * params.k * n4;
+        var at = x_base;
+        //#slot begins
+        let a0 = a_base + min(row0, last) * k4;
+        //#end
         for (var k = 0u; k < k4; k = k + 1u) {
             //#slot multiply
             let v0 = load_a(a0 + k);

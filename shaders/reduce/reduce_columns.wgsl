@@ -1,4 +1,4 @@
-// Sum (mode 0) or maximum (mode 1) over the middle axis of (outer, n, inner); one invocation a column.
+// Sum (mode 0), maximum (mode 1) or sum of squares (mode 2) over the middle axis of (outer, n, inner); one invocation a column.
 // Words are floats or integers. Long sums are taken in parts, which keeps rounding errors small.
 // Relies on: up to 64 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
 //#import shared/words.wgsl
@@ -31,7 +31,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         let stop = min(start + 128u, params.n);
         var part = first;
         for (var k = start; k < stop; k = k + 1u) {
-            part = join(part, input[base + k * params.inner], params.mode, params.is_float);
+            part = join(part, joined(input[base + k * params.inner], params.mode), params.mode, params.is_float);
         }
         total = join(total, part, params.mode, params.is_float);
     }

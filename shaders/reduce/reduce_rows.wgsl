@@ -1,4 +1,4 @@
-// Sum (mode 0) or maximum (mode 1) of each row of (rows, n); one workgroup a row. Words are floats or integers.
+// Sum (mode 0), maximum (mode 1) or sum of squares (mode 2) of each row of (rows, n); one workgroup a row. Words are floats or integers.
 // Relies on: up to 256 invocations, 1024 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
 //#import shared/words.wgsl
 
@@ -31,7 +31,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // A row's first element stands in where an invocation has none; a sum then starts from nothing instead.
     var total = select(0u, input[base], params.mode == 1u);
     for (var i = lane; i < params.n; i = i + SIZE) {
-        total = join(total, input[base + i], params.mode, params.is_float);
+        total = join(total, joined(input[base + i], params.mode), params.mode, params.is_float);
     }
     part[lane] = total;
     workgroupBarrier();

@@ -1,6 +1,12 @@
 // Words that are floats or integers.
 
-// Their sum (mode 0) or maximum (mode 1).
+// What is joined: the word, or (mode 2) the square of a float.
+fn joined(word: u32, mode: u32) -> u32 {
+    let x = bitcast<f32>(word);
+    return select(word, bitcast<u32>(x * x), mode == 2u);
+}
+
+// Their sum (modes 0 and 2) or maximum (mode 1).
 fn join(a: u32, b: u32, mode: u32, is_float: u32) -> u32 {
     if (is_float != 0u) {
         let x = bitcast<f32>(a);

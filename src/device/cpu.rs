@@ -191,8 +191,11 @@ impl Device for Cpu {
                 slow_attention: false,
                 // Measured: rectangles of a tile lose to one pass over memory in order.
                 fast_epilogues: false,
+                fast_long_terms: false,
                 // Its products pack right operands and read left ones from the cache.
                 fast_grouped_products: false,
+                buffers: 8,
+                rest: 0,
             },
         }
     }
@@ -329,7 +332,8 @@ impl Device for Cpu {
         let (begin, mut timings) = (Instant::now(), Vec::new());
         let mut note = |kernel: &str, node: Option<usize>, started: Instant| {
             let (start, seconds) = ((started - begin).as_secs_f64(), started.elapsed().as_secs_f64());
-            timings.push(Timing { kernel: kernel.to_string(), node, start, seconds });
+            let nodes = node.into_iter().collect();
+            timings.push(Timing { kernel: kernel.to_string(), nodes, start, seconds });
         };
         self.run_on_pool(run, &mut note)?;
         Ok(timings)

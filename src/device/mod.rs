@@ -44,8 +44,8 @@ pub struct Fetched {
 pub struct Timing {
     /// The primitive, or the shader.
     pub kernel: String,
-    /// The plan's node; `None` for a copy.
-    pub node: Option<usize>,
+    /// The plan's nodes that it computed, or a part of; none for a copy.
+    pub nodes: Vec<usize>,
     /// Seconds from the run's beginning.
     pub start: f64,
     pub seconds: f64,
@@ -100,6 +100,11 @@ pub trait Device {
 
     /// A plan that was loaded.
     fn plan(&self, id: PlanId) -> &Plan;
+
+    /// The kernels and copies that a run of a plan takes.
+    fn launches(&self, id: PlanId) -> usize {
+        self.plan(id).steps.len()
+    }
 
     /// Bytes of device memory in use: weights, states, arenas and inputs.
     fn memory(&self) -> usize;

@@ -15,7 +15,7 @@ mod matmul;
 mod norm;
 mod reduce;
 
-pub use engine::assemble::link;
+pub use engine::assemble::{exchange, link};
 pub use engine::packed::PackedWeight;
 pub use engine::primitive::{
     AttrKind, AttrSpec, Binding, Cooperative, Cpu, CpuCall, Data, DataMut, Dispatch, Element, Elements, Gpu, GpuCall,

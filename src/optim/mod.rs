@@ -7,7 +7,7 @@ mod lion;
 pub mod precondition;
 mod sgd;
 
-use crate::ir::{BuildError, Builder, Graph, Rules, Sink, Type, Value};
+use crate::ir::{Attrs, BuildError, Builder, Graph, Rules, Sink, Type, Value};
 use crate::settings::defaults;
 use precondition::{Pair, Precondition};
 
@@ -205,10 +205,10 @@ fn norm(b: &mut Builder, gradients: &[Value]) -> Result<Value, BuildError> {
     let mut total: Option<Value> = None;
     for &g in gradients {
         let n = b.shape(g).elements();
-        let square = b.mul(g, g)?;
-        let rows = if n.is_multiple_of(64) { b.reshape(square, [n / 64, 64])? } else { b.reshape(square, [1, n])? };
-        let partial = b.reduce_sum(rows, &[1], false)?;
-        let sum = b.reduce_sum(partial, &[0], false)?;
+        let rows = if n.is_multiple_of(64) { [n / 64, 64, 1] } else { [1, n, 1] };
+        let rows = b.reshape(g, rows)?;
+        let partial = b.emit("reduce_sum_square", &[rows], Attrs::new())?;
+        let sum = b.reduce_sum(partial, &[0, 1], false)?;
         total = Some(match total {
             Some(t) => b.add(t, sum)?,
             None => sum,

@@ -129,8 +129,8 @@ pub fn fuse_residual(graph: &Graph) -> Result<Graph, BuildError> {
 /// The most terms of a product that goes along with another.
 const FEW: usize = 64;
 
-/// Joins a product of few terms with the one it goes on from, so that both are summed in registers.
-pub fn fuse_terms(graph: &Graph) -> Result<Graph, BuildError> {
+/// Joins a product of few terms (of any number, with `long`) with the one it goes on from, so that both are summed in registers.
+pub fn fuse_terms(graph: &Graph, long: bool) -> Result<Graph, BuildError> {
     let uses = graph.uses();
     each_node(graph, |r, node| {
         let g = r.old;
@@ -140,7 +140,8 @@ pub fn fuse_terms(graph: &Graph) -> Result<Graph, BuildError> {
         let same = |flag: &str| base.attrs.flag(flag) == node.attrs.flag(flag);
         let (k, k2) = (steps(g, base), steps(g, node));
         // Kernels read vec4s of it, and a term is worth joining to one that is long.
-        if !same("trans_a") || !same("halves") || !same("bf16") || k2 > FEW || k2 % 4 != 0 || k < 4 * k2 {
+        let alike = if long { k % 4 == 0 } else { k2 <= FEW && k >= 4 * k2 };
+        if !same("trans_a") || !same("halves") || !same("bf16") || k2 % 4 != 0 || !alike {
             return Ok(false);
         }
         let mut inputs = vec![base.inputs[0], base.inputs[1], a2, b2];

@@ -10,13 +10,12 @@ use crate::ops::elementwise::program_attr;
 use crate::ops::{self, Gpu};
 use std::collections::HashMap;
 
-/// Buffers that one group may read and write, within the eight storage buffers that every adapter has.
-const MAX_BUFFERS: usize = 8;
 /// Instructions of one group, which bounds registers.
 const MAX_INSTRS: usize = 48;
 
-pub fn fuse_elementwise(graph: &Graph) -> Result<Graph, BuildError> {
-    let groups = group(graph);
+/// Fuses; a group reads and writes at most so many buffers.
+pub fn fuse_elementwise(graph: &Graph, buffers: usize) -> Result<Graph, BuildError> {
+    let groups = group(graph, buffers);
     let mut r = Rewriter::new(graph);
     let consumers = graph.consumers();
     for (i, node) in graph.nodes.iter().enumerate() {
@@ -41,7 +40,7 @@ fn elementwise(node: &Node) -> bool {
     ops::find(&node.op).is_some_and(|p| matches!(p.gpu, Gpu::Elementwise(_)))
 }
 
-fn group(graph: &Graph) -> Groups {
+fn group(graph: &Graph, buffers: usize) -> Groups {
     let n = graph.nodes.len();
     let mut groups = Groups { of: (0..n).collect(), members: (0..n).map(|i| vec![i]).collect() };
     let consumers = graph.consumers();
@@ -70,7 +69,7 @@ fn group(graph: &Graph) -> Groups {
                 joined.push(i);
                 joined.sort_unstable();
                 let (ins, outs) = boundary(graph, &consumers, &kept, &joined);
-                if ins.len() + outs.len() <= MAX_BUFFERS && joined.len() <= MAX_INSTRS {
+                if ins.len() + outs.len() <= buffers && joined.len() <= MAX_INSTRS {
                     groups.members[target] = joined;
                     groups.of[i] = target;
                     break;

@@ -154,14 +154,14 @@ fn passes(line: &mut Line, options: &Options) -> Result<(), PassError> {
     line.run(fuse, "fuse_addend", fuse_addend::fuse_addend)?;
     line.run(fuse, "dead_code", dead_code::dead_code)?;
     line.run(fuse, "fuse_residual", fuse_addend::fuse_residual)?;
-    line.run(fuse, "fuse_terms", fuse_addend::fuse_terms)?;
+    line.run(fuse, "fuse_terms", |g| fuse_addend::fuse_terms(g, device.fast_long_terms))?;
 
     // 13. It repeats operations, which `common_subexpressions` would undo; what it repeats may fuse with its reader.
     line.run(fuse, "recompute", recompute::recompute)?;
     line.run(fuse, "dead_code", dead_code::dead_code)?;
 
     // 14. Elementwise chains take what remains. No pass but epilogue fusion looks into a fused operation.
-    line.run(fuse, "fuse_elementwise", fuse_elementwise::fuse_elementwise)?;
+    line.run(fuse, "fuse_elementwise", |g| fuse_elementwise::fuse_elementwise(g, device.buffers))?;
     line.run(optimized && device.fast_epilogues, "fuse_epilogues", fuse_epilogues::fuse_epilogues)?;
     line.run(optimized && device.fast_epilogues, "dead_code", dead_code::dead_code)
 }

@@ -1,33 +1,37 @@
-//! For devices whose products are fast only where both operands are stored row by row: operands that are stored transposed are
-//! stored once more the other way. A frozen weight is transposed on the host when it is loaded; anything else by a transpose in
-//! the program, which is little work beside the product.
+//! For devices whose products are fastest where both operands are stored row by row: frozen weights that are stored transposed are
+//! stored once more the other way. The host transposes them when they are loaded.
 
 use super::rewrite::{Rewriter, each_node};
 use crate::ir::{Attr, Attrs, BuildError, Graph, Leaf, Node, Type, Value, Weight};
 use crate::ops;
 
-/// Gives every product of divisible extents operands stored by rows. No pass that folds layout may come after it.
+/// Gives products of divisible extents frozen weights stored by rows.
 pub fn row_major_operands(graph: &Graph) -> Result<Graph, BuildError> {
     each_node(graph, |r, node| {
         if node.op == "linear_cross_entropy" {
             return head(r, node);
         }
         let (ta, tb) = (node.attrs.flag("trans_a"), node.attrs.flag("trans_b"));
-        if node.op != "matmul" || !(ta || tb) {
+        let frozen = |v: Value| matches!(r.old.leaf(v), Some(Leaf::Weight(_))) && r.old.shape(v).len() == 2;
+        if node.op != "matmul" {
+            return Ok(false);
+        }
+        let (turn_a, turn_b) = (ta && frozen(node.inputs[0]), tb && frozen(node.inputs[1]));
+        if !turn_a && !turn_b {
             return Ok(false);
         }
         let shape = r.old.shape(node.outputs[0]);
         let (m, n) = (shape[shape.len() - 2], shape[shape.len() - 1]);
         let a = r.old.shape(node.inputs[0]);
         let k = a[if ta { a.len() - 2 } else { a.len() - 1 }];
-        // A transpose of few rows or columns costs what it saves.
-        if !k.is_multiple_of(4) || !n.is_multiple_of(4) || tb && m < 8 || ta && n < 8 {
+        // A product of few rows or columns does not repay the memory.
+        if !k.is_multiple_of(4) || !n.is_multiple_of(4) || turn_b && m < 8 || turn_a && n < 8 {
             return Ok(false);
         }
         r.b.set_origin(node.origin.clone());
-        let a = if ta { turned(r, node.inputs[0])? } else { r.get(node.inputs[0]) };
-        let b = if tb { turned(r, node.inputs[1])? } else { r.get(node.inputs[1]) };
-        let y = r.b.matmul(a, b, false, false)?;
+        let a = if turn_a { turned(r, node.inputs[0])? } else { r.get(node.inputs[0]) };
+        let b = if turn_b { turned(r, node.inputs[1])? } else { r.get(node.inputs[1]) };
+        let y = r.b.matmul(a, b, ta && !turn_a, tb && !turn_b)?;
         r.set(node.outputs[0], y);
         Ok(true)
     })

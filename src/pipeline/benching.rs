@@ -6,7 +6,7 @@ use super::{Error, ModelCompiler, input_specs};
 use crate::adapters;
 use crate::adapters::CONFIG_KEY;
 use crate::device::{Device, Run};
-use crate::ir::{Builder, FloatType, Sink, Tensor, Type};
+use crate::ir::{Builder, FloatType, Node, Sink, Tensor, Type};
 use crate::lower::loss::{Labels, Loss};
 use crate::onnx::{self, Model};
 use crate::ops::{self, RULES};
@@ -80,6 +80,7 @@ pub struct Bench {
     /// Bytes of the arenas that values of a step share, and the least they could have.
     pub arenas: usize,
     pub arenas_least: usize,
+    /// Kernels and copies of one step: forward, backward and the optimiser's.
     pub kernels: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<Profile>,
@@ -146,8 +147,8 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
     let mut compiler = ModelCompiler { program: trainee.program.clone(), layout, limits, own: HashMap::new() };
     let planned = train::Compiler::compile(&mut compiler, &shapes, purpose).map_err(train::TrainError::Compile)?;
     let plan_s = began.elapsed().as_secs_f64();
-    let (arenas, arenas_least, kernels) = (planned.arena_bytes(), planned.lower_bound * 4, planned.steps.len());
-    device.load(planned)?;
+    let (arenas, arenas_least) = (planned.arena_bytes(), planned.lower_bound * 4);
+    let step = device.load(planned)?;
     let compile_s = began.elapsed().as_secs_f64();
 
     const WARM: usize = 2;
@@ -173,7 +174,7 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
         blocks,
     };
     let mut watch = Watch::default();
-    let profile = trainee.session(device, |session| {
+    let (profile, update) = trainee.session(device, |session| {
         let task = train::Task {
             trained: &trained,
             data: &data,
@@ -182,17 +183,18 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
             dir: dir.path(),
             resume: None,
         };
-        train::train(session, RULES, task, &mut watch)?;
+        let update = train::train(session, RULES, task, &mut watch)?.update;
         if !request.profile {
-            return Ok(None);
+            return Ok((None, update));
         }
         let all: Vec<usize> = (0..data.len()).collect();
         let batch = data.batch(session.feed, &all)?;
         let id = session.plan(&batch, purpose)?;
         let (weights, total) = session.weights(std::slice::from_ref(&batch))?;
         let run = session.run(id, &batch, weights[0], total, 0);
-        Ok(Some(profile(session.device, &run)?))
+        Ok((Some(profile(session.device, &run)?), update))
     })?;
+    let kernels = device.launches(step) + device.launches(update);
     let steps_ms: Vec<f64> = watch.seconds.iter().skip(WARM).map(|s| s * 1e3).collect();
     let step_ms = median(&steps_ms);
     let (memory, peak_rss) = (device.memory(), peak_resident());
@@ -337,34 +339,35 @@ fn profile(device: &mut dyn Device, run: &Run) -> Result<Profile, Error> {
     // A node that takes several dispatches counts its work once, where it spends the most time.
     let mut longest: HashMap<usize, usize> = HashMap::new();
     for (i, t) in timings.iter().enumerate() {
-        let best = longest.entry(t.node.unwrap_or(usize::MAX)).or_insert(i);
-        if t.seconds > timings[*best].seconds {
-            *best = i;
+        for &node in &t.nodes {
+            let best = longest.entry(node).or_insert(i);
+            if t.seconds > timings[*best].seconds {
+                *best = i;
+            }
         }
     }
     for (i, t) in timings.iter().enumerate() {
-        let node = t.node.map(|n| &graph.nodes[n]);
         let types = |vs: &[crate::ir::Value]| -> Vec<Type> { vs.iter().map(|&v| graph.ty(v).clone()).collect() };
-        let work = match node {
-            Some(n) if t.node.and_then(|n| longest.get(&n)) == Some(&i) => {
-                ops::work(&n.op, &n.attrs, &types(&n.inputs), &types(&n.outputs))
-            }
-            _ => ops::Work::default(),
-        };
+        let all: Vec<&Node> = t.nodes.iter().map(|&n| &graph.nodes[n]).collect();
+        let mut work = ops::Work::default();
+        for (_, n) in t.nodes.iter().zip(&all).filter(|(number, _)| longest.get(number) == Some(&i)) {
+            let own = ops::work(&n.op, &n.attrs, &types(&n.inputs), &types(&n.outputs));
+            work = ops::Work { flops: work.flops + own.flops, bytes: work.bytes + own.bytes };
+        }
         let entry = by_kernel.entry(t.kernel.clone()).or_default();
         entry.0.kernel.clone_from(&t.kernel);
         entry.0.count += 1;
         entry.0.ms += t.seconds * 1e3;
         entry.1 += work.flops;
         entry.2 += work.bytes;
-        let shape = node.map_or(String::new(), |n| {
+        let shape = |n: &&Node| {
             let all = types(&n.inputs).into_iter().chain(types(&n.outputs));
             all.map(|t| t.to_string()).collect::<Vec<_>>().join(" ")
-        });
+        };
         spans.push(Span {
             kernel: t.kernel.clone(),
-            origin: node.map_or(String::new(), |n| n.origin.to_string()),
-            shape,
+            origin: all.iter().map(|n| n.origin.to_string()).collect::<Vec<_>>().join(", "),
+            shape: all.iter().map(shape).collect::<Vec<_>>().join("; "),
             start: t.start * 1e6,
             duration: t.seconds * 1e6,
         });

@@ -5,7 +5,7 @@ use super::{Fetch, Limits, Place, Plan, PlanError, Step, parameters_state, sink_
 use crate::ir::{Def, Graph, Leaf, Node, Sink, Value};
 use crate::ops::elementwise::{Access, accesses};
 use crate::ops::{self, Gpu};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 /// Places begin at multiples of this many words: 256 bytes, the coarsest alignment that adapters ask for.
 const ALIGN: usize = 64;
@@ -134,7 +134,13 @@ pub fn assign(graph: Graph, uses: &Uses, layout: &Layout, limits: Limits) -> Res
     let mut dying: HashMap<usize, Vec<Value>> = HashMap::new();
     let mut steps = Vec::new();
     let (mut live, mut lower_bound) = (0, 0);
+    // Memory that nothing uses any longer, and from which node on it is free.
+    let mut resting: VecDeque<(usize, usize, usize, usize)> = VecDeque::new();
     for (i, node) in graph.nodes.iter().enumerate() {
+        while resting.front().is_some_and(|r| r.0 <= i) {
+            let (_, arena, offset, words) = resting.pop_front().expect("there is one in front");
+            arenas.give(arena, offset, words);
+        }
         if node.op == "reshape" {
             let (x, y) = (node.inputs[0], node.outputs[0]);
             places[y.index()] = places[x.index()].clone();
@@ -175,7 +181,7 @@ pub fn assign(graph: Graph, uses: &Uses, layout: &Layout, limits: Limits) -> Res
         for v in dying.remove(&i).unwrap_or_default() {
             if let Some(Place::Arena { arena, offset }) = places[v.index()] {
                 let words = graph.ty(v).elements();
-                arenas.give(arena, offset, words);
+                resting.push_back((i + 1 + limits.profile.rest, arena, offset, words));
                 live -= words.next_multiple_of(ALIGN);
             }
         }

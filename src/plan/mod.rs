@@ -77,8 +77,14 @@ pub struct DeviceProfile {
     pub slow_attention: bool,
     /// Elementwise operations cost less at a product's end than in passes of their own over memory.
     pub fast_epilogues: bool,
+    /// The sum of two products is as fast in one kernel whatever their depths.
+    pub fast_long_terms: bool,
     /// Products of low rank that read one input are faster as one kernel, which reads it once.
     pub fast_grouped_products: bool,
+    /// Buffers that one elementwise kernel may read and write.
+    pub buffers: usize,
+    /// For how many nodes memory rests before another value takes it. Kernels near each other can then run as one.
+    pub rest: usize,
 }
 
 /// Why a program has no plan.

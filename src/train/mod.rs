@@ -16,7 +16,7 @@ pub use scale::LossScale;
 pub use session::{CompileError, Compiler, Purpose, Session, Totals, Weight};
 
 use crate::adapter::{Adapter, AdapterError};
-use crate::device::DeviceError;
+use crate::device::{DeviceError, PlanId};
 use crate::ir::{FloatType, Rules};
 use crate::optim::precondition::{self, Precondition};
 use crate::optim::{self, Hyper, Optimizer};
@@ -134,6 +134,8 @@ pub struct Outcome {
     pub interrupted: bool,
     /// The step whose parameters the adapter holds.
     pub adapter_step: u64,
+    /// The plan of the optimiser's step.
+    pub update: PlanId,
 }
 
 /// Why training stopped.

@@ -355,6 +355,7 @@ impl<'a, 'b> RunState<'a, 'b> {
             adapter,
             interrupted,
             adapter_step,
+            update: self.optimizer_plan,
         })
     }
 }

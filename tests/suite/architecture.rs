@@ -155,6 +155,7 @@ const CIRCLES: &[(&[&str], &str)] = &[
         &[
             "device::gpu",
             "device::gpu::adapter",
+            "device::gpu::batching",
             "device::gpu::cooperative",
             "device::gpu::pipeline",
             "device::gpu::submit",

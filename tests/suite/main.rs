@@ -3,6 +3,7 @@
 mod adapters;
 mod architecture;
 mod arrays;
+mod batches;
 mod bf16;
 mod build;
 mod chat;

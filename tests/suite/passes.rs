@@ -19,7 +19,10 @@ pub fn options() -> Options {
         row_major_products: true,
         slow_attention: true,
         fast_epilogues: true,
+        fast_long_terms: true,
         fast_grouped_products: true,
+        buffers: 8,
+        rest: 0,
     };
     let limits = Limits { value_words: 1000, weight_words: 24, arena_words: 1 << 20, profile };
     Options { kind: Kind::Training, fuse: true, products: FloatType::F16, guard: true, limits }
@@ -307,6 +310,7 @@ fn each_kind_of_program_runs_its_part_of_the_line() {
         row_major_products: false,
         slow_attention: false,
         fast_epilogues: false,
+        fast_long_terms: false,
         fast_grouped_products: false,
         ..options().limits.profile
     };

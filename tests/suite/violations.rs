@@ -14,7 +14,10 @@ const LIMITS: Limits = Limits {
         row_major_products: false,
         slow_attention: false,
         fast_epilogues: false,
+        fast_long_terms: false,
         fast_grouped_products: false,
+        buffers: 8,
+        rest: 0,
     },
 };
 

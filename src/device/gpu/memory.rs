@@ -2,9 +2,16 @@
 
 use super::{Gpu, Own, Range};
 use crate::device::{Device, DeviceError, halves, host_memory};
-use crate::ir::{Tensor, Type, Value, Weight};
+use crate::ir::{Def, Leaf, Tensor, Type, Value, Weight};
 use crate::plan::{Place, Plan};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+/// Tensors that share a buffer begin at multiples of this many words: 256 bytes, the coarsest alignment that adapters ask for.
+const ALIGN: usize = 64;
+
+/// The most words of a buffer that weights share.
+const SHARED: usize = 1 << 24;
 
 impl Gpu {
     /// A buffer of at least one word; running out of memory is an error, not a panic.
@@ -39,34 +46,68 @@ impl Gpu {
         self.buffer(words, U::STORAGE | U::COPY_DST | U::COPY_SRC, what)
     }
 
-    /// Loads a weight in the form that a plan reads it in, if no earlier plan has. One that halves cannot hold is taken out of
-    /// those that the plan reads packed.
-    pub(super) fn load_weight(&mut self, w: &Weight, own: &mut Own) -> Result<(), DeviceError> {
-        let key = w.key();
-        if self.out_of_range.contains(&key) {
-            own.packed.remove(&key);
+    /// Loads weights in the form that a plan reads them in, those that no earlier plan has, one after the other in few buffers. One that
+    /// halves cannot hold is taken out of those that the plan reads packed.
+    pub(super) fn load_weights(&mut self, plan: &Plan, own: &mut Own) -> Result<(), DeviceError> {
+        let mut seen = BTreeSet::new();
+        let mut fresh: Vec<(&Weight, usize)> = Vec::new();
+        for info in &plan.graph.values {
+            let Def::Leaf(Leaf::Weight(w)) = &info.def else { continue };
+            let key = w.key();
+            if self.out_of_range.contains(&key) {
+                own.packed.remove(&key);
+            }
+            let packed = own.packed.contains(&key);
+            if !self.weights.contains_key(&(key.clone(), packed)) && seen.insert(key) {
+                let words = if packed { info.ty.elements().div_ceil(2) } else { info.ty.elements() };
+                fresh.push((w, words.max(1).next_multiple_of(ALIGN)));
+            }
         }
-        let packed = own.packed.contains(&key);
-        if self.weights.contains_key(&(key.clone(), packed)) {
-            return Ok(());
+        // The buffer that is being filled: its next free word and its end.
+        let mut open: Option<(wgpu::Buffer, usize, usize)> = None;
+        for (i, &(w, room)) in fresh.iter().enumerate() {
+            let key = w.key();
+            let packed = own.packed.contains(&key);
+            let tensor = w.load();
+            let halves = if packed { tensor.as_f32().and_then(halves::pack::<half::f16>) } else { None };
+            if packed && halves.is_none() {
+                self.out_of_range.insert(key.clone());
+                own.packed.remove(&key);
+            }
+            let words = halves.as_deref().unwrap_or(tensor.words());
+            if words.len() > self.value_words {
+                let (ty, mib) = (tensor.ty(), self.value_words >> 18);
+                let why = format!(
+                    "weight '{key}' of {ty} does not fit one binding of {mib} MiB, and is not used in a way that can be split"
+                );
+                return Err(self.failed(why));
+            }
+            // Halves that turned out to be none take more room than was kept.
+            let alone = words.len() > room || room > SHARED;
+            let (buffer, at) = match open.take_if(|_| !alone) {
+                _ if alone => (self.storage(words.len(), &key)?, 0),
+                Some((buffer, at, end)) if at + room <= end => {
+                    open = Some((buffer.clone(), at + room, end));
+                    (buffer, at)
+                }
+                _ => {
+                    // As large as those that will share it.
+                    let mut end = 0;
+                    for room in fresh[i..].iter().map(|f| f.1).filter(|&room| room <= SHARED) {
+                        if end + room > SHARED {
+                            break;
+                        }
+                        end += room;
+                    }
+                    let buffer = self.storage(end, "weights")?;
+                    open = Some((buffer.clone(), room, end));
+                    (buffer, 0)
+                }
+            };
+            let (offset, size) = (at as u64 * 4, words.len().max(1) as u64 * 4);
+            self.queue.write_buffer(&buffer, offset, bytemuck::cast_slice(words));
+            self.weights.insert((key, halves.is_some()), Range { buffer, offset, size });
         }
-        let tensor = w.load();
-        let halves = if packed { tensor.as_f32().and_then(halves::pack::<half::f16>) } else { None };
-        if packed && halves.is_none() {
-            self.out_of_range.insert(key.clone());
-            own.packed.remove(&key);
-        }
-        let words = halves.as_deref().unwrap_or(tensor.words());
-        if words.len() > self.value_words {
-            let (ty, mib) = (tensor.ty(), self.value_words >> 18);
-            let why = format!(
-                "weight '{key}' of {ty} does not fit one binding of {mib} MiB, and is not used in a way that can be split"
-            );
-            return Err(self.failed(why));
-        }
-        let buffer = self.storage(words.len(), &key)?;
-        self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(words));
-        self.weights.insert((key, halves.is_some()), buffer);
         Ok(())
     }
 
@@ -93,7 +134,7 @@ impl Gpu {
                 (state.clone(), *offset)
             }
             Place::Input(name) => (own.inputs[name].clone(), 0),
-            Place::Weight(name) => (self.weights[&(name.clone(), packed)].clone(), 0),
+            Place::Weight(name) => return Ok(self.weights[&(name.clone(), packed)].clone()),
             Place::Constant(v) => {
                 let (buffer, offset) = &own.constants[v];
                 (buffer.clone(), *offset)
@@ -104,7 +145,6 @@ impl Gpu {
 
     /// Uploads the constants of a plan into one buffer (or several, where one would exceed a binding).
     pub(super) fn constants(&mut self, plan: &Plan, own: &mut Own) -> Result<(), DeviceError> {
-        const ALIGN: usize = 64;
         let mut open: Vec<u32> = Vec::new();
         let mut members: Vec<(Value, usize)> = Vec::new();
         let limit = (self.limits.max_buffer_size / 4) as usize;

@@ -2,6 +2,7 @@
 //! one command buffer; results are read back without stalling.
 
 mod adapter;
+mod batching;
 mod cooperative;
 mod memory;
 mod pipeline;
@@ -13,9 +14,10 @@ pub use adapter::list;
 use super::cache::Cache;
 use super::shader::Access;
 use super::{Device, DeviceError, Fetched, PlanId, Run, Ticket, Timing, halves};
-use crate::ir::{Def, FloatType, Leaf, Type, Value};
+use crate::ir::{FloatType, Type, Value};
 use crate::ops::{self, Binding, Dispatch, GpuCall, GpuTraits};
 use crate::plan::{DeviceProfile, Limits, Place, Plan, Step};
+use batching::Bounds;
 use pipeline::PipelineKey;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
@@ -67,7 +69,7 @@ pub struct Gpu {
     weight_words: usize,
     states: HashMap<String, wgpu::Buffer>,
     /// By key, and whether they are packed halves.
-    weights: HashMap<(String, bool), wgpu::Buffer>,
+    weights: HashMap<(String, bool), Range>,
     half_weights: bool,
     /// Weights that halves cannot hold.
     out_of_range: BTreeSet<String>,
@@ -107,8 +109,8 @@ struct Built {
     group: wgpu::BindGroup,
     workgroups: [u32; 3],
     kernel: &'static str,
-    /// The plan's node that it computes, or part of it.
-    node: usize,
+    /// The plan's nodes that it computes, or part of them.
+    nodes: Vec<usize>,
 }
 
 impl Built {
@@ -120,8 +122,13 @@ impl Built {
     }
 }
 
-/// A dispatch to build: the node it belongs to, and what its bindings stand for.
-type Wanted = (usize, Dispatch, Vec<(Binding, Range)>);
+/// A dispatch to build: the nodes it belongs to, and what its bindings stand for.
+#[derive(Clone)]
+struct Wanted {
+    nodes: Vec<usize>,
+    dispatch: Dispatch,
+    ranges: Vec<(Binding, Range)>,
+}
 
 /// Words of a buffer, in bytes.
 #[derive(Clone)]
@@ -129,6 +136,20 @@ struct Range {
     buffer: wgpu::Buffer,
     offset: u64,
     size: u64,
+}
+
+impl Range {
+    fn overlaps(&self, other: &Range) -> bool {
+        let ends = |r: &Range| r.offset + r.size;
+        self.buffer == other.buffer && self.offset < ends(other) && other.offset < ends(self)
+    }
+
+    /// The least range of this buffer with both in it.
+    fn with(&self, other: &Range) -> Range {
+        let offset = self.offset.min(other.offset);
+        let end = (self.offset + self.size).max(other.offset + other.size);
+        Range { buffer: self.buffer.clone(), offset, size: end - offset }
+    }
 }
 
 impl Gpu {
@@ -177,9 +198,13 @@ impl Device for Gpu {
             profile: DeviceProfile {
                 busy_rows: if self.traits.software { 256 } else { 1024 },
                 row_major_products: self.traits.software,
-                slow_attention: self.traits.software,
+                slow_attention: self.traits.software && self.traits.subgroup.is_none_or(|width| width < 8),
                 fast_epilogues: true,
+                fast_long_terms: self.traits.software,
                 fast_grouped_products: !self.traits.software,
+                // Every adapter has eight. Sixteen are an optimiser's, with its constants.
+                buffers: self.limits.max_storage_buffers_per_shader_stage.clamp(8, 16) as usize,
+                rest: 8,
             },
         }
     }
@@ -206,11 +231,7 @@ impl Device for Gpu {
     fn load(&mut self, plan: Plan) -> Result<PlanId, DeviceError> {
         let packed = if self.half_weights { halves::packable(&plan, crate::ops::unpacks) } else { BTreeSet::new() };
         let mut own = Own { inputs: HashMap::new(), constants: HashMap::new(), packed };
-        for info in &plan.graph.values {
-            if let Def::Leaf(Leaf::Weight(w)) = &info.def {
-                self.load_weight(w, &mut own)?;
-            }
-        }
+        self.load_weights(&plan, &mut own)?;
         for (a, words) in plan.arenas.iter().enumerate() {
             // Values without elements have a place too.
             let words = (*words).max(1);
@@ -263,12 +284,16 @@ impl Device for Gpu {
                             };
                             ranges.push((*b, range));
                         }
-                        all.push((*index, d, ranges));
+                        all.push(Wanted { nodes: vec![*index], dispatch: d, ranges });
                     }
                 }
             }
         }
-        let dispatches = self.build(all)?;
+        let bounds = Bounds {
+            binding: self.value_words as u64 * 4,
+            workgroups: self.limits.max_compute_workgroups_per_dimension,
+        };
+        let dispatches = self.build(batching::batched(all, bounds))?;
         let mut fetches = Vec::new();
         for f in &plan.fetches {
             let ty = plan.graph.ty(f.value).clone();
@@ -304,6 +329,11 @@ impl Device for Gpu {
 
     fn plan(&self, id: PlanId) -> &Plan {
         &self.plans[id.0].plan
+    }
+
+    fn launches(&self, id: PlanId) -> usize {
+        let loaded = &self.plans[id.0];
+        loaded.dispatches.len() + loaded.copies.len()
     }
 
     fn memory(&self) -> usize {

@@ -96,7 +96,7 @@ impl Gpu {
         let align = self.limits.min_uniform_buffer_offset_alignment.max(256) as usize / 4;
         let mut params: Vec<u32> = Vec::new();
         let mut offsets = Vec::new();
-        for (_, d, _) in &all {
+        for Wanted { dispatch: d, .. } in &all {
             offsets.push(params.len() as u64 * 4);
             params.extend(&d.params);
             params.resize(params.len().next_multiple_of(align), 0);
@@ -108,7 +108,7 @@ impl Gpu {
         let uniforms = self.buffer(params.len(), usage, "parameters")?;
         self.queue.write_buffer(&uniforms, 0, bytemuck::cast_slice(&params));
         let mut built = Vec::with_capacity(all.len());
-        for ((node, d, ranges), offset) in all.iter().zip(offsets) {
+        for (Wanted { nodes, dispatch: d, ranges }, offset) in all.iter().zip(offsets) {
             let written: Vec<&wgpu::Buffer> =
                 ranges.iter().filter(|(b, _)| !matches!(b, Binding::Input(_))).map(|(_, r)| &r.buffer).collect();
             // A buffer that is written in a dispatch must be bound for writing everywhere in it.
@@ -137,7 +137,13 @@ impl Gpu {
                 layout: &layout.0,
                 entries: &entries,
             });
-            built.push(Built { pipeline, group, workgroups: d.workgroups, kernel: d.shader.name, node: *node });
+            built.push(Built {
+                pipeline,
+                group,
+                workgroups: d.workgroups,
+                kernel: d.shader.name,
+                nodes: nodes.clone(),
+            });
         }
         self.check()?;
         Ok(built)

@@ -162,7 +162,7 @@ impl Gpu {
         let first = ticks.first().copied().unwrap_or(0);
         let timing = |(d, t): (&Built, &[u64])| Timing {
             kernel: d.kernel.to_string(),
-            node: Some(d.node),
+            nodes: d.nodes.clone(),
             start: self.between(first, t[0]),
             seconds: self.between(t[0], t[1]),
         };

@@ -49,7 +49,7 @@ impl Operands {
 
     pub(super) fn bind(&self, dispatches: Vec<Dispatch>) -> Vec<Wanted> {
         let ranges = |d: &Dispatch| d.bindings.iter().map(|&b| (b, self.range(b))).collect();
-        dispatches.into_iter().map(|d| (0, ranges(&d), d)).map(|(node, ranges, d)| (node, d, ranges)).collect()
+        dispatches.into_iter().map(|d| Wanted { nodes: vec![0], ranges: ranges(&d), dispatch: d }).collect()
     }
 }
 

@@ -8,6 +8,7 @@
 //! of -∞ gives zeros, not NaN. With `bf16`, which only the host knows, both products round their operands as matmul's do.
 
 use super::heads::{ATTRS, FLAGS, Heads, KEYS, ROWS, Rule, exponents, fold, gathered, right};
+use super::lanes;
 use crate::ops::engine::prelude::*;
 use crate::ops::matmul::matrix::{Matrix, Target};
 use crate::ops::matmul::multiply::gemm;
@@ -284,27 +285,29 @@ pub fn params(h: &Heads, attrs: &Attrs, bias: Option<&Type>) -> Vec<u32> {
 
 /// Whether a device kernel is the one for software adapters, which reads rows as vectors of four; and the rows of its tiles.
 pub fn tile(h: &Heads, c: &GpuCall) -> (bool, usize) {
-    let lanes = c.traits.software && h.width.is_multiple_of(4) && h.value.is_multiple_of(4);
-    (lanes, if lanes { 8 } else { 32 })
+    let in_lanes = c.traits.software && h.width.is_multiple_of(4) && h.value.is_multiple_of(4);
+    (in_lanes, if in_lanes { lanes::TILE } else { 32 })
 }
 
 fn gpu(c: &GpuCall) -> Vec<Dispatch> {
     let h = Heads::of(c.types_in, c.attrs);
     let mut params = params(&h, c.attrs, c.types_in.get(BIAS));
-    let (lanes, rows) = tile(&h, c);
+    let (in_lanes, rows) = tile(&h, c);
     let tiles = h.queries.div_ceil(rows);
     let (workgroups, width) = grid(h.batch * h.heads * tiles, 1, c.traits);
     params.extend([tiles as u32, width]);
     // Without a bias, something that is not read takes its place.
     let bias = if c.types_in.len() > BIAS { BIAS } else { 0 };
-    let (name, source, constants) = if lanes {
-        ("attention_lanes", include_str!("../../../shaders/attention/attention_lanes.wgsl"), vec![])
+    let (name, source, constants) = if in_lanes {
+        let text = lanes::reductions(include_str!("../../../shaders/attention/attention_lanes.wgsl"), c.traits);
+        let source = lanes::source(&text, &[lanes::Rows::QUERIES], &["weights"], c.traits);
+        ("attention_lanes", source.into(), vec![])
     } else {
         let columns = h.value.div_ceil(16) as f64;
-        ("attention", include_str!("../../../shaders/attention/attention.wgsl"), vec![("COLUMNS", columns)])
+        ("attention", include_str!("../../../shaders/attention/attention.wgsl").into(), vec![("COLUMNS", columns)])
     };
     let bindings = [0, 1, 2, bias].into_iter().map(Binding::Input).chain([0, 1].map(Binding::Output)).collect();
-    vec![Dispatch { shader: Shader { name, source: source.into() }, constants, bindings, params, workgroups }]
+    vec![Dispatch { shader: Shader { name, source }, constants, bindings, params, workgroups }]
 }
 
 #[cfg(test)]

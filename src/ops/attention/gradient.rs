@@ -6,9 +6,11 @@
 
 use super::forward::{params, problems, tile};
 use super::heads::{ATTRS, Heads, KEYS, ROWS, Rule, gathered, right};
+use super::lanes::{self, Rows};
 use crate::ops::engine::prelude::*;
 use crate::ops::matmul::matrix::{Matrix, Target};
 use crate::ops::matmul::multiply::gemm;
+use std::borrow::Cow;
 
 pub const PRIMITIVE: Primitive = Primitive {
     name: "attention_grad",
@@ -270,37 +272,48 @@ fn gpu(c: &GpuCall) -> Vec<Dispatch> {
     let bias = Binding::Input(if c.types_in.len() > BIAS { BIAS } else { 0 });
     let [q, k, v, y, stats, g] = std::array::from_fn(Binding::Input);
     let [dq, dk, dv, rows] = std::array::from_fn(Binding::Output);
-    let (lanes, tile) = tile(&h, c);
+    let (in_lanes, tile) = tile(&h, c);
     let (q_tiles, k_tiles) = (h.queries.div_ceil(tile), h.keys.div_ceil(tile));
     let dispatch = |kernel: Kernel, constants, bindings, groups: usize, size: usize, tiles: usize| {
         let (workgroups, width) = grid(groups, size, c.traits);
         let params = [&common[..], &[tiles as u32, width]].concat();
-        let shader = Shader { name: kernel.0, source: kernel.1.into() };
+        let shader = Shader { name: kernel.0, source: kernel.1 };
         Dispatch { shader, constants, bindings, params, workgroups }
     };
     let columns = |name, n: usize| (name, n.div_ceil(16) as f64);
-    let (for_q, for_kv) = if lanes {
-        ((Q_LANES, vec![]), (KV_LANES, vec![]))
+    let (for_q, for_kv) = if in_lanes {
+        let own = |kernel: Text, rows: [Rows; 2], weights: &[&str]| {
+            ((kernel.0, lanes::source(kernel.1, &rows, weights, c.traits).into()), vec![])
+        };
+        let for_q = own(Q_LANES, [Rows::QUERIES, Rows::GRADIENTS], &["slopes"]);
+        (for_q, own(KV_LANES, [Rows::KEYS, Rows::VALUES], &["weights", "slopes"]))
     } else {
         let both = vec![columns("COLUMNS_K", h.width), columns("COLUMNS_V", h.value)];
-        ((Q, vec![columns("COLUMNS", h.width)]), (KV, both))
+        ((whole(Q), vec![columns("COLUMNS", h.width)]), (whole(KV), both))
     };
     let (in_q, in_kv) = (vec![q, k, v, bias, g, rows, dq], vec![q, k, v, bias, g, rows, dk, dv]);
     vec![
-        dispatch(ROWS_KERNEL, vec![], vec![y, g, stats, rows], h.batch * h.heads * h.queries, 64, 1),
+        dispatch(whole(ROWS_KERNEL), vec![], vec![y, g, stats, rows], h.batch * h.heads * h.queries, 64, 1),
         dispatch(for_q.0, for_q.1, in_q, h.batch * h.heads * q_tiles, 1, q_tiles),
         dispatch(for_kv.0, for_kv.1, in_kv, h.batch * (h.heads / h.share) * k_tiles, 1, k_tiles),
     ]
 }
 
 /// Name and source.
-type Kernel = (&'static str, &'static str);
+type Kernel = (&'static str, Cow<'static, str>);
 
-const ROWS_KERNEL: Kernel =
-    ("attention_grad_rows", include_str!("../../../shaders/attention/attention_grad_rows.wgsl"));
-const Q: Kernel = ("attention_grad_q", include_str!("../../../shaders/attention/attention_grad_q.wgsl"));
-const Q_LANES: Kernel =
+/// Name and file.
+type Text = (&'static str, &'static str);
+
+/// A file as it is.
+fn whole(text: Text) -> Kernel {
+    (text.0, text.1.into())
+}
+
+const ROWS_KERNEL: Text = ("attention_grad_rows", include_str!("../../../shaders/attention/attention_grad_rows.wgsl"));
+const Q: Text = ("attention_grad_q", include_str!("../../../shaders/attention/attention_grad_q.wgsl"));
+const Q_LANES: Text =
     ("attention_grad_q_lanes", include_str!("../../../shaders/attention/attention_grad_q_lanes.wgsl"));
-const KV: Kernel = ("attention_grad_kv", include_str!("../../../shaders/attention/attention_grad_kv.wgsl"));
-const KV_LANES: Kernel =
+const KV: Text = ("attention_grad_kv", include_str!("../../../shaders/attention/attention_grad_kv.wgsl"));
+const KV_LANES: Text =
     ("attention_grad_kv_lanes", include_str!("../../../shaders/attention/attention_grad_kv_lanes.wgsl"));

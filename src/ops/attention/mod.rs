@@ -3,6 +3,7 @@
 pub mod forward;
 mod gradient;
 pub mod heads;
+mod lanes;
 mod rotary;
 
 use crate::ops::engine::primitive::Primitive;

@@ -1,7 +1,7 @@
 //! Kernels of matmul for software adapters, without workgroup memory or barriers.
 
 use super::ending::KernelEnding;
-use super::gemm::{Dims, Gemm};
+use super::gemm::{Dims, Gemm, Pair};
 use super::storage::{SECOND, Stored};
 use crate::ops::engine::assemble;
 use crate::ops::engine::prelude::*;
@@ -59,11 +59,11 @@ pub fn dispatch(g: &Gemm, c: &GpuCall) -> Dispatch {
     params.extend([0; 3]);
     let depth = d.batch.min(c.traits.max_workgroups as usize);
     let (stored, ending) = (Stored::of(g, c), KernelEnding::of(g, c));
-    let rows_alone = |d: &Dims| d.a.1 == 1 && d.b.1 == 1;
-    let by_rows = rows_alone(d) && second.as_ref().is_none_or(rows_alone) && stored.reads_vectors();
+    let by_four = |x: usize| x.is_multiple_of(4);
+    let by_rows = stored.reads_vectors() && g.terms().all(|p| by_four(p.dims.k) && by_four(p.dims.n));
     let (name, source, constants, tile_m, tile_n) = if by_rows {
         let (t, left) = Rows::of(d, c.traits);
-        let source = by_rows_source(t, left, stored, &ending);
+        let source = by_rows_source(t, left, g, stored, &ending);
         ("matmul_rows", source, t.constants(), t.rows * t.lanes[1], 4 * t.columns * t.lanes[0])
     } else {
         let stored = stored.scalar();
@@ -96,33 +96,16 @@ const DIRECT_WORDS: [(&str, &str); 4] = [
     ("params.x_col", "params.more_x_col"),
 ];
 
-fn by_rows_source(t: Rows, left: Left, stored: Stored, ending: &KernelEnding) -> String {
+fn by_rows_source(t: Rows, left: Left, g: &Gemm, stored: Stored, ending: &KernelEnding) -> String {
     let bindings = ending.declare(&stored, "(params.n / 4u)");
     let access = stored.loads(|s, name| s.load_one(name));
-    // Where rows of the left operand begin.
-    let mut begins = String::new();
-    let (mut accumulators, mut multiply, mut stores) = (String::new(), String::new(), String::new());
+    let builtins = match left {
+        Left::Alone => "",
+        Left::Shared { .. } => "    @builtin(subgroup_invocation_id) lane: u32,\n",
+    };
+    let (mut accumulators, mut stores) = (String::new(), String::new());
     for j in 0..t.columns {
         accumulators += &format!("        let at{j} = min(col0 + {j}u * LX, n4 - 1u);\n");
-    }
-    let mut builtins = "";
-    match left {
-        Left::Alone => {
-            for r in 0..t.rows {
-                begins += &format!("        let a{r} = a_base + min(row0 + {r}u, last) * k4;\n");
-                multiply += &format!("            let v{r} = load_a(a{r} + k);\n");
-            }
-        }
-        Left::Shared { width } => {
-            builtins = "    @builtin(subgroup_invocation_id) lane: u32,\n";
-            for s in 0..t.rows / width {
-                begins += &format!("        let a{s} = a_base + min(row0 + {}u + lane, last) * k4;\n", s * width);
-                multiply += &format!("            let p{s} = load_a(a{s} + k);\n");
-            }
-            for r in 0..t.rows {
-                multiply += &format!("            let v{r} = subgroupBroadcast(p{}, {}u);\n", r / width, r % width);
-            }
-        }
     }
     for r in 0..t.rows {
         for j in 0..t.columns {
@@ -133,31 +116,90 @@ fn by_rows_source(t: Rows, left: Left, stored: Stored, ending: &KernelEnding) ->
             );
         }
     }
-    for (step, field) in ["x", "y", "z", "w"].iter().enumerate() {
-        for j in 0..t.columns {
-            multiply += &format!("            let x{step}_{j} = load_x(at + {step}u * n4 + at{j});\n");
-        }
-        for r in 0..t.rows {
-            for j in 0..t.columns {
-                multiply += &format!("            c{r}_{j} = fma(vec4<f32>(v{r}.{field}), x{step}_{j}, c{r}_{j});\n");
-            }
-        }
-    }
-    let accumulators = begins.clone() + &accumulators;
+    let [begins, multiply] = steps(t, left, &g.base, ["load_a", "load_x"]);
     let parts = [
         ("builtins", builtins),
         ("bindings", &bindings),
         ("access", access.as_str()),
         ("accumulators", &accumulators),
+        ("begins", &begins),
         ("multiply", &multiply),
         ("stores", &stores),
     ];
-    let exchanged = assemble::exchange(&assemble::exchange(&multiply, "load_a", "load_a2"), "load_x", "load_x2");
     let text = include_str!("../../../shaders/matmul/matmul_rows.wgsl");
-    if stored.more.is_none() {
-        return assemble::fill(text, &parts);
-    }
+    let Some(second) = &g.low_rank else { return assemble::fill(text, &parts) };
+    let [begins, multiply] = steps(t, left, second, ["load_a2", "load_x2"]);
     let first = "        let k4 = params.more / 4u;\n        let a_base = batch * params.m * k4;\n";
-    let text = assemble::twice(text, "terms", &format!("{first}{begins}"), &SECOND);
-    assemble::fill(&assemble::fill(&text, &parts), &[("multiply_more", &exchanged)])
+    let text = assemble::twice(text, "terms", first, &[&SECOND[..], &[("begins", "begins_more")]].concat());
+    assemble::fill(&assemble::fill(&text, &parts), &[("begins_more", &begins), ("multiply_more", &multiply)])
+}
+
+/// The lines of one term, whose operands these functions read: where an invocation's reads begin, and four steps of k. Rows of the left
+/// operand are read as vec4s along k, or where it is stored transposed, as vec4s of four rows at one k.
+fn steps(t: Rows, left: Left, term: &Pair, [load_a, load_x]: [&str; 2]) -> [String; 2] {
+    const FIELDS: [&str; 4] = ["x", "y", "z", "w"];
+    let (mut begins, mut multiply) = (String::new(), String::new());
+    // Rows that one vec4 has elements of where the operand is stored transposed, four to a vec4.
+    let fours = t.rows / 4;
+    // Where the first of four rows stands, and how far the next k is.
+    if term.trans_a {
+        begins += "        let m4 = params.m / 4u;\n";
+    }
+    let four = |i: &str| format!("min(row0 / 4u + {i}, m4 - 1u)");
+    match (left, term.trans_a) {
+        (Left::Alone, false) => {
+            for r in 0..t.rows {
+                begins += &format!("        let a{r} = a_base + min(row0 + {r}u, last) * k4;\n");
+                multiply += &format!("            let v{r} = {load_a}(a{r} + k);\n");
+            }
+        }
+        (Left::Alone, true) => {
+            (0..fours).for_each(|q| begins += &format!("        let a{q} = a_base + {};\n", four(&format!("{q}u"))));
+            for (step, q) in (0..4).flat_map(|step| (0..fours).map(move |q| (step, q))) {
+                multiply +=
+                    &format!("            let v{} = {load_a}(a{q} + (4u * k + {step}u) * m4);\n", step * fours + q);
+            }
+        }
+        (Left::Shared { width }, turned) => {
+            for s in 0..t.rows / width {
+                let own = format!("({}u + lane)", s * width);
+                let (begin, at) = match turned {
+                    false => (format!("min(row0 + {own}, last) * k4"), "k"),
+                    true => (format!("{own} / {fours}u * m4 + {}", four(&format!("{own} % {fours}u"))), "4u * k * m4"),
+                };
+                begins += &format!("        let a{s} = a_base + {begin};\n");
+                multiply += &format!("            let p{s} = {load_a}(a{s} + {at});\n");
+            }
+            for i in 0..t.rows {
+                multiply += &format!("            let v{i} = subgroupBroadcast(p{}, {}u);\n", i / width, i % width);
+            }
+        }
+    }
+    for j in 0..t.columns {
+        if term.trans_b {
+            begins += &format!("        let x{j} = x_base + 4u * at{j} * k4;\n");
+            for i in 0..4 {
+                multiply += &format!("            let t{i}_{j} = {load_x}(x{j} + {i}u * k4 + k);\n");
+            }
+        }
+    }
+    for (step, field) in FIELDS.iter().enumerate() {
+        for j in 0..t.columns {
+            let x = match term.trans_b {
+                false => format!("{load_x}(at + {step}u * n4 + at{j})"),
+                true => format!("vec4<f32>(t0_{j}.{field}, t1_{j}.{field}, t2_{j}.{field}, t3_{j}.{field})"),
+            };
+            multiply += &format!("            let x{step}_{j} = {x};\n");
+        }
+        for r in 0..t.rows {
+            let v = match term.trans_a {
+                false => format!("v{r}.{field}"),
+                true => format!("v{}.{}", step * fours + r / 4, FIELDS[r % 4]),
+            };
+            for j in 0..t.columns {
+                multiply += &format!("            c{r}_{j} = fma(vec4<f32>({v}), x{step}_{j}, c{r}_{j});\n");
+            }
+        }
+    }
+    [begins, multiply]
 }

@@ -1,4 +1,4 @@
-//! What `reduce_sum` and `reduce_max` share: the host loop and the two device kernels.
+//! What `reduce_sum`, `reduce_sum_square` and `reduce_max` share: the host loop and the two device kernels.
 
 use crate::ops::engine::prelude::*;
 use crate::ops::engine::rows::row_workgroup;
@@ -6,6 +6,7 @@ use crate::ops::engine::rows::row_workgroup;
 pub enum Kind {
     Sum,
     Max,
+    SumSquare,
 }
 
 pub fn samples() -> Vec<Sample> {
@@ -13,8 +14,20 @@ pub fn samples() -> Vec<Sample> {
     vec![Sample::normal(&[&[4, 300, 1]]), Sample::normal(&[&[2, 5, 3]]), Sample::normal(&[&[1, 70, 4]]), ints]
 }
 
-/// Folds `(outer, n, inner)` into `(outer, inner)`. Long sums are folded in parts, which keeps rounding errors small.
+/// Folds `(outer, n, inner)` into `(outer, inner)`.
 pub fn run<E: Copy + Send + Sync>(x: &[E], y: &mut [E], shape: &[usize], init: E, f: impl Fn(E, E) -> E + Sync) {
+    run_on(x, y, shape, init, |v| v, f);
+}
+
+/// Folds what `of` makes of each element. Long sums are folded in parts, which keeps rounding errors small.
+pub fn run_on<E: Copy + Send + Sync>(
+    x: &[E],
+    y: &mut [E],
+    shape: &[usize],
+    init: E,
+    of: impl Fn(E) -> E + Sync,
+    f: impl Fn(E, E) -> E + Sync,
+) {
     const PART: usize = 128;
     let (n, inner) = (shape[1], shape[2]);
     if inner == 1 {
@@ -27,8 +40,8 @@ pub fn run<E: Copy + Send + Sync>(x: &[E], y: &mut [E], shape: &[usize], init: E
                         let mut lanes = [init; 16];
                         let whole = part.chunks_exact(16);
                         let rest = whole.remainder();
-                        whole.for_each(|c| lanes.iter_mut().zip(c).for_each(|(l, &v)| *l = f(*l, v)));
-                        f(total, rest.iter().chain(&lanes).copied().fold(init, &f))
+                        whole.for_each(|c| lanes.iter_mut().zip(c).for_each(|(l, &v)| *l = f(*l, of(v))));
+                        f(total, rest.iter().map(|&v| of(v)).chain(lanes).fold(init, &f))
                     })
                 });
                 // SAFETY: one task a row.
@@ -53,7 +66,7 @@ pub fn run<E: Copy + Send + Sync>(x: &[E], y: &mut [E], shape: &[usize], init: E
                 parallel::simd(|| {
                     part.fill(init);
                     for row in chunk.chunks_exact(inner) {
-                        part.iter_mut().zip(&row[from..to]).for_each(|(p, &v)| *p = f(*p, v));
+                        part.iter_mut().zip(&row[from..to]).for_each(|(p, &v)| *p = f(*p, of(v)));
                     }
                     out.iter_mut().zip(&*part).for_each(|(y, &p)| *y = f(*y, p));
                 });
@@ -68,6 +81,7 @@ pub fn dispatch(c: &GpuCall, kind: Kind) -> Vec<Dispatch> {
     let mode = match kind {
         Kind::Sum => 0,
         Kind::Max => 1,
+        Kind::SumSquare => 2,
     };
     let float = c.types_in[0].is_float() as u32;
     let bindings = vec![Binding::Input(0), Binding::Output(0)];

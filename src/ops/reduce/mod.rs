@@ -5,9 +5,10 @@ mod cumsum;
 pub mod kernels;
 mod reduce_max;
 mod reduce_sum;
+mod reduce_sum_square;
 
 use crate::ops::engine::primitive::Primitive;
 
 /// The primitives, by name.
 pub const PRIMITIVES: &[Primitive] =
-    &[argmax::PRIMITIVE, cumsum::PRIMITIVE, reduce_max::PRIMITIVE, reduce_sum::PRIMITIVE];
+    &[argmax::PRIMITIVE, cumsum::PRIMITIVE, reduce_max::PRIMITIVE, reduce_sum::PRIMITIVE, reduce_sum_square::PRIMITIVE];
