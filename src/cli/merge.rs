@@ -342,16 +342,21 @@ fn text(r: &Result_) -> String {
             100.0 * pipeline::KEPT
         ),
     };
-    out + &gain(r.metric.as_ref(), &r.folded)
+    let requantised = r.layers.iter().any(|l| l.requantised.is_some_and(|e| e > 0.0));
+    out + &gain(r.metric.as_ref(), &r.folded, requantised)
 }
 
 /// How much of what was learnt the file holds, as the last line.
-fn gain(metric: Option<&Metric>, folded: &[(String, f64)]) -> String {
+fn gain(metric: Option<&Metric>, folded: &[(String, f64)], requantised: bool) -> String {
     let Some(m) = metric else {
         // Exact for these values, whatever the examples of a data set have.
         if !folded.is_empty() {
             let values: Vec<String> = folded.iter().map(|(name, value)| format!("{name} {value}")).collect();
-            return format!("\nnothing of the gain is lost for {}: the merge is exact", values.join(", "));
+            let values = values.join(", ");
+            return match requantised {
+                true => format!("\nthe merge is exact for {values}, but for the requantised weights above"),
+                false => format!("\nnothing of the gain is lost for {values}: the merge is exact"),
+            };
         }
         return "\nhow much of the gain is kept was not measured: give --calibrate FILE with labels".into();
     };
