@@ -76,9 +76,9 @@ fn read(dir: &Path, sentence: bool, max_length: usize, lines: &str) -> Result<Da
     data::read(&path, &options).map_err(|e| e.to_string().replace(&format!("{}", dir.display()), "DIR"))
 }
 
-fn examples(data: &Dataset) -> &[TextExample] {
+fn examples(data: &Dataset) -> Vec<TextExample> {
     match &data.source {
-        Source::Text { examples, .. } => examples,
+        Source::Text { examples, .. } => examples.iter().map(|e| e.unwrap().into_owned()).collect(),
         Source::Tensors { .. } => panic!("text"),
     }
 }

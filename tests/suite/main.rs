@@ -36,6 +36,7 @@ mod runs;
 mod shaders;
 mod starts;
 mod structures;
+mod tables;
 mod tokens;
 mod toy_adapter;
 mod violations;

@@ -167,11 +167,11 @@ fn what_stands_for_other_files_is_named() {
         d,
         &["train", "ok.onnx", "--data", "model.safetensors"],
         "an ONNX model",
-        ".jsonl, .csv, .safetensors or .npz",
+        ".jsonl, .csv, .parquet, .arrow, .safetensors or .npz",
     );
     refused(d, &["train", "ok.onnx", "--data", "array.npy"], "a single numpy array", "numpy.savez");
     refused(d, &["train", "ok.onnx", "--data", "array.npz"], "a single numpy array", "numpy.savez");
-    refused(d, &["train", "ok.onnx", "--data", "rows.parquet"], "Parquet", "to_json");
+    refused(d, &["train", "ok.onnx", "--data", "rows.parquet"], "no Parquet file", "download it again");
     refused(d, &["train", "ok.onnx", "--data", "rows.jsonl", "--tokenizer", "vocab.txt"], "text", "tokenizer.json");
     // A data file that is too short for its tensors.
     std::fs::write(d.join("weights.bin"), [0x3f; 8]).unwrap();
