@@ -9,7 +9,7 @@ use crate::adapters::BASE_KEY;
 use crate::merge::{self, LayerReport};
 use crate::onnx::{self, Model};
 use crate::pipeline::{self, Error, MergeRequest, Metric, Polished};
-use crate::settings::{ConfigError, DataConfig, RunConfig, defaults};
+use crate::settings::{ConfigError, RunConfig, defaults};
 use crate::train::data::{self, Dataset};
 use crate::verify::Difference;
 use anyhow::{Context, Result};

@@ -138,7 +138,7 @@ fn completions_carry_the_loss() {
     let lines = r#"{"prompt": "the cat", "completion": " sat on"}
         {"prompt": "the cat sat on the", "completion": " mat"}"#;
     let data = read(dir.path(), false, 6, lines).unwrap();
-    let [first] = examples(&data) else { panic!("the second has no completion left within six tokens") };
+    let [first] = &examples(&data)[..] else { panic!("the second has no completion left within six tokens") };
     assert_eq!(first.ids, ids("<bos> the cat sat on <eos>"));
     assert_eq!(first.labels, [-100, -100, id("sat"), id("on"), id("<eos>"), -100]);
     assert!(data.notes.iter().any(|n| n.contains("skipped 1 example with no labelled tokens")), "{:?}", data.notes);

@@ -38,7 +38,7 @@ fn examples(data: &Dataset) -> Vec<TextExample> {
 fn every_format_gives_the_examples_of_its_lines_of_json() {
     let folder = Folder::chat();
     let want = read(&folder, &["stars.jsonl"], columns(&STARS)).unwrap();
-    assert_eq!((want.len(), want.task()), (5, Task::Classify));
+    assert_eq!((want.len(), want.task()), (4, Task::Classify));
     let files: &[&[&str]] = &[
         &["stars.json"],
         &["wrapped.json"],
@@ -104,11 +104,11 @@ fn classes_of_a_saved_data_set_are_the_models_by_name() {
         Ok::<(Vec<i32>, Vec<String>), String>((all, data.notes))
     };
     for file in ["saved", "named.parquet"] {
-        assert_eq!(labels("", file).unwrap(), (vec![1, 0, 2, 0, 1], vec![]));
-        assert_eq!(labels("Bad,Fair,Good", file).unwrap().0, [1, 0, 2, 0, 1]);
-        assert_eq!(labels("LABEL_0,LABEL_1,LABEL_2", file).unwrap().0, [1, 0, 2, 0, 1]);
+        assert_eq!(labels("", file).unwrap().0, vec![1, 0, 2, 1]);
+        assert_eq!(labels("Bad,Fair,Good", file).unwrap().0, [1, 0, 2, 1]);
+        assert_eq!(labels("LABEL_0,LABEL_1,LABEL_2", file).unwrap().0, [1, 0, 2, 1]);
         let (other, notes) = labels("good,fair,bad", file).unwrap();
-        assert_eq!(other, [1, 2, 0, 2, 1]);
+        assert_eq!(other, [1, 2, 0, 1]);
         assert!(notes[0].contains("its classes are bad, fair, good, the model's good, fair, bad"), "{notes:?}");
         let error = labels("a,b,c", file).unwrap_err();
         assert!(
@@ -188,7 +188,7 @@ fn classifier() -> tempfile::TempDir {
     let d = dir.path();
     Net::new(13)
         .input("input_ids", I64, &["batch", "sequence"])
-        .initializer(tensor("table", &[512, 4], &spread(512 * 4, 3)))
+        .initializer(tensor("table", &[1024, 4], &spread(1024 * 4, 3)))
         .initializer(tensor("w", &[4, 2], &spread(8, 5)))
         .node("/embed/Gather", "Gather", &["table", "input_ids"], &["e"], &[])
         .node("/pool/ReduceMean", "ReduceMean", &["e"], &["p"], &[("axes", A::Is(vec![1])), ("keepdims", A::I(0))])
@@ -312,7 +312,7 @@ fn data_shows_what_the_model_will_see() {
     std::fs::write(d.join("asked.jsonl"), json!({"prompt": "the sky is", "completion": " blue"}).to_string()).unwrap();
     let ran = done(d, &["data", "m.onnx", "--data", "asked.jsonl"]);
     let (given, learnt) = ran.out.split_once('«').expect("learnt tokens are marked");
-    assert!(given.contains("the") && learnt.contains("»") && !ran.out.contains('\u{1b}'), "{}", ran.out);
+    assert!(given.contains("th|e") && learnt.contains("»") && !ran.out.contains('\u{1b}'), "{}", ran.out);
     let shown = json(d, &["data", "m.onnx", "--data", "asked.jsonl"]);
     let first = &shown["first"][0];
     let learnt: Vec<&str> = first["pieces"]
@@ -323,5 +323,5 @@ fn data_shows_what_the_model_will_see() {
         .filter(|(_, l)| l.as_bool() == Some(true))
         .map(|(p, _)| p.as_str().unwrap())
         .collect();
-    assert_eq!(learnt.concat(), " blue");
+    assert_eq!(learnt.concat(), " blue</s>");
 }

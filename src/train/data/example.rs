@@ -1,8 +1,8 @@
 //! One row as examples: what its columns mean, its tokens, and which of them are learnt.
 
 use super::chat::{self, Talk};
-use super::formats::Place;
 use super::rows::{self, Row};
+use super::sink::Place;
 use super::tokenizer::Text;
 use super::{Label, TextExample};
 use serde_json::{Map, Value};

@@ -1,7 +1,6 @@
 //! Padding in the ids of tensors that come without a mask.
 
 use super::{DataError, Dataset, InputSpec, Source};
-use crate::ir::Tensor;
 
 impl Dataset {
     /// Refuses tensors that no input reads, and ids that look padded where nothing says what padding is.

@@ -1,7 +1,7 @@
 //! Rows of text data, with their columns under the names used here.
 
 use super::DataError;
-use super::formats::{Place, Placed};
+use super::sink::{Place, Placed};
 use serde_json::{Map, Value};
 use std::path::Path;
 use std::sync::Arc;

@@ -2,8 +2,8 @@
 
 use super::example::{self, Classes, Kind, Why};
 use super::examples::{Examples, Writer};
-use super::formats::{Place, Placed, Sink};
 use super::rows::{self, Row};
+use super::sink::{Place, Placed, Sink};
 use super::tokenizer::{self, Text};
 use super::{DataError, Options, Source, Task, class_names};
 use rayon::prelude::*;

@@ -7,7 +7,7 @@ use crate::train::data::input::Input;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::io::{BufRead, Read};
+use std::io::BufRead;
 
 pub const FORMAT: Format = Format {
     extensions: &["jsonl", "json", "ndjson"],
