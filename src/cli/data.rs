@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
+#[command(override_usage = "reslora-compile data MODEL --data FILE... [OPTIONS]")]
 pub struct Args {
     /// The model that reads the data; its tokenizer and class names are looked for beside it
     model: PathBuf,

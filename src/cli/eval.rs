@@ -7,6 +7,7 @@ use serde::Serialize;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
+#[command(override_usage = "reslora-compile eval MODEL --data FILE... [OPTIONS]")]
 pub struct Args {
     model: PathBuf,
     #[arg(long, value_name = "FILE", required = true, num_args = 1.., help = data_help("What to measure on"))]

@@ -17,6 +17,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
+#[command(override_usage = "reslora-compile train MODEL --data FILE... [OPTIONS]")]
 pub struct Args {
     /// The model with adapters; --resume takes it, and every flag that is not given, from the run
     pub model: PathBuf,

@@ -12,6 +12,8 @@ enum Paths {
 
 pub fn serialize<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
     match paths {
+        // A key without a value is left out of the file.
+        [] => serializer.serialize_none(),
         [one] => one.serialize(serializer),
         several => several.serialize(serializer),
     }

@@ -16,7 +16,7 @@ pub struct RunConfig {
     #[serde(with = "super::paths")]
     pub data: Vec<PathBuf>,
     /// What to evaluate on; empty for nothing.
-    #[serde(with = "super::paths", skip_serializing_if = "Vec::is_empty")]
+    #[serde(with = "super::paths")]
     pub eval: Vec<PathBuf>,
     /// The share of the rows of `data` to evaluate on instead of training on them, between 0 and 1.
     pub eval_split: Option<f64>,
