@@ -287,7 +287,7 @@ impl Kind {
             (Kind::PyTorch | Kind::Pickle, Data) => {
                 "save the tensors as safetensors: safetensors.torch.save_file({\"input_ids\": ids, ..}, FILE)"
             }
-            (Kind::Parquet, Data) => "write it as lines of JSON: table.to_json(FILE, orient=\"records\", lines=True)",
+            (Kind::Parquet, Data) => "give it a name that ends in .parquet or .arrow, whichever it is",
             (Kind::Json | Kind::Text, Data) => "give text a name that ends in .jsonl",
             (Kind::Safetensors, Data) => "give it a name that ends in .safetensors",
             (Kind::Npz, Data) => "give it a name that ends in .npz",

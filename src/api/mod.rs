@@ -127,19 +127,29 @@ impl Dataset {
         self.0.len()
     }
 
+    /// Splits off a share of the rows, between 0 and 1 and rounded up, drawn from `seed`: what is left to train on, and what to evaluate on.
+    ///
+    /// # Errors
+    /// The share leaves nothing to train on.
+    pub fn split(&self, share: f64, seed: u64) -> Result<(Dataset, Dataset), Error> {
+        let (train, eval) = self.0.split(share, seed)?;
+        Ok((Dataset(train), Dataset(eval)))
+    }
+
     /// What a user should know, such as how many texts were cut short.
     pub fn notes(&self) -> &[String] {
         &self.0.notes
     }
 }
 
-/// Reads a data file of any format that the program reads. The model's folder is where a tokenizer and the names of classes are looked for.
+/// Reads a data file of any format that the program reads: a path, a pattern such as `train-*.jsonl`, or a folder that `save_to_disk` wrote.
+/// The model's folder is where a tokenizer and the names of classes are looked for.
 ///
 /// # Errors
 /// The file cannot be opened, a line or tensor of it cannot be used, or it is text and there is no tokenizer.
 pub fn read_data(path: impl AsRef<Path>, model: &Model, config: &DataConfig) -> Result<Dataset, Error> {
     config.check()?;
-    Ok(Dataset(pipeline::read_data(config, path.as_ref(), &model.0)?))
+    Ok(Dataset(pipeline::read_data(config, &[path.as_ref().to_path_buf()], &model.0)?))
 }
 
 /// What programs run on: a GPU, or the CPU. It keeps weights and compiled programs from call to call.

@@ -5,7 +5,7 @@ use crate::lower::loss::LOSSES;
 use crate::onnx::Model;
 use crate::pipeline::{self, DeviceChoice, Error, Numbers};
 use crate::settings::{ConfigError, DataConfig, defaults};
-use crate::train::data::Dataset;
+use crate::train::data::{self, Dataset};
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use std::io::Write;
@@ -96,6 +96,15 @@ pub struct DataArgs {
     /// Add no special tokens (beginning and end of sequence) to texts
     #[arg(long)]
     pub no_special_tokens: bool,
+    /// Leave out rows of text that cannot be read, up to this many
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub skip_bad_rows: usize,
+}
+
+/// What `--data`, `--eval` and `--calibrate` say of the paths that they take.
+pub fn data_help(what: &str) -> String {
+    let formats = data::formats_listed();
+    format!("{what}: {formats}, one or several, a quoted pattern, or a folder that save_to_disk wrote")
 }
 
 #[derive(clap::Args, Clone, Debug)]
@@ -182,13 +191,19 @@ impl DataArgs {
             shift_labels: self.shift_labels,
             columns: self.columns.clone(),
             no_special_tokens: self.no_special_tokens,
+            skip_bad_rows: self.skip_bad_rows,
         }
     }
 }
 
-/// Reads a data file for a model, and says what there is to know of it.
-pub fn read_data(how: &DataConfig, path: &Path, model: &Arc<Model>, printer: &Printer) -> anyhow::Result<Dataset> {
-    let data = pipeline::read_data(how, path, model)?;
+/// Reads a data set for a model, and says what there is to know of it.
+pub fn read_data(
+    how: &DataConfig,
+    given: &[PathBuf],
+    model: &Arc<Model>,
+    printer: &Printer,
+) -> anyhow::Result<Dataset> {
+    let data = pipeline::read_data(how, given, model)?;
     data.notes.iter().for_each(|n| printer.note(n));
     Ok(data)
 }

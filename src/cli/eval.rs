@@ -1,17 +1,17 @@
 //! `eval`
 
-use super::common::{DataArgs, Outcome, Printer, TypeArgs, read_data};
+use super::common::{DataArgs, Outcome, Printer, TypeArgs, data_help, read_data};
 use crate::pipeline::{self, EvalRequest};
-use crate::train::data;
 use anyhow::Result;
 use serde::Serialize;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
+#[command(override_usage = "reslora-compile eval MODEL --data FILE... [OPTIONS]")]
 pub struct Args {
     model: PathBuf,
-    #[arg(long, value_name = "FILE", help = format!("What to measure on: {}", data::formats_listed()))]
-    data: PathBuf,
+    #[arg(long, value_name = "FILE", required = true, num_args = 1.., help = data_help("What to measure on"))]
+    data: Vec<PathBuf>,
     /// An adapter for an injected model: a file, a run directory, or a folder that PEFT saved
     #[arg(long, value_name = "FILE|DIR")]
     adapter: Option<PathBuf>,

@@ -1,6 +1,6 @@
 //! `merge`
 
-use super::common::{DataArgs, Outcome, Printer, Usage, beside, read_data, table};
+use super::common::{DataArgs, Outcome, Printer, Usage, beside, data_help, read_data, table};
 use super::output::guard;
 use super::runs::{self, Taken};
 use crate::adapter;
@@ -9,11 +9,13 @@ use crate::adapters::BASE_KEY;
 use crate::merge::{self, LayerReport};
 use crate::onnx::{self, Model};
 use crate::pipeline::{self, Error, MergeRequest, Metric, Polished};
-use crate::settings::{ConfigError, DataConfig, RunConfig, defaults};
+use crate::settings::{ConfigError, RunConfig, defaults};
+use crate::train::data::{self, Dataset};
 use crate::verify::Difference;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -27,9 +29,8 @@ pub struct Args {
     /// auto, exact, input-norm, weight-norm or least-squares
     #[arg(long, default_value = defaults::STRATEGY, value_name = "NAME")]
     strategy: String,
-    /// Data to gather norms on
-    #[arg(long, value_name = "FILE")]
-    calibrate: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", num_args = 1.., help = data_help("What to gather norms on"))]
+    calibrate: Vec<PathBuf>,
     #[command(flatten)]
     how: DataArgs,
     #[arg(long, value_name = "F", allow_hyphen_values = true, help = tolerance_help())]
@@ -120,6 +121,18 @@ struct Result_ {
     notes: Vec<String>,
 }
 
+/// What a run trained on, and what it measured on, as far as it can be read again.
+fn run_data(run: &RunConfig, model: &Arc<Model>) -> (Option<Dataset>, Option<Dataset>) {
+    let read = |given: &[PathBuf]| match given.is_empty() {
+        true => None,
+        false => read_data(&run.train.how, given, model, &Printer { json: true }).ok(),
+    };
+    match (read(&run.data), run.eval_split) {
+        (Some(all), Some(share)) => all.split(share, run.train.seed).ok().unzip(),
+        (data, _) => (data, read(&run.eval)),
+    }
+}
+
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let how = args.how.config();
     how.check()?;
@@ -148,14 +161,13 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     say(&path, run.as_ref(), printer);
     let adapter = adapter::read(&path).map_err(Error::from)?;
     merge::fit(&injected, &adapter).map_err(Error::from)?;
-    let calibrate = args.calibrate.as_ref().map(|c| read_data(&how, c, &injected, printer)).transpose()?;
-    let config = run_config(&path, printer);
-    let read = |file: &Path, how: &DataConfig| read_data(how, file, &injected, &Printer { json: true }).ok();
-    let fallback = match (&calibrate, &config) {
-        (None, Some(run)) => read(&run.data, &run.train.how),
-        _ => None,
+    let calibrate = match args.calibrate.is_empty() {
+        true => None,
+        false => Some(read_data(&how, &args.calibrate, &injected, printer)?),
     };
-    let evaluation = config.as_ref().and_then(|run| read(run.eval.as_ref()?, &run.train.how));
+    let config = run_config(&path, printer);
+    let (fallback, evaluation) = config.as_ref().map_or((None, None), |run| run_data(run, &injected));
+    let fallback = fallback.filter(|_| calibrate.is_none());
     let output = args.output.clone().unwrap_or_else(|| beside(&args.model, "merged"));
     // A folder gets the model and what goes with it.
     let folder =
@@ -165,11 +177,9 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         let tensors = adapter::file(&path).map_err(Error::from)?;
         let mut inputs = vec![("the model", &*args.model), ("the adapter", &*tensors)];
         inputs.extend(is_base(&output, &injected).then_some(("the base", &*output)));
-        inputs.extend(args.calibrate.as_deref().map(|c| ("the data", c)));
-        for config in config.iter() {
-            inputs.push(("the data", &config.data));
-            inputs.extend(config.eval.as_deref().map(|e| ("the data", e)));
-        }
+        let of_run = config.iter().flat_map(|run| [&run.data, &run.eval]);
+        let data: Vec<PathBuf> = of_run.chain([&args.calibrate]).flat_map(|given| data::files(given)).collect();
+        inputs.extend(data.iter().map(|file| ("the data", &**file)));
         guard(&output, inputs, &[&*injected])?;
     }
     let mut device = args.how.device.open()?;

@@ -3,6 +3,7 @@
 mod bench;
 mod common;
 mod completions;
+mod data;
 mod devices;
 mod diff;
 mod doctor;
@@ -55,6 +56,8 @@ enum Command {
     Export(export::Args),
     /// Measure a model on a data set
     Eval(eval::Args),
+    /// Show a data set as the model sees it: tokens, what is learnt, lengths and labels
+    Data(data::Args),
     /// Run a model once on tensors exactly as given, and write every output
     Run(run::Args),
     /// Run two models on the same inputs with tract, and compare their outputs
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Merge(args) => merge::run(&args, &printer),
         Command::Export(args) => export::run(&args, &printer),
         Command::Eval(args) => eval::run(&args, &printer),
+        Command::Data(args) => data::run(&args, &printer),
         Command::Run(args) => run::run(&args, &printer),
         Command::Verify(args) => verify::run(&args, &printer),
         Command::Bench(args) => bench::run(&args, &printer),

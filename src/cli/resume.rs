@@ -7,7 +7,7 @@ use crate::onnx::{Model, sha256};
 use crate::pipeline::Error;
 use crate::settings::RunConfig;
 use crate::train::checkpoint::{self, Progress};
-use crate::train::data::{Dataset, Source};
+use crate::train::data::{self, Dataset, Source};
 use crate::train::record::{self, Lock, Record};
 use crate::train::schedule;
 use anyhow::{Context, Result};
@@ -109,8 +109,9 @@ impl Kept {
         }
         let file = |args: &RunConfig, key: &str| match key {
             "model" => Some(args.model.clone()),
-            "data" => Some(args.data.clone()),
-            "eval" => args.eval.clone(),
+            "data" => Some(data::named(&args.data)),
+            "eval" if args.eval.is_empty() => None,
+            "eval" => Some(data::named(&args.eval)),
             "tokenizer" => args.train.how.tokenizer.clone(),
             _ => None,
         };
@@ -128,8 +129,11 @@ impl Kept {
                 out.push((key.clone(), named(&self.saved, key, a), named(now, key, b)));
             }
         }
-        if self.record.is_none() && self.saved.eval.is_some() != now.eval.is_some() {
-            let said = |a: &RunConfig| a.eval.as_ref().map_or("not given".into(), |p| p.display().to_string());
+        if self.record.is_none() && self.saved.eval.is_empty() != now.eval.is_empty() {
+            let said = |a: &RunConfig| match a.eval.is_empty() {
+                true => "not given".into(),
+                false => data::named(&a.eval).display().to_string(),
+            };
             out.push(("eval".into(), said(&self.saved), said(now)));
         }
         out

@@ -54,7 +54,7 @@ impl StartArgs {
         }
         let config = how.config();
         config.check()?;
-        let data = read_data(&config, file, base, printer)?;
+        let data = read_data(&config, std::slice::from_ref(file), base, printer)?;
         let calibration = pipeline::calibration(&config, &data)?;
         let rho = self.eva_rho.unwrap_or(defaults::EVA_RHO);
         let mut device = how.device.open()?;

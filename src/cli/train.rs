@@ -1,6 +1,6 @@
 //! `train`
 
-use super::common::{DataArgs, Outcome, Printer, TypeArgs, Usage, names, read_data, stem};
+use super::common::{DataArgs, Outcome, Printer, TypeArgs, Usage, data_help, names, read_data, stem};
 use super::progress::Progress;
 use super::resume;
 use crate::adapters::BASE_KEY;
@@ -8,7 +8,7 @@ use crate::optim::OPTIMIZERS;
 use crate::optim::precondition::PRECONDITIONS;
 use crate::pipeline::{self, Error, TrainRequest, precision};
 use crate::settings::{RunConfig, TrainConfig, defaults};
-use crate::train::data::{self, Dataset, Source};
+use crate::train::data::{Dataset, Source};
 use crate::train::record::{self, Record, Status};
 use crate::train::schedule::SCHEDULES;
 use crate::train::{self, Settings, metrics};
@@ -17,14 +17,18 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
+#[command(override_usage = "reslora-compile train MODEL --data FILE... [OPTIONS]")]
 pub struct Args {
     /// The model with adapters; --resume takes it, and every flag that is not given, from the run
     pub model: PathBuf,
-    #[arg(long, value_name = "FILE", help = format!("What to train on: {}", data::formats_listed()))]
-    pub data: PathBuf,
+    #[arg(long, value_name = "FILE", required = true, num_args = 1.., help = data_help("What to train on"))]
+    pub data: Vec<PathBuf>,
     /// What to measure on as training goes; the best adapter by its loss is kept
-    #[arg(long, value_name = "FILE")]
-    pub eval: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub eval: Vec<PathBuf>,
+    /// Hold back this share of the training rows, drawn with --seed, and measure on them
+    #[arg(long, value_name = "F", allow_hyphen_values = true)]
+    pub eval_split: Option<f64>,
     /// The run directory [default: runs/MODEL-N]
     #[arg(short, long, value_name = "RUN_DIR")]
     pub output: Option<PathBuf>,
@@ -122,6 +126,7 @@ impl Args {
             model: self.model.clone(),
             data: self.data.clone(),
             eval: self.eval.clone(),
+            eval_split: self.eval_split,
             output: self.output.clone(),
             train: self.train_config(),
         }
@@ -202,7 +207,15 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let model = pipeline::read(&args.model)?;
     pipeline::model_notes(&model).iter().for_each(|n| printer.note(n));
     let data = read_data(&config.train.how, &args.data, &model, printer)?;
-    let eval = args.eval.as_ref().map(|path| read_data(&config.train.how, path, &model, printer)).transpose()?;
+    let (data, eval) = match (args.eval_split, args.eval.is_empty()) {
+        (Some(share), _) => {
+            let (data, eval) = data.split(share, config.train.seed).map_err(Error::from)?;
+            printer.note(format!("{} examples to train on, {} held back to measure on", data.len(), eval.len()));
+            (data, Some(eval))
+        }
+        (None, true) => (data, None),
+        (None, false) => (data, Some(read_data(&config.train.how, &args.eval, &model, printer)?)),
+    };
     let digests = resume::digests(&config, &model, &data, eval.as_ref());
     kept.as_ref().map_or(Ok(()), |kept| kept.check(&config, &args.resume_with, Some((&digests, data.len()))))?;
     let total = config.train.steps(data.len());

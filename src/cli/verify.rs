@@ -15,8 +15,8 @@ pub struct Args {
     first: PathBuf,
     second: PathBuf,
     /// Inputs to compare on [default: synthetic]
-    #[arg(long, value_name = "FILE")]
-    data: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    data: Vec<PathBuf>,
     /// A trained adapter, which goes into whichever of the files is injected (the first, if both are)
     #[arg(long, value_name = "FILE|DIR")]
     adapter: Option<PathBuf>,
@@ -44,7 +44,10 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     check_tolerance(args.tolerance)?;
     let (first, second) = (pipeline::read(&args.first)?, pipeline::read(&args.second)?);
     let adapter = args.adapter.as_deref().map(adapter::read).transpose().map_err(Error::from)?;
-    let data = args.data.as_ref().map(|path| read_data(&how, path, &first, printer)).transpose()?;
+    let data = match args.data.is_empty() {
+        true => None,
+        false => Some(read_data(&how, &args.data, &first, printer)?),
+    };
     let request =
         VerifyRequest { first: &first, second: &second, adapter: adapter.as_ref(), data: data.as_ref(), how: &how };
     let Verification { engine, batches, outputs, notes } = pipeline::verify(&request)?;

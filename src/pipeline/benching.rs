@@ -279,6 +279,7 @@ fn made_up(model: &Arc<Model>, shapes: &Shapes, request: &BenchRequest) -> Resul
     }
     let source = Source::Tensors { tensors, examples: request.batch };
     Ok(Dataset {
+        given: vec![],
         path: PathBuf::from("made up"),
         source,
         digest: String::new(),

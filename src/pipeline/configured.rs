@@ -16,7 +16,7 @@ use crate::settings::{ConfigError, DataConfig, TrainConfig, defaults};
 use crate::train::Settings;
 use crate::train::data::{self, Dataset, Order};
 use crate::train::schedule::{self, SCHEDULES, Schedule};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How a run trains, in f32: in which type products multiply, the device decides too. Numbers that no run can have and names that no table has are errors.
@@ -72,10 +72,15 @@ fn unknown<'a>(flag: &str, name: &str, names: impl Iterator<Item = &'a str>) -> 
     ConfigError::Value(format!("{flag} '{name}' is not known\nhint: {}", names.join(", "))).into()
 }
 
-/// Reads a data file for a model, whose folder may hold a tokenizer and the names of classes.
-pub fn read_data(how: &DataConfig, path: &Path, model: &Arc<Model>) -> Result<Dataset, Error> {
+/// Reads a data set for a model, whose folder may hold a tokenizer and the names of classes.
+pub fn read_data(how: &DataConfig, given: &[PathBuf], model: &Arc<Model>) -> Result<Dataset, Error> {
+    within_positions(model, data::read_all(given, &data_options(how, model)?)?)
+}
+
+/// How the data files of a model are read.
+pub fn data_options(how: &DataConfig, model: &Arc<Model>) -> Result<data::Options, Error> {
     let folder = model.path().parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
-    let options = data::Options {
+    Ok(data::Options {
         tokenizer: how.tokenizer.clone(),
         beside: folder.map(Path::to_path_buf),
         max_length: how.max_length,
@@ -85,8 +90,8 @@ pub fn read_data(how: &DataConfig, path: &Path, model: &Arc<Model>) -> Result<Da
         columns: how.renamed()?,
         shift_labels: how.shift_labels,
         inputs: columns(model),
-    };
-    within_positions(model, data::read(path, &options)?)
+        skip_bad_rows: how.skip_bad_rows,
+    })
 }
 
 /// The graph inputs of adapters that a model has, which hold one number for each example.

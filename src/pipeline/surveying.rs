@@ -14,6 +14,7 @@ use crate::lower::loss::Loss;
 use crate::onnx::Model;
 use crate::train::data::{Axis, Batch, DataError, Dataset, Feed, Padding, Source};
 use crate::train::{Purpose, Session, Shapes};
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -22,6 +23,9 @@ const DIFFERS: f32 = 1e-4;
 
 /// The most texts of one length that are tried.
 const PROBED: usize = 3;
+
+/// The examples among which one is looked for that shows most.
+const LOOKED_AT: usize = 4096;
 
 /// The most tokens of a row that are changed, one at a time, to see what sees them.
 const CHANGED: usize = 6;
@@ -125,7 +129,7 @@ fn padding(session: &mut Session, data: &Dataset, feed: &Feed, notes: &mut Vec<S
     let Source::Text { examples, pad_left, .. } = &data.source else { return Ok(feed.padding) };
     let masks = feed.inputs.iter().any(|i| i.name == "attention_mask");
     if let Some(n) = feed.fixed_length() {
-        if !masks && examples.iter().any(|e| e.ids.len() < n) {
+        if !masks && examples.lengths().any(|length| length < n) {
             notes.push(format!(
                 "the model takes {n} tokens and no attention_mask: texts are padded to {n}, and the model reads the padding"
             ));
@@ -137,7 +141,7 @@ fn padding(session: &mut Session, data: &Dataset, feed: &Feed, notes: &mut Vec<S
         return Ok(feed.padding);
     }
     // Texts of the shortest and of the middle length, some of each, alone and padded.
-    let mut lengths: Vec<usize> = examples.iter().map(|e| e.ids.len()).filter(|n| *n > 0).collect();
+    let mut lengths: Vec<usize> = examples.lengths().filter(|n| *n > 0).collect();
     lengths.sort_unstable();
     let (Some(&shortest), Some(&middle)) = (lengths.first(), lengths.get(lengths.len() / 2)) else {
         return Ok(feed.padding);
@@ -149,7 +153,7 @@ fn padding(session: &mut Session, data: &Dataset, feed: &Feed, notes: &mut Vec<S
         if room <= length {
             continue;
         }
-        let of_length = (0..examples.len()).filter(|&i| examples[i].ids.len() == length).take(PROBED);
+        let of_length = (0..examples.len()).filter(|&i| examples.length(i) == length).take(PROBED);
         for example in of_length {
             if let Some(alone) = outputs(session, &data.batch(&never, &[example])?)? {
                 plain.push((example, length, room.min(length + 3), alone));
@@ -230,12 +234,19 @@ fn refuse_sight(session: &mut Session, data: &Dataset, class_axis: Option<usize>
     let example = match &data.source {
         Source::Text { examples, .. } => {
             let kinds = |ids: &[i32]| ids.iter().collect::<BTreeSet<_>>().len().min(8);
-            let best = examples.iter().enumerate().filter(|(_, e)| e.ids.len() >= 2);
-            best.max_by_key(|(_, e)| (kinds(&e.ids), std::cmp::Reverse(e.ids.len()))).map(|(i, _)| i)
+            let mut best: Option<((usize, Reverse<usize>), usize)> = None;
+            for (i, e) in examples.iter().enumerate().take(LOOKED_AT) {
+                let e = e.map_err(DataError::from)?;
+                let worth = (kinds(&e.ids), Reverse(e.ids.len()));
+                if e.ids.len() >= 2 && best.is_none_or(|b| worth >= b.0) {
+                    best = Some((worth, i));
+                }
+            }
+            best.map(|b| b.1)
         }
         Source::Tensors { .. } => {
             let rows = 0..data.len().min(64);
-            rows.max_by_key(|&r| (data.row("input_ids", r).iter().collect::<BTreeSet<_>>().len(), std::cmp::Reverse(r)))
+            rows.max_by_key(|&r| (data.row("input_ids", r).iter().collect::<BTreeSet<_>>().len(), Reverse(r)))
         }
     };
     let Some(example) = example else { return Ok(()) };
@@ -311,7 +322,8 @@ pub fn within_positions(model: &Arc<Model>, data: Dataset) -> Result<Dataset, Er
         return Ok(data);
     }
     let feed = Feed::new(inputs, usize::MAX);
-    let row = examples.iter().map(|e| &e.ids).max_by_key(|ids| ids.len()).expect("there is a longest");
+    let at = (0..examples.len()).max_by_key(|&e| examples.length(e)).expect("there is a longest");
+    let row = &examples.get(at).map_err(DataError::from)?.ids.clone();
     let room = crate::train::data::buckets(longest);
     let limit = match feed.fixed_length() {
         Some(n) => n,

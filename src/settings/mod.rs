@@ -3,6 +3,7 @@
 //! This is plain data: names of optimisers, schedules and losses are looked up by who uses them.
 
 pub mod defaults;
+mod paths;
 mod run_config;
 
 pub use run_config::{DataConfig, RunConfig, TrainConfig};

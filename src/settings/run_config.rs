@@ -12,8 +12,14 @@ pub struct RunConfig {
     /// Of the file's form: [`RunConfig::VERSION`].
     pub version: u32,
     pub model: PathBuf,
-    pub data: PathBuf,
-    pub eval: Option<PathBuf>,
+    /// Files, patterns and folders to train on.
+    #[serde(with = "super::paths")]
+    pub data: Vec<PathBuf>,
+    /// What to evaluate on; empty for nothing.
+    #[serde(with = "super::paths")]
+    pub eval: Vec<PathBuf>,
+    /// The share of the rows of `data` to evaluate on instead of training on them, between 0 and 1.
+    pub eval_split: Option<f64>,
     /// The run directory.
     pub output: Option<PathBuf>,
     #[serde(flatten)]
@@ -95,6 +101,8 @@ pub struct DataConfig {
     pub columns: Vec<String>,
     /// Add no special tokens to texts.
     pub no_special_tokens: bool,
+    /// The most rows of text that may be unreadable and are left out.
+    pub skip_bad_rows: usize,
 }
 
 impl Default for RunConfig {
@@ -102,8 +110,9 @@ impl Default for RunConfig {
         RunConfig {
             version: RunConfig::VERSION,
             model: PathBuf::new(),
-            data: PathBuf::new(),
-            eval: None,
+            data: vec![],
+            eval: vec![],
+            eval_split: None,
             output: None,
             train: TrainConfig::default(),
         }
@@ -152,6 +161,7 @@ impl Default for DataConfig {
             shift_labels: false,
             columns: vec![],
             no_special_tokens: false,
+            skip_bad_rows: 0,
         }
     }
 }
@@ -211,7 +221,18 @@ impl RunConfig {
 
     /// Refuses numbers that no run can have.
     pub fn check(&self) -> Result<(), ConfigError> {
-        self.train.check(self.eval.is_some())
+        match self.eval_split {
+            Some(share) if !(share > 0.0 && share < 1.0) => {
+                let hint = "0.05 holds back one row of twenty";
+                return Err(ConfigError::Value(format!("--eval-split {share} must lie between 0 and 1\nhint: {hint}")));
+            }
+            Some(_) if !self.eval.is_empty() => {
+                let why = "--eval and --eval-split both say what to evaluate on";
+                return Err(ConfigError::Value(format!("{why}\nhint: give one of them")));
+            }
+            _ => {}
+        }
+        self.train.check(!self.eval.is_empty() || self.eval_split.is_some())
     }
 }
 
@@ -226,7 +247,7 @@ impl TrainConfig {
     pub(crate) fn check(&self, evaluates: bool) -> Result<(), ConfigError> {
         self.check_numbers()?;
         if self.eval_every.is_some() && !evaluates {
-            let hint = "give --eval FILE, or leave --eval-every out";
+            let hint = "give --eval FILE or --eval-split, or leave --eval-every out";
             return Err(ConfigError::Value(format!("--eval-every has nothing to evaluate on\nhint: {hint}")));
         }
         Ok(())
@@ -316,11 +337,13 @@ mod tests {
 
     #[test]
     fn a_configuration_is_read_as_it_was_written() {
-        let mut config = RunConfig { model: "m.onnx".into(), data: "d.jsonl".into(), ..RunConfig::default() };
+        let mut config = RunConfig { model: "m.onnx".into(), data: vec!["d.jsonl".into()], ..RunConfig::default() };
         assert_eq!(parse(&config.to_toml()), Ok(config.clone()));
         config.train.how.columns = vec!["text=review".into()];
         config.train.how.loss_output = Some("loss".into());
-        (config.eval, config.train.eval_every, config.train.lr) = (Some("e.jsonl".into()), Some(3), 1e-3);
+        (config.train.eval_every, config.train.lr, config.eval_split) = (Some(3), 1e-3, Some(0.25));
+        assert_eq!(parse(&config.to_toml()), Ok(config.clone()));
+        (config.eval, config.data) = (vec!["e.jsonl".into()], vec!["a.csv".into(), "b-*.csv".into()]);
         assert_eq!(parse(&config.to_toml()), Ok(config));
     }
 

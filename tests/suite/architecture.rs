@@ -174,7 +174,23 @@ const CIRCLES: &[(&[&str], &str)] = &[
         &["train", "train::checkpoint", "train::metrics", "train::run", "train::session"],
         "errors and settings of all stand in mod.rs, which also runs them",
     ),
-    (&["train::data", "train::data::formats"], "formats read rows and tensors, whose types stand beside their readers"),
+    (
+        &[
+            "train::data",
+            "train::data::chat",
+            "train::data::class_names",
+            "train::data::example",
+            "train::data::examples",
+            "train::data::formats",
+            "train::data::input",
+            "train::data::labels",
+            "train::data::rows",
+            "train::data::sink",
+            "train::data::text",
+            "train::data::tokenizer",
+        ],
+        "errors and options of all stand in mod.rs, which also reads with them",
+    ),
 ];
 
 /// A module's own code: without comments and tests.

@@ -76,9 +76,9 @@ fn read(dir: &Path, sentence: bool, max_length: usize, lines: &str) -> Result<Da
     data::read(&path, &options).map_err(|e| e.to_string().replace(&format!("{}", dir.display()), "DIR"))
 }
 
-fn examples(data: &Dataset) -> &[TextExample] {
+fn examples(data: &Dataset) -> Vec<TextExample> {
     match &data.source {
-        Source::Text { examples, .. } => examples,
+        Source::Text { examples, .. } => examples.iter().map(|e| e.unwrap().into_owned()).collect(),
         Source::Tensors { .. } => panic!("text"),
     }
 }
@@ -138,7 +138,7 @@ fn completions_carry_the_loss() {
     let lines = r#"{"prompt": "the cat", "completion": " sat on"}
         {"prompt": "the cat sat on the", "completion": " mat"}"#;
     let data = read(dir.path(), false, 6, lines).unwrap();
-    let [first] = examples(&data) else { panic!("the second has no completion left within six tokens") };
+    let [first] = &examples(&data)[..] else { panic!("the second has no completion left within six tokens") };
     assert_eq!(first.ids, ids("<bos> the cat sat on <eos>"));
     assert_eq!(first.labels, [-100, -100, id("sat"), id("on"), id("<eos>"), -100]);
     assert!(data.notes.iter().any(|n| n.contains("skipped 1 example with no labelled tokens")), "{:?}", data.notes);

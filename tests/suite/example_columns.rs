@@ -58,6 +58,16 @@ fn a_task_is_read_from_rows_of_text() {
         json(d, &args)["loss"].as_f64().unwrap()
     };
     assert_ne!(loss(0), loss(1));
+    // As it does from tokens on disk: the file holds task 1.
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_reslora-compile"))
+        .current_dir(d)
+        .env("RESLORA_SPILL_MIB", "0")
+        .args(["eval", "t.onnx", "--adapter", "run", "--device", "cpu", "--data", "one.jsonl", "--json"])
+        .args(["--tokenizer", &file("tokenizer.json")])
+        .output()
+        .unwrap();
+    let spilled: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(spilled["loss"].as_f64().unwrap(), loss(1));
     // An exact merge loses nothing, and does not ask for data.
     let ran = done(d, &["merge", "t.onnx", "--adapter", "run", "--device", "cpu", "--task", "1", "-o", "m.onnx"]);
     assert!(ran.out.contains("nothing of the gain is lost for task 1: the merge is exact"), "{}", ran.out);

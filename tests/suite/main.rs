@@ -43,6 +43,7 @@ mod shaders;
 mod starts;
 mod starts_from_files;
 mod structures;
+mod tables;
 mod tokens;
 mod toy_adapter;
 mod violations;

@@ -167,11 +167,13 @@ fn what_stands_for_other_files_is_named() {
         d,
         &["train", "ok.onnx", "--data", "model.safetensors"],
         "an ONNX model",
-        ".jsonl, .csv, .safetensors or .npz",
+        ".jsonl, .csv, .parquet, .arrow, .safetensors or .npz",
     );
     refused(d, &["train", "ok.onnx", "--data", "array.npy"], "a single numpy array", "numpy.savez");
     refused(d, &["train", "ok.onnx", "--data", "array.npz"], "a single numpy array", "numpy.savez");
-    refused(d, &["train", "ok.onnx", "--data", "rows.parquet"], "Parquet", "to_json");
+    let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/inputs/chat/tokenizer.json");
+    let parquet = ["train", "ok.onnx", "--data", "rows.parquet", "--tokenizer", tokenizer];
+    refused(d, &parquet, "no Parquet file", "download it again");
     refused(d, &["train", "ok.onnx", "--data", "rows.jsonl", "--tokenizer", "vocab.txt"], "text", "tokenizer.json");
     // A data file that is too short for its tensors.
     std::fs::write(d.join("weights.bin"), [0x3f; 8]).unwrap();

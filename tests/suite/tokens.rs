@@ -67,7 +67,7 @@ fn with(mut tokenizer: Value, changes: &Map<String, Value>) -> Value {
 
 fn examples(data: &Dataset) -> Vec<TextExample> {
     match &data.source {
-        Source::Text { examples, .. } => examples.clone(),
+        Source::Text { examples, .. } => examples.iter().map(|e| e.unwrap().into_owned()).collect(),
         Source::Tensors { .. } => panic!("text"),
     }
 }

@@ -1,13 +1,16 @@
 //! Batches: which examples, in which order, as which tensors.
 
+use super::inputs::complete;
 use super::labels::UNCOUNTED;
+use super::padded::unpadded;
 use super::{
     Axis, DataError, Dataset, InputSpec, Label, LabelForm, Shapes, Source, Task, TextExample, columns, tensors,
 };
-use crate::ir::{DType, Tensor};
+use crate::ir::Tensor;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A micro-batch.
@@ -149,7 +152,7 @@ impl Dataset {
         }
         let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for &e in examples {
-            by_length.entry(texts[e].ids.len()).or_default().push(e);
+            by_length.entry(texts.length(e)).or_default().push(e);
         }
         by_length.values().flat_map(|group| group.chunks(size).map(<[usize]>::to_vec)).collect()
     }
@@ -179,7 +182,8 @@ impl Dataset {
         }
         match &self.source {
             Source::Text { task, examples: texts, pad_id, pad_left } => {
-                let texts: Vec<&TextExample> = rows.iter().map(|&r| &texts[r]).collect();
+                let texts: Vec<Cow<TextExample>> = rows.iter().map(|&r| texts.get(r)).collect::<Result<_, _>>()?;
+                let texts: Vec<&TextExample> = texts.iter().map(AsRef::as_ref).collect();
                 let left = *pad_left && feed.padding == Padding::AsConfigured;
                 let shape = TextShape { real: examples.len(), pad: *pad_id, left, at_least: 0 };
                 self.text_batch(feed, *task, &texts, shape)
@@ -196,10 +200,11 @@ impl Dataset {
         let left = *pad_left && feed.padding == Padding::AsConfigured;
         let rows = feed.fixed_batch().map_or(1, |(n, _)| n);
         let shape = TextShape { real: 1, pad: *pad_id, left, at_least: length };
-        self.text_batch(feed, *task, &vec![&examples[example]; rows], shape)
+        let text = examples.get(example)?;
+        self.text_batch(feed, *task, &vec![text.as_ref(); rows], shape)
     }
 
-    fn misfit(&self, why: String) -> DataError {
+    pub(super) fn misfit(&self, why: String) -> DataError {
         DataError::Fit { path: self.path.clone(), why }
     }
 
@@ -321,37 +326,6 @@ impl Dataset {
         let (known, inputs) = feed.split(inputs);
         Ok(Batch { inputs, known, labels, examples: real, counted, tokens })
     }
-
-    /// Refuses tensors that no input reads, and ids that look padded where nothing says what padding is.
-    pub fn check_tensors(&self, inputs: &[InputSpec]) -> Result<(), DataError> {
-        let Source::Tensors { tensors, .. } = &self.source else { return Ok(()) };
-        let reads = |name: &str| inputs.iter().any(|i| i.name == name);
-        // What an adapter reads, its base does not.
-        let own = |name: &str| name == "labels" || self.options.inputs.iter().any(|c| c.name == name);
-        if let Some(name) = tensors.keys().find(|n| !own(n) && !reads(n)) {
-            let near = inputs
-                .iter()
-                .max_by(|a, b| strsim::jaro_winkler(name, &a.name).total_cmp(&strsim::jaro_winkler(name, &b.name)));
-            let near = near.map_or("it has none".into(), |i| format!("the nearest is '{}'", i.name));
-            return Err(self.misfit(format!(
-                "it holds '{name}', which no input of the model reads; {near}\n\
-                 hint: name each tensor after the graph input it is for, and leave out what the model does not take"
-            )));
-        }
-        let Some(ids) = tensors.get("input_ids").filter(|_| reads("attention_mask")) else { return Ok(()) };
-        if tensors.contains_key("attention_mask") || self.pad_id.is_some() {
-            return Ok(());
-        }
-        let width = ids.shape().get(1).copied().unwrap_or(1).max(1);
-        match ids.as_i32().and_then(|x| looks_padded(x, width)) {
-            Some(id) => Err(self.misfit(format!(
-                "rows of 'input_ids' look padded with {id}, but there is no 'attention_mask' and nothing names the \
-                 padding token\nhint: add a tensor 'attention_mask' (1 where a token counts, 0 where it is padding), or \
-                 put a config.json with pad_token_id beside the model"
-            ))),
-            None => Ok(()),
-        }
-    }
 }
 
 /// Labels as floats of the output's shape; -100 does not count.
@@ -371,160 +345,10 @@ fn as_numbers(labels: &Tensor, trailing: &[usize]) -> Result<Tensor, String> {
     Ok(Tensor::f32([&[rows], trailing].concat(), numbers))
 }
 
-/// 0 where a row begins or ends in padding, 1 between.
-fn unpadded(row: &[i32], pad: i32) -> Vec<i32> {
-    let first = row.iter().position(|&x| x != pad).unwrap_or(0);
-    let last = row.iter().rposition(|&x| x != pad).unwrap_or(row.len().saturating_sub(1));
-    (0..row.len()).map(|p| i32::from((first..=last).contains(&p))).collect()
-}
-
-/// The id that rows end, or begin, in runs of: two equal ids or more, in runs of different lengths from row to row.
-fn looks_padded(ids: &[i32], width: usize) -> Option<i32> {
-    let runs = |row: &[i32], back: bool| {
-        let edge = if back { row[row.len() - 1] } else { row[0] };
-        let same = |x: &&i32| **x == edge;
-        let run = if back { row.iter().rev().take_while(same).count() } else { row.iter().take_while(same).count() };
-        (edge, run)
-    };
-    for back in [true, false] {
-        let all: Vec<(i32, usize)> = ids.chunks_exact(width).map(|row| runs(row, back)).collect();
-        let long: Vec<&(i32, usize)> = all.iter().filter(|r| r.1 >= 2).collect();
-        let Some(&&(id, run)) = long.first() else { continue };
-        let alike = long.iter().all(|r| r.0 == id);
-        let differ = all.iter().any(|r| r.0 != id || r.1 != run);
-        if alike && differ && width > 2 {
-            return Some(id);
-        }
-    }
-    None
-}
-
 fn counted(labels: &Tensor) -> usize {
     match labels {
         Tensor::I32(a) => a.iter().filter(|&&l| l != -100).count(),
         Tensor::F32(a) => a.iter().filter(|&&l| l != UNCOUNTED).count(),
         other => other.elements(),
     }
-}
-
-/// A tensor for each of the model's inputs: from the data, or made where that is usual.
-fn complete(
-    inputs: &[InputSpec],
-    known: &mut BTreeMap<String, Tensor>,
-    rows: usize,
-    length: usize,
-) -> Result<Vec<(String, Tensor)>, String> {
-    let mut names: BTreeMap<String, usize> = BTreeMap::new();
-    let mut out = Vec::new();
-    for input in inputs {
-        let t = match known.get(&input.name) {
-            Some(t) => t.clone(),
-            None => made(input, known, &names, rows, length)?,
-        };
-        let t = fit(input, t, &mut names)?;
-        out.push((input.name.clone(), t));
-    }
-    Ok(out)
-}
-
-/// Inputs the data does not hold.
-fn made(
-    input: &InputSpec,
-    known: &BTreeMap<String, Tensor>,
-    names: &BTreeMap<String, usize>,
-    rows: usize,
-    length: usize,
-) -> Result<Tensor, String> {
-    if input.name.starts_with("past_key_values") || input.name.starts_with("past_") {
-        let dims = input.dims.clone().unwrap_or_default();
-        let extent = |(d, axis): (usize, &Axis)| match axis {
-            Axis::Fixed(n) => *n,
-            Axis::Named(name) if name.contains("past") => 0,
-            Axis::Named(name) if names.contains_key(name) => names[name],
-            _ if d == 0 => rows,
-            _ => 0,
-        };
-        let shape: Vec<usize> = dims.iter().enumerate().map(extent).collect();
-        let none = shape.iter().product::<usize>() == 0;
-        let ty = crate::ir::Type::new(input.dtype, shape);
-        return match none {
-            true => Ok(Tensor::zeros(&ty)),
-            false => Err(format!("input '{}' has no axis to leave empty, and the data does not hold it", input.name)),
-        };
-    }
-    let ids = known.get("input_ids").is_some();
-    match input.name.as_str() {
-        // How many logits a language model gives for each row: 0 stands for all of them.
-        "num_logits_to_keep" | "logits_to_keep" => {
-            let extents = input.dims.iter().flatten().map(|_| 1).collect::<Vec<usize>>();
-            Ok(Tensor::zeros(&crate::ir::Type::new(input.dtype, extents)))
-        }
-        "token_type_ids" if ids => Ok(Tensor::i32([rows, length], vec![0; rows * length])),
-        "attention_mask" if ids => Ok(Tensor::i32([rows, length], vec![1; rows * length])),
-        "position_ids" if ids => {
-            let mask: Vec<i32> = match known.get("attention_mask") {
-                Some(Tensor::F32(m)) => m.iter().map(|&x| i32::from(x == 1.0)).collect(),
-                Some(mask) => mask.words().iter().map(|&x| i32::from(x != 0)).collect(),
-                None => vec![1; rows * length],
-            };
-            let row = |m: &[i32]| {
-                let mut seen = -1;
-                let at = |&keep: &i32| {
-                    seen += keep;
-                    seen.max(0)
-                };
-                m.iter().map(at).collect::<Vec<i32>>()
-            };
-            Ok(Tensor::i32([rows, length], mask.chunks(length.max(1)).flat_map(row).collect()))
-        }
-        name => {
-            let have: Vec<&str> = known.keys().map(String::as_str).collect();
-            Err(format!(
-                "the model reads '{name}', which the data does not hold; it has {}\n\
-                 hint: name each tensor after the graph input it is for",
-                have.join(", ")
-            ))
-        }
-    }
-}
-
-/// Checks a tensor against an input: element type, number of axes, fixed extents, and names that occur twice.
-fn fit(input: &InputSpec, t: Tensor, names: &mut BTreeMap<String, usize>) -> Result<Tensor, String> {
-    let t = match (input.dtype, t) {
-        (DType::Bool, Tensor::I32(a)) => Tensor::Bool(a.mapv(|x| (x != 0) as u32)),
-        (DType::I32, Tensor::Bool(a)) => Tensor::I32(a.mapv(|x| x as i32)),
-        (DType::F32, Tensor::I32(a)) => Tensor::F32(a.mapv(|x| x as f32)),
-        (_, t) => t,
-    };
-    let declared = |dims: &Vec<Axis>| {
-        let axis = |a: &Axis| match a {
-            Axis::Fixed(n) => n.to_string(),
-            Axis::Named(name) => name.clone(),
-            Axis::Unknown => "?".into(),
-        };
-        format!("[{}]", dims.iter().map(axis).collect::<Vec<_>>().join(","))
-    };
-    let wrong = |what: String| {
-        let shape = input.dims.as_ref().map(declared).unwrap_or_default();
-        let ty = t.ty();
-        format!("'{}' is {ty}, but {what}\nhint: the model declares it as {}{shape}", input.name, input.dtype)
-    };
-    if t.dtype() != input.dtype {
-        return Err(wrong(format!("the model reads {}", input.dtype)));
-    }
-    let Some(dims) = &input.dims else { return Ok(t) };
-    if dims.len() != t.shape().len() {
-        return Err(wrong(format!("the model reads {} axes", dims.len())));
-    }
-    for (d, (axis, &have)) in dims.iter().zip(t.shape()).enumerate() {
-        match axis {
-            Axis::Fixed(want) if *want != have => return Err(wrong(format!("axis {d} must be {want}"))),
-            // Exporters give unrelated axes one name at times; what an operator then refuses says more than this could.
-            Axis::Named(name) => {
-                names.entry(name.clone()).or_insert(have);
-            }
-            _ => {}
-        }
-    }
-    Ok(t)
 }

@@ -118,14 +118,11 @@ impl Dataset {
         let (dtype, trailing, numbers): (DType, Option<Vec<usize>>, Vec<f32>) = match &self.source {
             Source::Text { task: Task::LanguageModel, .. } => (DType::I32, None, vec![]),
             Source::Text { examples, .. } => {
-                let labels: Vec<&Label> = examples.iter().filter_map(|e| e.label.as_ref()).collect();
-                let numbers: Vec<f32> = labels.iter().flat_map(|l| l.numbers()).collect();
-                let many = labels.iter().find_map(|l| match l {
-                    Label::Many(xs) => Some(vec![xs.len()]),
-                    _ => None,
-                });
-                let classes = labels.iter().all(|l| matches!(l, Label::Class(_)));
-                (if classes { DType::I32 } else { DType::F32 }, Some(many.unwrap_or_default()), numbers)
+                let s = examples.summary();
+                let dtype = if s.fractions { DType::F32 } else { DType::I32 };
+                let one_hot = s.zero_one && s.one_hot && s.width.is_some_and(|w| w > 1);
+                let trailing = Some(s.width.into_iter().collect());
+                return Some(LabelKind { dtype, trailing, zero_one: s.zero_one, one_hot, whole: s.whole });
             }
             Source::Tensors { tensors, .. } => {
                 let t = tensors.get("labels")?;
@@ -145,19 +142,14 @@ impl Dataset {
         Some(LabelKind { dtype, trailing, zero_one, one_hot, whole })
     }
 
-    /// How many labels count, over all examples; every float counts.
-    pub fn counted(&self) -> usize {
+    /// Whether any label counts; every float does.
+    fn counts(&self) -> bool {
         match &self.source {
-            Source::Text { task: Task::LanguageModel, examples, .. } => {
-                examples.iter().map(|e| e.labels.iter().filter(|l| **l != -100).count()).sum()
-            }
-            Source::Text { examples, .. } => {
-                examples.iter().filter(|e| e.label.as_ref().is_some_and(|l| *l != Label::Class(-100))).count()
-            }
+            Source::Text { examples, .. } => examples.counts(),
             Source::Tensors { tensors, examples } => match tensors.get("labels") {
-                Some(Tensor::I32(a)) => a.iter().filter(|l| **l != -100).count(),
-                Some(other) => other.elements(),
-                None => *examples,
+                Some(Tensor::I32(a)) => a.iter().any(|l| *l != -100),
+                Some(other) => other.elements() > 0,
+                None => *examples > 0,
             },
         }
     }
@@ -165,7 +157,7 @@ impl Dataset {
     /// Refuses a data set in which no label counts, saying why, and one that holds what is not a number.
     pub fn check_values(&self) -> Result<(), DataError> {
         let misfit = |why: String| DataError::Fit { path: self.path.clone(), why };
-        if self.counted() == 0 {
+        if !self.counts() {
             let why = "there is nothing to learn or measure: every label is -100, which does not count\n\
                        hint: give labels to the positions or examples that should count";
             return Err(misfit(why.into()));
@@ -201,7 +193,13 @@ impl Dataset {
         let misfit = |why: String| Err(DataError::Fit { path: self.path.clone(), why });
         let found = match &self.source {
             Source::Text { examples, .. } => {
+                let s = examples.summary();
+                if !s.unclassed && s.classes.is_none_or(|(low, high)| !bad(low) && !bad(high)) {
+                    return Ok(());
+                }
+                let mut found = None;
                 for (i, e) in examples.iter().enumerate() {
+                    let e = e?;
                     if let Some(label) = e.label.as_ref().filter(|l| l.class().is_none()) {
                         let one = "hint: a model with one output takes numbers (--loss mse), one with many takes lists of 0 and 1";
                         let why = format!(
@@ -211,12 +209,11 @@ impl Dataset {
                         );
                         return misfit(why);
                     }
-                }
-                let all = |e: &super::TextExample| {
                     let class = e.label.as_ref().and_then(Label::class);
-                    e.labels.iter().copied().chain(class).find(|l| bad(*l))
-                };
-                examples.iter().enumerate().find_map(|(i, e)| all(e).map(|l| (i, l)))
+                    let label = e.labels.iter().copied().chain(class).find(|l| bad(*l));
+                    found = found.or(label.map(|l| (i, l)));
+                }
+                found
             }
             Source::Tensors { tensors, examples } => tensors.get("labels").and_then(|t| {
                 let labels: Vec<i32> = match t {

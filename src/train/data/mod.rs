@@ -2,13 +2,22 @@
 
 mod batch;
 mod chat;
+mod class_names;
 mod classes;
 mod columns;
+mod dataset;
+mod example;
+mod examples;
+mod files;
 mod formats;
+mod input;
+mod inputs;
 mod labels;
+mod padded;
 mod python;
 mod rows;
 mod shapes;
+mod sink;
 mod special;
 mod template;
 mod tensors;
@@ -16,7 +25,10 @@ mod text;
 mod tokenizer;
 
 pub use batch::{Batch, Feed, Order, Padding, buckets};
+pub use class_names::of_model as class_names;
 pub use columns::Column;
+pub use examples::{Examples, SpillError, TextExample};
+pub use files::{files, named};
 pub use labels::{Label, LabelForm, LabelKind};
 pub use shapes::Shapes;
 pub use tensors::read as read_tensors;
@@ -25,9 +37,12 @@ pub use tokenizer::{Text, open as open_tokenizer};
 use crate::file_kind::{self, Kind, Wanted};
 use crate::ir::{DType, Tensor};
 use crate::settings::defaults;
-use formats::Reader;
+use formats::{Format, Reader};
+use input::Input;
+pub use sink::Place;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use text::Collector;
 
 /// What a model reads: name, element type and declared axes of each graph input.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,25 +72,12 @@ pub enum Task {
     Tensors,
 }
 
-/// A tokenised example.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TextExample {
-    pub ids: Vec<i32>,
-    pub type_ids: Vec<i32>,
-    /// One label a position, aligned with the logits (no shift); empty where an example is classified.
-    pub labels: Vec<i32>,
-    /// The label of the whole example; `None` where each position has one.
-    pub label: Option<Label>,
-    /// One number for each of [`Options::inputs`].
-    pub numbers: Vec<f32>,
-}
-
 /// Examples, along the first axis of every tensor or one after the other.
 #[derive(Clone, Debug)]
 pub enum Source {
     Text {
         task: Task,
-        examples: Vec<TextExample>,
+        examples: Examples,
         pad_id: i32,
         /// Whether texts are padded before their first token.
         pad_left: bool,
@@ -89,9 +91,12 @@ pub enum Source {
 /// A data set.
 #[derive(Clone, Debug)]
 pub struct Dataset {
+    /// What messages call it: its file, or its files.
     pub path: PathBuf,
+    /// The files, folders and patterns that it was read from.
+    pub given: Vec<PathBuf>,
     pub source: Source,
-    /// SHA-256 of the file, in hexadecimal.
+    /// SHA-256 of the file, in hexadecimal; of the digests of all files where there are several.
     pub digest: String,
     /// What a user should know, such as how many examples were cut short.
     pub notes: Vec<String>,
@@ -124,6 +129,8 @@ pub struct Options {
     pub shift_labels: bool,
     /// Numbers of examples that the model reads besides.
     pub inputs: Vec<Column>,
+    /// The most rows of text that may be unreadable and are left out.
+    pub skip_bad_rows: usize,
 }
 
 impl Default for Options {
@@ -138,6 +145,7 @@ impl Default for Options {
             columns: vec![],
             shift_labels: false,
             inputs: vec![],
+            skip_bad_rows: 0,
         }
     }
 }
@@ -151,8 +159,12 @@ pub enum DataError {
     Format { path: PathBuf, why: String },
     #[error("{} is {kind}\nhint: {}", path.display(), hint(kind))]
     Other { path: PathBuf, kind: Kind },
-    #[error("{} line {line}: {why}", path.display())]
-    Line { path: PathBuf, line: usize, why: String },
+    #[error("{} {place}: {why}", path.display())]
+    Row { path: PathBuf, place: Place, why: String },
+    #[error("{error}\nhint: more than {most} rows (--skip-bad-rows) cannot be read; this is the next one")]
+    BadRows { most: usize, error: Box<DataError> },
+    #[error(transparent)]
+    Spill(#[from] SpillError),
     #[error("{} is text, which needs a tokenizer\nhint: --tokenizer tokenizer.json", path.display())]
     NoTokenizer { path: PathBuf },
     #[error("cannot read the tokenizer {}: {why}\nhint: give a Hugging Face tokenizer.json", path.display())]
@@ -176,49 +188,94 @@ fn hint(kind: &Kind) -> String {
     }
 }
 
-/// Reads a data set, of the format that its name says.
+/// Reads a data set from a file, a pattern or a folder, of the format that its name says.
 pub fn read(path: &Path, options: &Options) -> Result<Dataset, DataError> {
-    let bytes = std::fs::read(path).map_err(|error| DataError::Open { path: path.to_path_buf(), error })?;
-    if let Some(kind) = file_kind::in_place_of_a_file(&bytes) {
-        return Err(DataError::Other { path: path.to_path_buf(), kind });
-    }
+    read_all(&[path.to_path_buf()], options)
+}
+
+/// Reads a data set from files, patterns and folders, one after the other.
+pub fn read_all(given: &[PathBuf], options: &Options) -> Result<Dataset, DataError> {
+    let path = files::named(given);
+    let inputs: Result<Vec<Input>, DataError> = files::expand(given)?.iter().map(|p| Input::open(p)).collect();
+    let inputs = inputs?;
     let mut notes = Vec::new();
-    let format = formats::named(path);
-    let source = match format.map(|f| f.reader) {
-        Some(Reader::Rows(rows)) => text::read(path, &bytes, rows, options, &mut notes),
-        Some(Reader::Tensors(tensors)) => tensors(path, &bytes).and_then(|t| tensors::source(path, t)),
-        None => {
-            let why = format!("its kind is not known\nhint: {}", formats_listed());
-            Err(DataError::Format { path: path.to_path_buf(), why })
-        }
+    let source = contents(&path, &inputs, options, &mut notes)?;
+    let digests: Result<Vec<String>, DataError> = inputs.iter().map(Input::digest).collect();
+    let digest = match &digests?[..] {
+        [one] => one.clone(),
+        all => input::sha256(all.join("\n").as_bytes()),
     };
-    // A file that is not what its name says is told by what it holds.
-    let source = source.map_err(|error| match (error, file_kind::kind(&bytes)) {
-        (DataError::Format { .. }, Some(kind)) if !format.is_some_and(|f| (f.holds)(&kind)) => {
-            DataError::Other { path: path.to_path_buf(), kind }
-        }
-        (error, _) => error,
-    })?;
-    let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
     let pad_id = match &source {
-        Source::Tensors { tensors, .. } if !tensors.contains_key("attention_mask") => pad_token(path, options)?,
+        Source::Tensors { tensors, .. } if !tensors.contains_key("attention_mask") => pad_token(&path, options)?,
         _ => None,
     };
-    let mut data =
-        Dataset { path: path.to_path_buf(), source, digest, notes, limit: None, pad_id, options: options.clone() };
+    let (given, options) = (given.to_vec(), options.clone());
+    let mut data = Dataset { path, given, source, digest, notes, limit: None, pad_id, options };
     data.check_columns()?;
-    if options.shift_labels {
+    if data.options.shift_labels {
         data.shift_labels()?;
     } else if data.copies_ids() {
         data.notes.push(format!(
             "{}: 'labels' equal 'input_ids' at every position, and labels are not shifted here: the model is trained to \
              repeat its input\nhint: --shift-labels makes each label the next token",
-            path.display()
+            data.path.display()
         ));
     }
     match data.len() {
-        0 => Err(DataError::Format { path: path.to_path_buf(), why: "it holds no example".into() }),
+        0 => Err(DataError::Format { path: data.path, why: "it holds no example".into() }),
         _ => Ok(data),
+    }
+}
+
+/// What files hold, all of them rows or all of them tensors.
+fn contents(path: &Path, inputs: &[Input], options: &Options, notes: &mut Vec<String>) -> Result<Source, DataError> {
+    let formats: Result<Vec<Format>, DataError> = inputs.iter().map(format).collect();
+    let formats = formats?;
+    let of_rows = formats.iter().filter(|f| matches!(f.reader, Reader::Rows(_))).count();
+    if of_rows > 0 && of_rows < inputs.len() {
+        let why = "some of these files hold text and some tensors\nhint: give files of one kind";
+        return Err(DataError::Format { path: path.to_path_buf(), why: why.into() });
+    }
+    if of_rows == 0 {
+        let mut parts = Vec::new();
+        for (input, format) in inputs.iter().zip(&formats) {
+            let Reader::Tensors(read) = format.reader else { continue };
+            let bytes = input.bytes()?;
+            let part = read(&input.path, &bytes).and_then(|t| tensors::source(&input.path, t));
+            parts.push((input.path.as_path(), part.map_err(|e| or_other(input, format, e))?));
+        }
+        return tensors::joined(path, parts);
+    }
+    let mut rows = Collector::new(path, options, inputs.len() > 1, notes)?;
+    for (input, format) in inputs.iter().zip(&formats) {
+        let Reader::Rows(read) = format.reader else { continue };
+        rows.begin(&input.path)?;
+        read(input, &mut rows).map_err(|e| or_other(input, format, e))?;
+    }
+    rows.finish()
+}
+
+fn format(input: &Input) -> Result<Format, DataError> {
+    let why = || {
+        let kind = file_kind::kind(&input.head()).filter(|k| !matches!(k, Kind::Json | Kind::Text));
+        match kind {
+            Some(kind) => DataError::Other { path: input.path.clone(), kind },
+            None => {
+                let why = format!("its kind is not known\nhint: {}", formats_listed());
+                DataError::Format { path: input.path.clone(), why }
+            }
+        }
+    };
+    formats::named(&input.path).ok_or_else(why)
+}
+
+/// A file that is not what its name says is told by what it holds.
+fn or_other(input: &Input, format: &Format, error: DataError) -> DataError {
+    match (error, file_kind::kind(&input.head())) {
+        (DataError::Format { .. }, Some(kind)) if !(format.holds)(&kind) => {
+            DataError::Other { path: input.path.clone(), kind }
+        }
+        (error, _) => error,
     }
 }
 
@@ -232,164 +289,4 @@ fn pad_token(data: &Path, options: &Options) -> Result<Option<i32>, DataError> {
     let config: Option<serde_json::Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let named = config.and_then(|c| c["pad_token_id"].as_i64()).and_then(|id| i32::try_from(id).ok());
     Ok(named.or_else(|| tokenizer::open(data, options).ok()?.pad))
-}
-
-impl Dataset {
-    /// Moves the labels of tensors one position to the left.
-    fn shift_labels(&mut self) -> Result<(), DataError> {
-        let misfit = |why: &str| DataError::Fit { path: self.path.clone(), why: why.into() };
-        match &mut self.source {
-            Source::Text { .. } => {
-                self.notes.push("--shift-labels has no effect on text, whose labels are the next token already".into());
-            }
-            Source::Tensors { tensors, .. } => {
-                let labels = tensors.get("labels").and_then(labels::shifted);
-                let labels = labels.ok_or_else(|| misfit("--shift-labels needs integer 'labels' with positions"))?;
-                tensors.insert("labels".into(), labels);
-            }
-        }
-        Ok(())
-    }
-
-    /// Number of examples.
-    pub fn len(&self) -> usize {
-        match &self.source {
-            Source::Text { examples, .. } => examples.len(),
-            Source::Tensors { examples, .. } => *examples,
-        }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    pub fn task(&self) -> Task {
-        match &self.source {
-            Source::Text { task, .. } => *task,
-            Source::Tensors { .. } => Task::Tensors,
-        }
-    }
-
-    /// Whether the data holds labels.
-    pub fn has_labels(&self) -> bool {
-        match &self.source {
-            Source::Text { .. } => true,
-            Source::Tensors { tensors, .. } => tensors.contains_key("labels"),
-        }
-    }
-
-    /// Tokens of the longest text; `None` for tensors, which are used as they are.
-    pub fn longest(&self) -> Option<usize> {
-        match &self.source {
-            Source::Text { examples, .. } => examples.iter().map(|e| e.ids.len()).max(),
-            Source::Tensors { .. } => None,
-        }
-    }
-
-    /// Tokens of a text; 0 for tensors, whose rows are all of one length.
-    pub fn length(&self, example: usize) -> usize {
-        match &self.source {
-            Source::Text { examples, .. } => examples[example].ids.len(),
-            Source::Tensors { .. } => 0,
-        }
-    }
-
-    /// The smallest and largest element that the data has for an integer input, padding included; `None` if it has none.
-    pub fn integers(&self, input: &str) -> Option<(i64, i64)> {
-        let wide = |low: i32, high: i32| (i64::from(low), i64::from(high));
-        match &self.source {
-            Source::Text { examples, pad_id, .. } => {
-                let all: Box<dyn Iterator<Item = i32>> = match input {
-                    "input_ids" => Box::new(examples.iter().flat_map(|e| e.ids.iter().copied()).chain([*pad_id])),
-                    "token_type_ids" => Box::new(examples.iter().flat_map(|e| e.type_ids.iter().copied()).chain([0])),
-                    _ => {
-                        let i = self.options.inputs.iter().position(|c| c.name == input && c.integer)?;
-                        Box::new(examples.iter().map(move |e| e.numbers[i] as i32))
-                    }
-                };
-                all.fold(None, |r: Option<(i32, i32)>, x| Some(r.map_or((x, x), |(a, b)| (a.min(x), b.max(x)))))
-                    .map(|(a, b)| wide(a, b))
-            }
-            Source::Tensors { tensors, .. } => {
-                let x = tensors.get(input)?.as_i32()?;
-                Some(wide(*x.iter().min()?, *x.iter().max()?))
-            }
-        }
-    }
-
-    /// A tensor of the data.
-    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        match &self.source {
-            Source::Text { .. } => None,
-            Source::Tensors { tensors, .. } => tensors.get(name),
-        }
-    }
-
-    /// The integers of one example in a tensor.
-    pub fn row(&self, tensor: &str, example: usize) -> &[i32] {
-        let Source::Tensors { tensors, .. } = &self.source else { return &[] };
-        let Some(t) = tensors.get(tensor) else { return &[] };
-        let width: usize = t.shape().iter().skip(1).product();
-        t.as_i32().and_then(|x| x.get(example * width..(example + 1) * width)).unwrap_or(&[])
-    }
-
-    /// The most positions that a batch may have.
-    pub fn positions(&self) -> usize {
-        match &self.source {
-            Source::Text { .. } => buckets(self.longest().unwrap_or(1)).min(self.limit.unwrap_or(usize::MAX)),
-            Source::Tensors { tensors, .. } => {
-                tensors.get("input_ids").and_then(|t| t.shape().get(1).copied()).unwrap_or(1)
-            }
-        }
-    }
-
-    /// The same file with texts cut at another length.
-    pub fn cut_at(&self, max_length: usize) -> Result<Dataset, DataError> {
-        let options = Options { max_length, ..self.options.clone() };
-        Ok(Dataset { limit: self.limit, ..read(&self.path, &options)? })
-    }
-
-    /// The same file with some of its examples.
-    pub fn subset(&self, keep: std::ops::Range<usize>) -> Dataset {
-        let source = match &self.source {
-            Source::Text { task, examples, pad_id, pad_left } => {
-                Source::Text { task: *task, examples: examples[keep].to_vec(), pad_id: *pad_id, pad_left: *pad_left }
-            }
-            Source::Tensors { tensors, .. } => {
-                let n = keep.len();
-                let rows: Vec<usize> = keep.collect();
-                let cut = |(name, t): (&String, &Tensor)| (name.clone(), tensors::rows(t, &rows));
-                Source::Tensors { tensors: tensors.iter().map(cut).collect(), examples: n }
-            }
-        };
-        Dataset { source, notes: vec![], ..self.clone() }
-    }
-
-    /// Checks the elements of integer inputs against the number of rows of the tables they are looked up in.
-    pub fn check_indices(&self, bounds: &BTreeMap<String, usize>) -> Result<(), DataError> {
-        for (name, &n) in bounds {
-            let beyond = |x: &&i32| **x >= n as i32 || **x < -(n as i32);
-            let found = match &self.source {
-                Source::Text { examples, pad_id, .. } if name == "input_ids" => {
-                    let ids = examples.iter().flat_map(|e| &e.ids);
-                    ids.chain([pad_id]).find(beyond).copied()
-                }
-                Source::Text { examples, .. } if name == "token_type_ids" => {
-                    examples.iter().flat_map(|e| &e.type_ids).find(beyond).copied()
-                }
-                Source::Text { .. } => None,
-                Source::Tensors { tensors, .. } => {
-                    tensors.get(name).and_then(Tensor::as_i32).and_then(|x| x.iter().find(beyond).copied())
-                }
-            };
-            if let Some(x) = found {
-                let why = format!(
-                    "'{name}' holds {x}, but the table it is looked up in has {n} rows\n\
-                     hint: is this the tokenizer the model was trained with?"
-                );
-                return Err(DataError::Fit { path: self.path.clone(), why });
-            }
-        }
-        Ok(())
-    }
 }

@@ -1,6 +1,7 @@
 //! Data sets of tensors, and tensors as they are.
 
 use super::formats::{self, Reader};
+use super::input::Input;
 use super::{DataError, Source};
 use crate::ir::{Shape, Tensor};
 use std::collections::BTreeMap;
@@ -8,7 +9,7 @@ use std::path::Path;
 
 /// The tensors of a file as they are, of whatever shapes.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, DataError> {
-    let bytes = std::fs::read(path).map_err(|error| DataError::Open { path: path.to_path_buf(), error })?;
+    let bytes = Input::open(path)?.bytes()?;
     match formats::named(path).map(|f| f.reader) {
         Some(Reader::Tensors(tensors)) => tensors(path, &bytes),
         _ => {
@@ -40,6 +41,41 @@ pub fn source(path: &Path, tensors: BTreeMap<String, Tensor>) -> Result<Source, 
         return Err(bad(format!("'labels' is one number, but '{first}' holds {examples} examples")));
     }
     Ok(Source::Tensors { tensors, examples })
+}
+
+/// The examples of several files one after the other. Their tensors must have the same names, types and extents.
+pub fn joined(path: &Path, parts: Vec<(&Path, Source)>) -> Result<Source, DataError> {
+    let (mut all, mut examples) = (BTreeMap::<String, Tensor>::new(), 0);
+    let first = parts.first().map_or(path, |p| p.0).to_path_buf();
+    for (at, (path, part)) in parts.into_iter().enumerate() {
+        let Source::Tensors { tensors, examples: more } = part else { continue };
+        if at == 0 {
+            (all, examples) = (tensors, more);
+            continue;
+        }
+        let bad = |why: String| {
+            let hint = "hint: files that are read together hold the same tensors";
+            DataError::Format { path: path.to_path_buf(), why: format!("{why} {}\n{hint}", first.display()) }
+        };
+        if let Some(name) = all.keys().find(|n| !tensors.contains_key(*n)) {
+            return Err(bad(format!("it has no '{name}', unlike")));
+        }
+        for (name, t) in tensors {
+            let Some(before) = all.get_mut(&name) else { return Err(bad(format!("it holds '{name}', unlike"))) };
+            let (mut ty, other) = (before.ty(), t.ty());
+            if ty.shape.is_empty() && *before == t {
+                continue;
+            }
+            if ty.dtype != other.dtype || ty.shape.get(1..) != other.shape.get(1..) || ty.shape.is_empty() {
+                return Err(bad(format!("'{name}' is {other} in it, and {ty} in")));
+            }
+            ty.shape = Shape([&[ty.shape[0] + other.shape[0]], &ty.shape[1..]].concat());
+            let words = before.words().iter().chain(t.words()).copied().collect();
+            *before = Tensor::from_words(&ty, words);
+        }
+        examples += more;
+    }
+    Ok(Source::Tensors { tensors: all, examples })
 }
 
 /// Some rows of a tensor along its first axis; a tensor without axes as it is.

@@ -1,114 +1,90 @@
-//! Text data sets: rows become token ids and labels.
+//! Text data sets: rows come in one after the other and become token ids and labels.
 
-use super::chat::{self, Talk};
-use super::formats::ReadRows;
+use super::example::{self, Classes, Kind, Why};
+use super::examples::{Examples, Writer};
 use super::rows::{self, Row};
+use super::sink::{Place, Placed, Sink};
 use super::tokenizer::{self, Text};
-use super::{DataError, Label, Options, Source, Task, TextExample, columns, special};
-use serde_json::{Map, Value};
-use std::collections::BTreeMap;
-use std::path::Path;
+use super::{Column, DataError, Options, Source, Task, class_names};
+use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// Reads a data set of text with the tokenizer that the options name.
-pub fn read(
-    path: &Path,
-    bytes: &[u8],
-    format: ReadRows,
-    options: &Options,
-    notes: &mut Vec<String>,
-) -> Result<Source, DataError> {
-    let text = tokenizer::open(path, options)?;
-    let rows = rows::read(path, bytes, format, &options.columns, notes)?;
-    let (task, examples) = examples(path, &rows, &text, options, notes)?;
-    Ok(Source::Text { task, examples, pad_id: text.pad.unwrap_or(0), pad_left: text.pad_left })
+/// The most rows that are tokenised at once, and the most bytes of them.
+const ROWS: usize = 1024;
+const BYTES: usize = 4 << 20;
+
+/// Takes rows and makes a data set of them.
+pub struct Collector<'a> {
+    options: &'a Options,
+    text: Text,
+    /// The data set, as messages name it.
+    path: PathBuf,
+    /// The file that is read.
+    file: Arc<Path>,
+    /// Whether there are several, so that lines alone do not say where something is.
+    several: bool,
+    /// What the model's classes are called.
+    names: Vec<String>,
+    /// The model's class for each class of the file that is read, where they differ.
+    by_name: Option<Vec<i32>>,
+    /// What rows are; known after the first of them.
+    kind: Option<Kind>,
+    pending: Vec<Row>,
+    bytes: usize,
+    /// Rows so far.
+    rows: usize,
+    /// Columns of `--columns` that no row has had yet.
+    unseen: BTreeSet<String>,
+    out: Writer,
+    told: Told,
+    skipped: Vec<String>,
+    notes: &'a mut Vec<String>,
 }
 
-/// The examples of a data set.
-fn examples(
-    path: &Path,
-    rows: &[Row],
-    text: &Text,
-    options: &Options,
-    notes: &mut Vec<String>,
-) -> Result<(Task, Vec<TextExample>), DataError> {
-    let labelled = rows.iter().find(|r| r.object.get("label").is_some_and(|l| !l.is_null()));
-    let mut made = Made::default();
-    let task = match labelled {
-        Some(first) => {
-            let names = class_names(options).map_err(|why| DataError::Format { path: path.to_path_buf(), why })?;
-            for row in rows {
-                let most = options.max_length;
-                made.numbers = columns::read(&options.inputs, &row.object).map_err(|why| row.error(path, why))?;
-                classified(text, row, first, &names, most, &mut made).map_err(|why| row.error(path, why))?;
-            }
-            Task::Classify
-        }
-        None => {
-            for row in rows {
-                if row.object.get("label").is_some_and(|_| row.object.contains_key("text")) {
-                    let why =
-                        "'label' is null, here and in every row\nhint: without that key, the text itself is learnt";
-                    return Err(row.error(path, why.into()));
-                }
-                made.numbers = columns::read(&options.inputs, &row.object).map_err(|why| row.error(path, why))?;
-                language(text, row, options.max_length, &mut made).map_err(|why| row.error(path, why))?;
-            }
-            let unread =
-                rows.first().and_then(|r| r.object.contains_key("text").then(|| rows::hint(&r.object, &["label"])));
-            if let Some(hint) = unread.filter(|h| ["=labels", "=target", "=class"].iter().any(|end| h.ends_with(end))) {
-                notes.push(format!(
-                    "{}: no row has a 'label', so each text is learnt token by token; {hint} gives labels",
-                    path.display()
-                ));
-            }
-            if let Some(note) = text.note.as_ref().filter(|_| made.framed) {
-                notes.push(note.clone());
-            }
-            if made.split > 0 {
-                notes.push(format!(
-                    "{}: {} conversations became an example for each answer, as the chat template shows an answer \
-                     otherwise once others follow",
-                    path.display(),
-                    made.split
-                ));
-            }
-            if made.alpaca {
-                notes.push(format!(
-                    "{}: 'instruction' and 'output' are put into Alpaca's prompt, as there is no chat template",
-                    path.display()
-                ));
-            }
-            Task::LanguageModel
-        }
-    };
-    made.report(path, options.max_length, rows.len(), notes)?;
-    Ok((task, made.examples))
-}
-
-/// What has been made of the rows so far.
+/// What is to be told about all rows.
 #[derive(Default)]
-struct Made {
-    examples: Vec<TextExample>,
-    /// Those of the row that is read.
-    numbers: Vec<f32>,
+struct Told {
     cut: usize,
-    /// Rows of which nothing is left, by the reason.
-    left_out: BTreeMap<Why, Vec<usize>>,
-    /// Rows whose text is empty, but which have tokens all the same.
-    blank: Vec<usize>,
+    left_out: BTreeMap<Why, Places>,
+    blank: Places,
     framed: bool,
     alpaca: bool,
-    /// Conversations that became several examples.
     split: usize,
+    /// What the first row of a language model's data could mean by a label.
+    unread: Option<String>,
 }
 
-/// Why an example has nothing to learn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Why {
-    CutOff,
-    NoAnswer,
-    Single,
-    Empty,
+/// How many rows, and where the first few stand.
+#[derive(Default)]
+struct Places {
+    count: usize,
+    first: Vec<(Arc<Path>, Place)>,
+}
+
+/// The most rows that a message names.
+const NAMED: usize = 5;
+
+impl Places {
+    fn add(&mut self, row: &Row) {
+        self.count += 1;
+        if self.first.len() < NAMED {
+            self.first.push((row.path.clone(), row.place));
+        }
+    }
+
+    fn listed(&self, several: bool) -> String {
+        let more = if self.count > self.first.len() { ", ..." } else { "" };
+        let unit = self.first.first().map_or("line", |p| p.1.parts().0);
+        if several {
+            let all: Vec<String> =
+                self.first.iter().map(|(path, at)| format!("{} {unit} {}", path.display(), at.parts().1)).collect();
+            return format!("{}{more}", all.join(", "));
+        }
+        let all: Vec<String> = self.first.iter().map(|p| p.1.parts().1.to_string()).collect();
+        format!("{unit}{} {}{more}", if self.count == 1 { "" } else { "s" }, all.join(", "))
+    }
 }
 
 /// A number of things.
@@ -116,16 +92,169 @@ fn counted(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-impl Made {
-    /// Says what was cut and left out; an error if nothing is left.
-    fn report(&self, path: &Path, most: usize, rows: usize, notes: &mut Vec<String>) -> Result<(), DataError> {
-        let lines = |lines: &[usize]| {
-            let first: Vec<String> = lines.iter().take(5).map(usize::to_string).collect();
-            let more = if lines.len() > 5 { ", ..." } else { "" };
-            format!("line{} {}{more}", if lines.len() == 1 { "" } else { "s" }, first.join(", "))
+impl<'a> Collector<'a> {
+    /// Reads with the tokenizer that the options name.
+    pub fn new(
+        path: &Path,
+        options: &'a Options,
+        several: bool,
+        notes: &'a mut Vec<String>,
+    ) -> Result<Collector<'a>, DataError> {
+        Ok(Collector {
+            text: tokenizer::open(path, options)?,
+            names: class_names::of_model(options),
+            options,
+            path: path.to_path_buf(),
+            file: path.into(),
+            several,
+            by_name: None,
+            kind: None,
+            pending: vec![],
+            bytes: 0,
+            rows: 0,
+            unseen: options.columns.iter().map(|c| c.1.clone()).collect(),
+            out: Writer::default(),
+            told: Told::default(),
+            skipped: vec![],
+            notes,
+        })
+    }
+
+    /// The rows that follow are those of this file.
+    pub fn begin(&mut self, file: &Path) -> Result<(), DataError> {
+        self.flush()?;
+        self.file = file.into();
+        self.set_classes(None);
+        Ok(())
+    }
+
+    fn set_classes(&mut self, by_name: Option<Vec<i32>>) {
+        if let Some(Kind::Classified(classes)) = &mut self.kind {
+            classes.by_name = by_name.clone();
+        }
+        self.by_name = by_name;
+    }
+
+    /// A row that cannot be used: skipped, as far as that is allowed.
+    fn bad(&mut self, error: DataError) -> Result<(), DataError> {
+        let most = self.options.skip_bad_rows;
+        if self.skipped.len() >= most {
+            return Err(match most {
+                0 => error,
+                _ => DataError::BadRows { most, error: Box::new(error) },
+            });
+        }
+        self.skipped.push(error.to_string().lines().next().unwrap_or_default().to_string());
+        Ok(())
+    }
+
+    /// Decides by the first rows what all of them are.
+    fn decide(&mut self) -> Result<(), DataError> {
+        let Some(first) = self.pending.first() else { return Ok(()) };
+        self.missing_column(first)?;
+        let labelled = self.pending.iter().find(|r| r.object.get("label").is_some_and(|l| !l.is_null()));
+        self.kind = Some(match labelled {
+            Some(row) => {
+                let (names, by_name) = (self.names.clone(), self.by_name.clone());
+                Kind::Classified(Classes { first: row.place, names, by_name })
+            }
+            None => {
+                let text = first.object.contains_key("text");
+                self.told.unread = text.then(|| rows::hint(&first.object, &["label"]));
+                Kind::Language(first.place)
+            }
+        });
+        Ok(())
+    }
+
+    fn missing_column(&self, first: &Row) -> Result<(), DataError> {
+        let Some(column) = self.options.columns.iter().map(|c| &c.1).find(|c| self.unseen.contains(*c)) else {
+            return Ok(());
         };
-        let reason = |(why, at): (&Why, &Vec<usize>)| {
-            let (n, s) = (at.len(), if at.len() == 1 { "" } else { "s" });
+        let has = rows::keys(&first.object);
+        let why = format!("no row has a column '{column}' (--columns); its columns are {has}");
+        Err(DataError::Format { path: self.path.clone(), why })
+    }
+
+    /// Makes examples of the rows that have come.
+    fn flush(&mut self) -> Result<(), DataError> {
+        if self.kind.is_none() {
+            self.decide()?;
+        }
+        let (rows, text, options) = (std::mem::take(&mut self.pending), &self.text, self.options);
+        self.bytes = 0;
+        let Some(kind) = &self.kind else { return Ok(()) };
+        let made: Vec<_> = rows.par_iter().map(|row| example::of_row(text, row, kind, options)).collect();
+        for (row, made) in rows.iter().zip(made) {
+            self.rows += 1;
+            let made = match made {
+                Ok(made) => made,
+                Err(why) => {
+                    self.bad(row.error(why))?;
+                    continue;
+                }
+            };
+            let told = &mut self.told;
+            told.cut += made.cut;
+            told.framed |= made.framed;
+            told.alpaca |= made.alpaca;
+            told.split += usize::from(made.split);
+            if made.blank {
+                told.blank.add(row);
+            }
+            made.left_out.iter().for_each(|why| told.left_out.entry(*why).or_default().add(row));
+            for example in made.examples {
+                self.out.push(example, self.rows)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The data set. Nothing to learn in any row is an error.
+    pub fn finish(mut self) -> Result<Source, DataError> {
+        self.flush()?;
+        let task = match self.kind {
+            Some(Kind::Classified(_)) => Task::Classify,
+            _ => Task::LanguageModel,
+        };
+        self.report(task)?;
+        let (pad_id, pad_left) = (self.text.pad.unwrap_or(0), self.text.pad_left);
+        let examples: Examples = self.out.finish()?;
+        Ok(Source::Text { task, examples, pad_id, pad_left })
+    }
+
+    /// Says what was cut, left out and skipped.
+    fn report(&mut self, task: Task) -> Result<(), DataError> {
+        let (path, most, told) = (self.path.display(), self.options.max_length, &self.told);
+        if !self.skipped.is_empty() {
+            let n = counted(self.skipped.len(), "unreadable row");
+            let all: Vec<&str> = self.skipped.iter().take(NAMED).map(String::as_str).collect();
+            let more = if self.skipped.len() > NAMED { "; ..." } else { "" };
+            self.notes.push(format!("{path}: skipped {n} (--skip-bad-rows): {}{more}", all.join("; ")));
+        }
+        if task == Task::LanguageModel {
+            let endings = ["=labels", "=target", "=class"];
+            if let Some(hint) = told.unread.as_ref().filter(|h| endings.iter().any(|end| h.ends_with(end))) {
+                self.notes.push(format!(
+                    "{path}: no row has a 'label', so each text is learnt token by token; {hint} gives labels"
+                ));
+            }
+            self.notes.extend(self.text.note.iter().filter(|_| told.framed).cloned());
+            if told.split > 0 {
+                self.notes.push(format!(
+                    "{path}: {} conversations became an example for each answer, as the chat template shows an answer \
+                     otherwise once others follow",
+                    told.split
+                ));
+            }
+            if told.alpaca {
+                self.notes.push(format!(
+                    "{path}: 'instruction' and 'output' are put into Alpaca's prompt, as there is no chat template"
+                ));
+            }
+        }
+        let reason = |(why, at): (&Why, &Places)| {
+            let (n, s) = (at.count, if at.count == 1 { "" } else { "s" });
             let what = match why {
                 Why::CutOff => {
                     format!(
@@ -137,235 +266,80 @@ impl Made {
                 Why::Single => format!("{n} text{s} of a single token, which has no next one"),
                 Why::Empty => format!("{n} empty text{s}"),
             };
-            format!("{what} ({})", lines(at))
+            format!("{what} ({})", at.listed(self.several))
         };
-        let reasons: Vec<String> = self.left_out.iter().map(reason).collect();
-        if self.examples.is_empty() && rows > 0 {
-            let hint = match self.left_out.contains_key(&Why::CutOff) {
+        let reasons: Vec<String> = told.left_out.iter().map(reason).collect();
+        if self.out.len() == 0 && !reasons.is_empty() {
+            let hint = match told.left_out.contains_key(&Why::CutOff) {
                 true => "\nhint: a larger --max-length, or shorter prompts",
                 false => "",
             };
             let why = format!("it holds no example with anything to learn: {}{hint}", reasons.join("; "));
-            return Err(DataError::Format { path: path.to_path_buf(), why });
+            return Err(DataError::Format { path: self.path.clone(), why });
         }
-        if self.cut > 0 {
-            let texts = counted(self.cut, "text");
-            notes.push(format!("{}: truncated {texts} to {most} tokens (--max-length)", path.display()));
+        if told.cut > 0 {
+            let texts = counted(told.cut, "text");
+            self.notes.push(format!("{path}: truncated {texts} to {most} tokens (--max-length)"));
         }
-        if !self.blank.is_empty() {
-            notes.push(format!("{}: {} texts are empty ({})", path.display(), self.blank.len(), lines(&self.blank)));
+        if told.blank.count > 0 {
+            let (n, at) = (told.blank.count, told.blank.listed(self.several));
+            self.notes.push(format!("{path}: {n} texts are empty ({at})"));
         }
         if !reasons.is_empty() {
-            let n: usize = self.left_out.values().map(Vec::len).sum();
-            notes.push(format!(
-                "{}: skipped {} with no labelled tokens: {}",
-                path.display(),
-                counted(n, "example"),
-                reasons.join("; ")
-            ));
+            let n: usize = told.left_out.values().map(|p| p.count).sum();
+            let (n, reasons) = (counted(n, "example"), reasons.join("; "));
+            self.notes.push(format!("{path}: skipped {n} with no labelled tokens: {reasons}"));
         }
         Ok(())
     }
 }
 
-/// What the classes are called: as the options say, or config.json beside the model.
-fn class_names(options: &Options) -> Result<Vec<String>, String> {
-    if !options.label_names.is_empty() {
-        return Ok(options.label_names.clone());
+impl Sink for Collector<'_> {
+    fn columns(&self) -> &[(String, String)] {
+        &self.options.columns
     }
-    let Some(folder) = &options.beside else { return Ok(vec![]) };
-    // A config.json that cannot be read says nothing about names.
-    let config = special::object(&folder.join("config.json")).ok().flatten().unwrap_or_default();
-    let Some(by_id) = config.get("id2label").and_then(Value::as_object) else { return Ok(vec![]) };
-    let numbered = by_id.iter().filter_map(|(id, name)| Some((id.parse::<usize>().ok()?, name.as_str()?.to_string())));
-    let names: BTreeMap<usize, String> = numbered.collect();
-    match names.len() == by_id.len() && names.keys().copied().eq(0..names.len()) {
-        true => Ok(names.into_values().collect()),
-        false => Ok(vec![]),
-    }
-}
 
-/// The text under a key.
-fn string<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, String> {
-    match object.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(s)) => Ok(Some(s)),
-        Some(_) => Err(format!("'{key}' must be text")),
+    fn inputs(&self) -> &[Column] {
+        &self.options.inputs
     }
-}
 
-/// What is missing, which keys there are, and what could be meant.
-fn missing(what: &str, object: &Map<String, Value>, guesses: &[&[&str]]) -> String {
-    let hint = guesses.iter().map(|names| rows::hint(object, names)).find(|h| !h.is_empty());
-    let hint = hint.map(|h| format!("\nhint: {h}")).unwrap_or_default();
-    format!("{what}; its keys are {}{hint}", rows::keys(object))
-}
-
-fn classified(
-    text: &Text,
-    row: &Row,
-    first: &Row,
-    names: &[String],
-    most: usize,
-    made: &mut Made,
-) -> Result<(), String> {
-    let object = &row.object;
-    let Some(label) = object.get("label").filter(|l| !l.is_null()) else {
-        let what = if object.contains_key("label") { "'label' is null" } else { "there is no 'label'" };
-        let there = first.line;
-        return Err(format!("some lines have a 'label' and some do not: {what} here, but line {there} has one"));
-    };
-    let main = string(object, "text")?;
-    let main = main.ok_or_else(|| missing("there is no 'text'", object, &[&["text", "text_pair"], &["text"]]))?;
-    let label = Label::read(label, names)?;
-    let tokens = text.classified(main, string(object, "text_pair")?, most)?;
-    if tokens.ids.is_empty() {
-        made.left_out.entry(Why::Empty).or_default().push(row.line);
-        return Ok(());
+    fn note(&mut self, note: String) {
+        self.notes.push(note);
     }
-    if main.is_empty() {
-        made.blank.push(row.line);
-    }
-    made.cut += tokens.cut as usize;
-    let (label, numbers) = (Some(label), made.numbers.clone());
-    let example = TextExample { ids: tokens.ids, type_ids: tokens.type_ids, labels: vec![], label, numbers };
-    made.examples.push(example);
-    Ok(())
-}
 
-/// The labels of a sequence: of each position the token after it, where that counts.
-fn next(ids: &[i32], counts: &[bool]) -> Vec<i32> {
-    let label = |t: usize| if counts.get(t + 1) == Some(&true) { ids[t + 1] } else { -100 };
-    (0..ids.len()).map(label).collect()
-}
-
-fn language(text: &Text, row: &Row, most: usize, made: &mut Made) -> Result<(), String> {
-    let object = &row.object;
-    if let Some(talk) = Talk::read(object)? {
-        return conversation(text, row, &talk, most, made);
-    }
-    for key in ["messages", "conversations"] {
-        if object.get(key).is_some_and(|v| !v.is_null()) {
-            return Err(format!("'{key}' must be a list of messages"));
+    fn classes(&mut self, names: Vec<String>) -> Result<(), DataError> {
+        let by_name = class_names::matched(&names, &self.names)
+            .map_err(|why| DataError::Format { path: self.file.to_path_buf(), why })?;
+        if by_name.is_some() {
+            self.notes.push(format!(
+                "{}: its classes are {}, the model's {}: labels are matched by name",
+                self.file.display(),
+                names.join(", "),
+                self.names.join(", ")
+            ));
         }
+        self.set_classes(by_name);
+        Ok(())
     }
-    if let Some(prompt) = string(object, "prompt")? {
-        let completion = string(object, "completion")?;
-        let none = || missing("there is a 'prompt' but no 'completion'", object, &[&["completion"]]);
-        return completed(text, row, prompt, completion.ok_or_else(none)?, most, made);
-    }
-    if let Some(main) = string(object, "text")? {
-        if string(object, "text_pair")?.is_some() {
-            return Err(missing("there is a 'text_pair' but no 'label'", object, &[&["label"]]));
+
+    fn row(&mut self, row: Result<Placed, DataError>) -> Result<(), DataError> {
+        let placed = match row {
+            Ok(placed) => placed,
+            Err(error) => return self.bad(error),
+        };
+        if let Some(object) = placed.value.as_object().filter(|_| !self.unseen.is_empty()) {
+            self.unseen.retain(|column| !object.contains_key(column));
         }
-        if text.is_blank(main) {
-            made.left_out.entry(Why::Empty).or_default().push(row.line);
-            return Ok(());
+        match Row::new(&self.file, placed, &self.options.columns) {
+            Ok(row) => {
+                self.bytes += row.size();
+                self.pending.push(row);
+            }
+            Err(error) => self.bad(error)?,
         }
-        made.framed = true;
-        let tokens = text.language(main, most)?;
-        let counts = vec![true; tokens.ids.len()];
-        let labels = next(&tokens.ids, &counts);
-        let why = if tokens.cut { Why::CutOff } else { Why::Single };
-        made.push(
-            row,
-            TextExample { ids: tokens.ids, type_ids: tokens.type_ids, labels, label: None, numbers: vec![] },
-            tokens.cut,
-            why,
-        );
-        return Ok(());
-    }
-    if let (Some(instruction), Some(output)) = (string(object, "instruction")?, string(object, "output")?) {
-        let input = string(object, "input")?.filter(|i| !i.trim().is_empty());
-        if text.templates.is_empty() {
-            made.alpaca = true;
-            return completed(text, row, &alpaca(instruction, input), output, most, made);
+        match self.pending.len() >= ROWS || self.bytes >= BYTES {
+            true => self.flush(),
+            false => Ok(()),
         }
-        let question = input.map_or(instruction.to_string(), |input| format!("{instruction}\n\n{input}"));
-        let system = string(object, "system")?.filter(|s| !s.is_empty());
-        return conversation(text, row, &Talk::of(&question, output, system), most, made);
-    }
-    let what = match object.contains_key("completion") {
-        true => "there is a 'completion' but no 'prompt'",
-        false => "expected 'text' and 'label', or 'text', or 'prompt' and 'completion', or 'messages'",
-    };
-    let completion = object.contains_key("completion");
-    let guesses: &[&[&str]] = match completion {
-        true => &[&["prompt"]],
-        false => &[&["messages"], &["text", "text_pair", "label"], &["prompt", "completion"], &["text"]],
-    };
-    // A question with its answer is a prompt with its completion, unless something looks like a label.
-    let pair = rows::hint(object, &["prompt", "completion"]);
-    let clear = ["question", "instruction", "input", "problem", "query"].iter().any(|k| object.contains_key(*k));
-    match !completion && clear && !pair.is_empty() {
-        true => Err(missing(what, object, &[&["messages"], &["prompt", "completion"]])),
-        false => Err(missing(what, object, guesses)),
-    }
-}
-
-impl Made {
-    /// Adds an example if there is something to learn from it.
-    fn push(&mut self, row: &Row, mut example: TextExample, cut: bool, why: Why) {
-        example.numbers = self.numbers.clone();
-        if example.labels.iter().all(|&l| l < 0) {
-            self.left_out.entry(why).or_default().push(row.line);
-            return;
-        }
-        self.cut += cut as usize;
-        self.examples.push(example);
-    }
-
-    /// Adds a sequence, cut on the right.
-    fn sequence(&mut self, row: &Row, mut ids: Vec<i32>, mut counts: Vec<bool>, most: usize, empty: Why) {
-        let cut = ids.len() > most;
-        let why = if counts.iter().skip(1).any(|c| *c) { Why::CutOff } else { empty };
-        ids.truncate(most);
-        counts.truncate(most);
-        let labels = next(&ids, &counts);
-        let example = TextExample { type_ids: vec![0; ids.len()], ids, labels, label: None, numbers: vec![] };
-        self.push(row, example, cut, why);
-    }
-}
-
-fn completed(
-    text: &Text,
-    row: &Row,
-    prompt: &str,
-    completion: &str,
-    most: usize,
-    made: &mut Made,
-) -> Result<(), String> {
-    made.framed = true;
-    if completion.is_empty() {
-        made.blank.push(row.line);
-    }
-    let (ids, counts) = text.completed(prompt, completion)?;
-    made.sequence(row, ids, counts, most, Why::Empty);
-    Ok(())
-}
-
-fn conversation(text: &Text, row: &Row, talk: &Talk, most: usize, made: &mut Made) -> Result<(), String> {
-    let pieces = chat::pieces(text, talk)?;
-    made.split += (pieces.len() > 1) as usize;
-    for piece in pieces {
-        let (ids, offsets) = text.plain(&piece.text)?;
-        let counts = chat::mask(&piece, &offsets);
-        made.sequence(row, ids, counts, most, Why::NoAnswer);
-    }
-    Ok(())
-}
-
-/// The prompt that Stanford's Alpaca was trained with.
-fn alpaca(instruction: &str, input: Option<&str>) -> String {
-    match input {
-        Some(input) => format!(
-            "Below is an instruction that describes a task, paired with an input that provides further context. Write a \
-             response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\
-             \n\n### Response:"
-        ),
-        None => format!(
-            "Below is an instruction that describes a task. Write a response that appropriately completes the \
-             request.\n\n### Instruction:\n{instruction}\n\n### Response:"
-        ),
     }
 }

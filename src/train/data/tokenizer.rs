@@ -214,6 +214,11 @@ impl Text {
         Ok(Tokens { ids: ints(whole.get_ids()), type_ids: ints(whole.get_type_ids()), cut })
     }
 
+    /// What a token says.
+    pub fn piece(&self, id: i32) -> String {
+        self.tokenizer.decode(&[id as u32], false).unwrap_or_default()
+    }
+
     /// Token ids of a text alone, and the bytes of it that each token holds.
     pub fn plain(&self, text: &str) -> Result<(Vec<i32>, Vec<Range<usize>>), String> {
         let encoding = self.tokenizer.encode(text, false).map_err(|e| e.to_string())?;

@@ -1,16 +1,20 @@
 //! The formats that data files come in.
 //!
-//! A new format is one file that reads rows of text, or tensors, and one line in [`FORMATS`].
+//! A new format is one file that reads rows, or tensors, and one line in [`FORMATS`].
 
+mod arrow;
+mod columnar;
 mod csv;
 mod json;
 mod npz;
+mod parquet;
 mod safetensors;
 
 use super::DataError;
+use super::input::{Input, PACKED};
+use super::sink::{Place, Placed, Sink};
 use crate::file_kind::Kind;
 use crate::ir::Tensor;
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -33,22 +37,26 @@ pub enum Reader {
     Tensors(ReadTensors),
 }
 
-/// Reads the rows of a file's text. The pairs are names used here and the file's columns that they stand for.
-pub type ReadRows = fn(&Path, &str, &[(String, String)]) -> Result<Vec<Placed>, DataError>;
+/// Hands over the rows of a file, one after the other.
+pub type ReadRows = fn(&Input, &mut dyn Sink) -> Result<(), DataError>;
 
 /// Reads the tensors in a file's bytes.
 pub type ReadTensors = fn(&Path, &[u8]) -> Result<BTreeMap<String, Tensor>, DataError>;
 
-/// A row: the line it starts on (from 1), its number where it shares the line, and what it is.
-pub type Placed = (usize, Option<usize>, Value);
-
 /// Every format.
-pub const FORMATS: &[Format] = &[json::FORMAT, csv::FORMAT, safetensors::FORMAT, npz::FORMAT];
+pub const FORMATS: &[Format] =
+    &[json::FORMAT, csv::FORMAT, parquet::FORMAT, arrow::FORMAT, safetensors::FORMAT, npz::FORMAT];
 
-/// The format that a file's name says.
+/// The format that a file's name says, that of what a packed file holds.
 pub fn named(path: &Path) -> Option<Format> {
-    let extension = path.extension()?.to_str()?.to_lowercase();
-    FORMATS.iter().find(|f| f.extensions.contains(&extension.as_str())).copied()
+    let mut name = path.file_name()?.to_str()?.to_lowercase();
+    if let Some((inside, ending)) = name.rsplit_once('.')
+        && PACKED.contains(&ending)
+    {
+        name = inside.to_string();
+    }
+    let extension = name.rsplit_once('.')?.1;
+    FORMATS.iter().find(|f| f.extensions.contains(&extension)).copied()
 }
 
 /// Extensions of some formats as a sentence has them: `.a, .b or .c`.
