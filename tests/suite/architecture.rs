@@ -179,6 +179,7 @@ const CIRCLES: &[(&[&str], &str)] = &[
             "train::data",
             "train::data::chat",
             "train::data::class_names",
+            "train::data::columns",
             "train::data::example",
             "train::data::examples",
             "train::data::formats",
