@@ -41,12 +41,12 @@ fn values(graph: &Graph, logits: &[f64], labels: &Buffer<f64>) -> (f64, Vec<f64>
     (of("loss")[0], of("grad.x"))
 }
 
-/// Compares the loss with its equation, and its gradient with slopes of it.
+/// Compares the loss with its equation, and its gradient with slopes of it. Shares are constants of the graph, in f32.
 fn check(name: &str, smoothing: f64, labels: Buffer<f64>, equation: impl Fn(&[f64]) -> f64) {
     let graph = graph(name, smoothing);
     let x = logits();
     let (got, gradient) = values(&graph, &x, &labels);
-    assert!((got - equation(&x)).abs() < 1e-9, "{name}: {got}, not {}", equation(&x));
+    assert!((got - equation(&x)).abs() < 1e-6, "{name}: {got}, not {}", equation(&x));
     for (i, g) in gradient.iter().enumerate() {
         let slope = |h: f64| {
             let mut x = x.clone();
