@@ -51,7 +51,7 @@ fn a_resumed_run_is_the_same_run() {
         ("--clip-norm", "2", "--clip-norm"),
         ("--accumulate", "2", "--accumulate"),
         ("--optimizer", "sgd", "--optimizer was adamw, now it is sgd"),
-        ("--precision", "mixed", "--precision was f32, now it is mixed"),
+        ("--precision", "mixed", "--precision was auto, now it is mixed"),
         ("--weights", "f16", "--weights"),
         ("--seed", "3", "--seed"),
         ("--loss", "mse", "--loss"),
