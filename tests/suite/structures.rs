@@ -180,9 +180,10 @@ fn check(case: &Case, open: Open) {
         let error = relative(&gradient, &case.expected.tensors[&format!("probe.grad.{tensor}")]);
         within(&format!("gradient of {tensor}"), error, 5e-4);
     }
-    // An inverse of BᵀB + 1e-6, with B as it leaves zero, multiplies what rounding leaves of the gradients.
+    // An inverse of BᵀB + 1e-6, with B as it leaves zero, multiplies what rounding leaves of the gradients, and AdamW takes little more
+    // than their signs: processors that sum in another order end a few 1e-3 apart.
     let settings = case.settings();
-    let off = if settings.precondition.apply.is_some() { 1e-3 } else { 2e-4 };
+    let off = if settings.precondition.apply.is_some() { 5e-3 } else { 2e-4 };
     let (losses, _) = case.train("init.safetensors", &settings, open);
     for (step, (got, want)) in losses.iter().zip(case.json["losses"].as_array().unwrap()).enumerate() {
         let want = want.as_f64().unwrap();
