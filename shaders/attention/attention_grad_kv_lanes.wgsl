@@ -4,6 +4,7 @@
 // all eight read.
 // Relies on: up to 8 invocations, 4096 bytes of workgroup memory, subgroups: 8, 16, 32, 64, 128; f16: no; bindings aligned to 16 bytes.
 //#import shared/attention_scores.wgsl
+//#import shared/eight_rows.wgsl
 //#import shared/math.wgsl
 
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
@@ -17,6 +18,28 @@
 // Eight for each query: those of the keys.
 var<workgroup> weights: array<f32, 512>;
 var<workgroup> slopes: array<f32, 512>;
+
+// Adds to an element of dk, or begins it.
+fn put_dk(inside: bool, at: u32, more: bool, r: vec4<f32>) {
+    if (inside) {
+        if (more) {
+            dk[at] = r + dk[at];
+        } else {
+            dk[at] = r;
+        }
+    }
+}
+
+// Adds to an element of dv, or begins it.
+fn put_dv(inside: bool, at: u32, more: bool, r: vec4<f32>) {
+    if (inside) {
+        if (more) {
+            dv[at] = r + dv[at];
+        } else {
+            dv[at] = r;
+        }
+    }
+}
 
 @compute @workgroup_size(8)
 fn main(
@@ -83,14 +106,7 @@ fn main(
                     let a6 = k[k6 + d];
                     let a7 = k[k7 + d];
                     //#end
-                    s0 = fma(vec4<f32>(a0.x, a1.x, a2.x, a3.x), vec4<f32>(x.x), s0);
-                    s1 = fma(vec4<f32>(a4.x, a5.x, a6.x, a7.x), vec4<f32>(x.x), s1);
-                    s0 = fma(vec4<f32>(a0.y, a1.y, a2.y, a3.y), vec4<f32>(x.y), s0);
-                    s1 = fma(vec4<f32>(a4.y, a5.y, a6.y, a7.y), vec4<f32>(x.y), s1);
-                    s0 = fma(vec4<f32>(a0.z, a1.z, a2.z, a3.z), vec4<f32>(x.z), s0);
-                    s1 = fma(vec4<f32>(a4.z, a5.z, a6.z, a7.z), vec4<f32>(x.z), s1);
-                    s0 = fma(vec4<f32>(a0.w, a1.w, a2.w, a3.w), vec4<f32>(x.w), s0);
-                    s1 = fma(vec4<f32>(a4.w, a5.w, a6.w, a7.w), vec4<f32>(x.w), s1);
+                    add_products(&s0, &s1, a0, a1, a2, a3, a4, a5, a6, a7, x);
                 }
                 var t0 = vec4<f32>(0.0);
                 var t1 = vec4<f32>(0.0);
@@ -106,14 +122,7 @@ fn main(
                     let a6 = v[v6 + d];
                     let a7 = v[v7 + d];
                     //#end
-                    t0 = fma(vec4<f32>(a0.x, a1.x, a2.x, a3.x), vec4<f32>(x.x), t0);
-                    t1 = fma(vec4<f32>(a4.x, a5.x, a6.x, a7.x), vec4<f32>(x.x), t1);
-                    t0 = fma(vec4<f32>(a0.y, a1.y, a2.y, a3.y), vec4<f32>(x.y), t0);
-                    t1 = fma(vec4<f32>(a4.y, a5.y, a6.y, a7.y), vec4<f32>(x.y), t1);
-                    t0 = fma(vec4<f32>(a0.z, a1.z, a2.z, a3.z), vec4<f32>(x.z), t0);
-                    t1 = fma(vec4<f32>(a4.z, a5.z, a6.z, a7.z), vec4<f32>(x.z), t1);
-                    t0 = fma(vec4<f32>(a0.w, a1.w, a2.w, a3.w), vec4<f32>(x.w), t0);
-                    t1 = fma(vec4<f32>(a4.w, a5.w, a6.w, a7.w), vec4<f32>(x.w), t1);
+                    add_products(&t0, &t1, a0, a1, a2, a3, a4, a5, a6, a7, x);
                 }
                 var e0 = ruled(s0);
                 var e1 = ruled(s1);
@@ -178,62 +187,14 @@ fn main(
                     r6 = fma(vec4<f32>(w6), x, r6);
                     r7 = fma(vec4<f32>(w7), x, r7);
                 }
-                if (left + lane < value && first + 0u < params.keys) {
-                    let at = (v_base + (first + 0u) * params.v_row) / 4u + col;
-                    if (!begin) {
-                        r0 = r0 + dv[at];
-                    }
-                    dv[at] = r0;
-                }
-                if (left + lane < value && first + 1u < params.keys) {
-                    let at = (v_base + (first + 1u) * params.v_row) / 4u + col;
-                    if (!begin) {
-                        r1 = r1 + dv[at];
-                    }
-                    dv[at] = r1;
-                }
-                if (left + lane < value && first + 2u < params.keys) {
-                    let at = (v_base + (first + 2u) * params.v_row) / 4u + col;
-                    if (!begin) {
-                        r2 = r2 + dv[at];
-                    }
-                    dv[at] = r2;
-                }
-                if (left + lane < value && first + 3u < params.keys) {
-                    let at = (v_base + (first + 3u) * params.v_row) / 4u + col;
-                    if (!begin) {
-                        r3 = r3 + dv[at];
-                    }
-                    dv[at] = r3;
-                }
-                if (left + lane < value && first + 4u < params.keys) {
-                    let at = (v_base + (first + 4u) * params.v_row) / 4u + col;
-                    if (!begin) {
-                        r4 = r4 + dv[at];
-                    }
-                    dv[at] = r4;
-                }
-                if (left + lane < value && first + 5u < params.keys) {
-                    let at = (v_base + (first + 5u) * params.v_row) / 4u + col;
-                    if (!begin) {
-                        r5 = r5 + dv[at];
-                    }
-                    dv[at] = r5;
-                }
-                if (left + lane < value && first + 6u < params.keys) {
-                    let at = (v_base + (first + 6u) * params.v_row) / 4u + col;
-                    if (!begin) {
-                        r6 = r6 + dv[at];
-                    }
-                    dv[at] = r6;
-                }
-                if (left + lane < value && first + 7u < params.keys) {
-                    let at = (v_base + (first + 7u) * params.v_row) / 4u + col;
-                    if (!begin) {
-                        r7 = r7 + dv[at];
-                    }
-                    dv[at] = r7;
-                }
+                put_dv(left + lane < value && first + 0u < params.keys, (v_base + (first + 0u) * params.v_row) / 4u + col, !begin, r0);
+                put_dv(left + lane < value && first + 1u < params.keys, (v_base + (first + 1u) * params.v_row) / 4u + col, !begin, r1);
+                put_dv(left + lane < value && first + 2u < params.keys, (v_base + (first + 2u) * params.v_row) / 4u + col, !begin, r2);
+                put_dv(left + lane < value && first + 3u < params.keys, (v_base + (first + 3u) * params.v_row) / 4u + col, !begin, r3);
+                put_dv(left + lane < value && first + 4u < params.keys, (v_base + (first + 4u) * params.v_row) / 4u + col, !begin, r4);
+                put_dv(left + lane < value && first + 5u < params.keys, (v_base + (first + 5u) * params.v_row) / 4u + col, !begin, r5);
+                put_dv(left + lane < value && first + 6u < params.keys, (v_base + (first + 6u) * params.v_row) / 4u + col, !begin, r6);
+                put_dv(left + lane < value && first + 7u < params.keys, (v_base + (first + 7u) * params.v_row) / 4u + col, !begin, r7);
             }
             for (var left = 0u; left < width; left = left + 8u) {
                 let col = min(left + lane, width - 1u);
@@ -266,62 +227,14 @@ fn main(
                     r6 = fma(vec4<f32>(w6), x, r6);
                     r7 = fma(vec4<f32>(w7), x, r7);
                 }
-                if (left + lane < width && first + 0u < params.keys) {
-                    let at = (k_base + (first + 0u) * params.k_row) / 4u + col;
-                    if (!begin) {
-                        r0 = r0 + dk[at];
-                    }
-                    dk[at] = r0;
-                }
-                if (left + lane < width && first + 1u < params.keys) {
-                    let at = (k_base + (first + 1u) * params.k_row) / 4u + col;
-                    if (!begin) {
-                        r1 = r1 + dk[at];
-                    }
-                    dk[at] = r1;
-                }
-                if (left + lane < width && first + 2u < params.keys) {
-                    let at = (k_base + (first + 2u) * params.k_row) / 4u + col;
-                    if (!begin) {
-                        r2 = r2 + dk[at];
-                    }
-                    dk[at] = r2;
-                }
-                if (left + lane < width && first + 3u < params.keys) {
-                    let at = (k_base + (first + 3u) * params.k_row) / 4u + col;
-                    if (!begin) {
-                        r3 = r3 + dk[at];
-                    }
-                    dk[at] = r3;
-                }
-                if (left + lane < width && first + 4u < params.keys) {
-                    let at = (k_base + (first + 4u) * params.k_row) / 4u + col;
-                    if (!begin) {
-                        r4 = r4 + dk[at];
-                    }
-                    dk[at] = r4;
-                }
-                if (left + lane < width && first + 5u < params.keys) {
-                    let at = (k_base + (first + 5u) * params.k_row) / 4u + col;
-                    if (!begin) {
-                        r5 = r5 + dk[at];
-                    }
-                    dk[at] = r5;
-                }
-                if (left + lane < width && first + 6u < params.keys) {
-                    let at = (k_base + (first + 6u) * params.k_row) / 4u + col;
-                    if (!begin) {
-                        r6 = r6 + dk[at];
-                    }
-                    dk[at] = r6;
-                }
-                if (left + lane < width && first + 7u < params.keys) {
-                    let at = (k_base + (first + 7u) * params.k_row) / 4u + col;
-                    if (!begin) {
-                        r7 = r7 + dk[at];
-                    }
-                    dk[at] = r7;
-                }
+                put_dk(left + lane < width && first + 0u < params.keys, (k_base + (first + 0u) * params.k_row) / 4u + col, !begin, r0);
+                put_dk(left + lane < width && first + 1u < params.keys, (k_base + (first + 1u) * params.k_row) / 4u + col, !begin, r1);
+                put_dk(left + lane < width && first + 2u < params.keys, (k_base + (first + 2u) * params.k_row) / 4u + col, !begin, r2);
+                put_dk(left + lane < width && first + 3u < params.keys, (k_base + (first + 3u) * params.k_row) / 4u + col, !begin, r3);
+                put_dk(left + lane < width && first + 4u < params.keys, (k_base + (first + 4u) * params.k_row) / 4u + col, !begin, r4);
+                put_dk(left + lane < width && first + 5u < params.keys, (k_base + (first + 5u) * params.k_row) / 4u + col, !begin, r5);
+                put_dk(left + lane < width && first + 6u < params.keys, (k_base + (first + 6u) * params.k_row) / 4u + col, !begin, r6);
+                put_dk(left + lane < width && first + 7u < params.keys, (k_base + (first + 7u) * params.k_row) / 4u + col, !begin, r7);
             }
             workgroupBarrier();
         }

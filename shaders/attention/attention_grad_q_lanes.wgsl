@@ -3,6 +3,7 @@
 // subgroups share what all eight read.
 // Relies on: up to 8 invocations, 2048 bytes of workgroup memory, subgroups: 8, 16, 32, 64, 128; f16: no; bindings aligned to 16 bytes.
 //#import shared/attention_scores.wgsl
+//#import shared/eight_rows.wgsl
 //#import shared/math.wgsl
 
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
@@ -14,6 +15,17 @@
 
 // Eight for each key: those of the queries.
 var<workgroup> slopes: array<f32, 512>;
+
+// Adds to an element of dq, or begins it.
+fn put_dq(inside: bool, at: u32, more: bool, r: vec4<f32>) {
+    if (inside) {
+        if (more) {
+            dq[at] = r + dq[at];
+        } else {
+            dq[at] = r;
+        }
+    }
+}
 
 @compute @workgroup_size(8)
 fn main(
@@ -84,14 +96,7 @@ fn main(
                 let a6 = q[q6 + d];
                 let a7 = q[q7 + d];
                 //#end
-                s0 = fma(vec4<f32>(a0.x, a1.x, a2.x, a3.x), vec4<f32>(x.x), s0);
-                s1 = fma(vec4<f32>(a4.x, a5.x, a6.x, a7.x), vec4<f32>(x.x), s1);
-                s0 = fma(vec4<f32>(a0.y, a1.y, a2.y, a3.y), vec4<f32>(x.y), s0);
-                s1 = fma(vec4<f32>(a4.y, a5.y, a6.y, a7.y), vec4<f32>(x.y), s1);
-                s0 = fma(vec4<f32>(a0.z, a1.z, a2.z, a3.z), vec4<f32>(x.z), s0);
-                s1 = fma(vec4<f32>(a4.z, a5.z, a6.z, a7.z), vec4<f32>(x.z), s1);
-                s0 = fma(vec4<f32>(a0.w, a1.w, a2.w, a3.w), vec4<f32>(x.w), s0);
-                s1 = fma(vec4<f32>(a4.w, a5.w, a6.w, a7.w), vec4<f32>(x.w), s1);
+                add_products(&s0, &s1, a0, a1, a2, a3, a4, a5, a6, a7, x);
             }
             var t0 = vec4<f32>(0.0);
             var t1 = vec4<f32>(0.0);
@@ -107,14 +112,7 @@ fn main(
                 let a6 = g[g6 + d];
                 let a7 = g[g7 + d];
                 //#end
-                t0 = fma(vec4<f32>(a0.x, a1.x, a2.x, a3.x), vec4<f32>(x.x), t0);
-                t1 = fma(vec4<f32>(a4.x, a5.x, a6.x, a7.x), vec4<f32>(x.x), t1);
-                t0 = fma(vec4<f32>(a0.y, a1.y, a2.y, a3.y), vec4<f32>(x.y), t0);
-                t1 = fma(vec4<f32>(a4.y, a5.y, a6.y, a7.y), vec4<f32>(x.y), t1);
-                t0 = fma(vec4<f32>(a0.z, a1.z, a2.z, a3.z), vec4<f32>(x.z), t0);
-                t1 = fma(vec4<f32>(a4.z, a5.z, a6.z, a7.z), vec4<f32>(x.z), t1);
-                t0 = fma(vec4<f32>(a0.w, a1.w, a2.w, a3.w), vec4<f32>(x.w), t0);
-                t1 = fma(vec4<f32>(a4.w, a5.w, a6.w, a7.w), vec4<f32>(x.w), t1);
+                add_products(&t0, &t1, a0, a1, a2, a3, a4, a5, a6, a7, x);
             }
             var e0 = ruled(s0);
             var e1 = ruled(s1);
@@ -167,62 +165,14 @@ fn main(
                 r6 = fma(vec4<f32>(w6), x, r6);
                 r7 = fma(vec4<f32>(w7), x, r7);
             }
-            if (left + lane < width && first + 0u < params.queries) {
-                let at = (q_base + (first + 0u) * params.q_row) / 4u + col;
-                if (key != 0u) {
-                    r0 = r0 + dq[at];
-                }
-                dq[at] = r0;
-            }
-            if (left + lane < width && first + 1u < params.queries) {
-                let at = (q_base + (first + 1u) * params.q_row) / 4u + col;
-                if (key != 0u) {
-                    r1 = r1 + dq[at];
-                }
-                dq[at] = r1;
-            }
-            if (left + lane < width && first + 2u < params.queries) {
-                let at = (q_base + (first + 2u) * params.q_row) / 4u + col;
-                if (key != 0u) {
-                    r2 = r2 + dq[at];
-                }
-                dq[at] = r2;
-            }
-            if (left + lane < width && first + 3u < params.queries) {
-                let at = (q_base + (first + 3u) * params.q_row) / 4u + col;
-                if (key != 0u) {
-                    r3 = r3 + dq[at];
-                }
-                dq[at] = r3;
-            }
-            if (left + lane < width && first + 4u < params.queries) {
-                let at = (q_base + (first + 4u) * params.q_row) / 4u + col;
-                if (key != 0u) {
-                    r4 = r4 + dq[at];
-                }
-                dq[at] = r4;
-            }
-            if (left + lane < width && first + 5u < params.queries) {
-                let at = (q_base + (first + 5u) * params.q_row) / 4u + col;
-                if (key != 0u) {
-                    r5 = r5 + dq[at];
-                }
-                dq[at] = r5;
-            }
-            if (left + lane < width && first + 6u < params.queries) {
-                let at = (q_base + (first + 6u) * params.q_row) / 4u + col;
-                if (key != 0u) {
-                    r6 = r6 + dq[at];
-                }
-                dq[at] = r6;
-            }
-            if (left + lane < width && first + 7u < params.queries) {
-                let at = (q_base + (first + 7u) * params.q_row) / 4u + col;
-                if (key != 0u) {
-                    r7 = r7 + dq[at];
-                }
-                dq[at] = r7;
-            }
+            put_dq(left + lane < width && first + 0u < params.queries, (q_base + (first + 0u) * params.q_row) / 4u + col, key != 0u, r0);
+            put_dq(left + lane < width && first + 1u < params.queries, (q_base + (first + 1u) * params.q_row) / 4u + col, key != 0u, r1);
+            put_dq(left + lane < width && first + 2u < params.queries, (q_base + (first + 2u) * params.q_row) / 4u + col, key != 0u, r2);
+            put_dq(left + lane < width && first + 3u < params.queries, (q_base + (first + 3u) * params.q_row) / 4u + col, key != 0u, r3);
+            put_dq(left + lane < width && first + 4u < params.queries, (q_base + (first + 4u) * params.q_row) / 4u + col, key != 0u, r4);
+            put_dq(left + lane < width && first + 5u < params.queries, (q_base + (first + 5u) * params.q_row) / 4u + col, key != 0u, r5);
+            put_dq(left + lane < width && first + 6u < params.queries, (q_base + (first + 6u) * params.q_row) / 4u + col, key != 0u, r6);
+            put_dq(left + lane < width && first + 7u < params.queries, (q_base + (first + 7u) * params.q_row) / 4u + col, key != 0u, r7);
         }
         workgroupBarrier();
     }

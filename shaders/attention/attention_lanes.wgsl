@@ -3,6 +3,7 @@
 // which it keeps in y from block to block. Slots are filled where subgroups share what all eight read.
 // Relies on: up to 8 invocations, 2176 bytes of workgroup memory, subgroups: 8, 16, 32, 64, 128; f16: no; bindings aligned to 16 bytes.
 //#import shared/attention_scores.wgsl
+//#import shared/eight_rows.wgsl
 //#import shared/math.wgsl
 
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
@@ -40,6 +41,17 @@ fn total(lane: u32, x: vec4<f32>) -> vec4<f32> {
     return sum;
 }
 //#end
+
+// An element of the result: what earlier keys gave, times `factor`, and these; times `over`.
+fn put_y(inside: bool, at: u32, more: bool, r: vec4<f32>, factor: f32, over: f32) {
+    if (inside) {
+        if (more) {
+            y[at] = (r + y[at] * factor) * over;
+        } else {
+            y[at] = r * over;
+        }
+    }
+}
 
 @compute @workgroup_size(8)
 fn main(
@@ -104,14 +116,7 @@ fn main(
                 let a6 = q[q6 + d];
                 let a7 = q[q7 + d];
                 //#end
-                s0 = fma(vec4<f32>(a0.x, a1.x, a2.x, a3.x), vec4<f32>(x.x), s0);
-                s1 = fma(vec4<f32>(a4.x, a5.x, a6.x, a7.x), vec4<f32>(x.x), s1);
-                s0 = fma(vec4<f32>(a0.y, a1.y, a2.y, a3.y), vec4<f32>(x.y), s0);
-                s1 = fma(vec4<f32>(a4.y, a5.y, a6.y, a7.y), vec4<f32>(x.y), s1);
-                s0 = fma(vec4<f32>(a0.z, a1.z, a2.z, a3.z), vec4<f32>(x.z), s0);
-                s1 = fma(vec4<f32>(a4.z, a5.z, a6.z, a7.z), vec4<f32>(x.z), s1);
-                s0 = fma(vec4<f32>(a0.w, a1.w, a2.w, a3.w), vec4<f32>(x.w), s0);
-                s1 = fma(vec4<f32>(a4.w, a5.w, a6.w, a7.w), vec4<f32>(x.w), s1);
+                add_products(&s0, &s1, a0, a1, a2, a3, a4, a5, a6, a7, x);
             }
             s0 = exponents(s0, b, head, query0, own);
             s1 = exponents(s1, b, head, query1, own);
@@ -189,62 +194,14 @@ fn main(
                 r6 = fma(vec4<f32>(w6), x, r6);
                 r7 = fma(vec4<f32>(w7), x, r7);
             }
-            if (left + lane < value && first + 0u < params.queries) {
-                let at = (y_base + (first + 0u) * params.y_row) / 4u + col;
-                if (key != 0u) {
-                    r0 = r0 + y[at] * factor0.x;
-                }
-                y[at] = r0 * over0.x;
-            }
-            if (left + lane < value && first + 1u < params.queries) {
-                let at = (y_base + (first + 1u) * params.y_row) / 4u + col;
-                if (key != 0u) {
-                    r1 = r1 + y[at] * factor0.y;
-                }
-                y[at] = r1 * over0.y;
-            }
-            if (left + lane < value && first + 2u < params.queries) {
-                let at = (y_base + (first + 2u) * params.y_row) / 4u + col;
-                if (key != 0u) {
-                    r2 = r2 + y[at] * factor0.z;
-                }
-                y[at] = r2 * over0.z;
-            }
-            if (left + lane < value && first + 3u < params.queries) {
-                let at = (y_base + (first + 3u) * params.y_row) / 4u + col;
-                if (key != 0u) {
-                    r3 = r3 + y[at] * factor0.w;
-                }
-                y[at] = r3 * over0.w;
-            }
-            if (left + lane < value && first + 4u < params.queries) {
-                let at = (y_base + (first + 4u) * params.y_row) / 4u + col;
-                if (key != 0u) {
-                    r4 = r4 + y[at] * factor1.x;
-                }
-                y[at] = r4 * over1.x;
-            }
-            if (left + lane < value && first + 5u < params.queries) {
-                let at = (y_base + (first + 5u) * params.y_row) / 4u + col;
-                if (key != 0u) {
-                    r5 = r5 + y[at] * factor1.y;
-                }
-                y[at] = r5 * over1.y;
-            }
-            if (left + lane < value && first + 6u < params.queries) {
-                let at = (y_base + (first + 6u) * params.y_row) / 4u + col;
-                if (key != 0u) {
-                    r6 = r6 + y[at] * factor1.z;
-                }
-                y[at] = r6 * over1.z;
-            }
-            if (left + lane < value && first + 7u < params.queries) {
-                let at = (y_base + (first + 7u) * params.y_row) / 4u + col;
-                if (key != 0u) {
-                    r7 = r7 + y[at] * factor1.w;
-                }
-                y[at] = r7 * over1.w;
-            }
+            put_y(left + lane < value && first + 0u < params.queries, (y_base + (first + 0u) * params.y_row) / 4u + col, key != 0u, r0, factor0.x, over0.x);
+            put_y(left + lane < value && first + 1u < params.queries, (y_base + (first + 1u) * params.y_row) / 4u + col, key != 0u, r1, factor0.y, over0.y);
+            put_y(left + lane < value && first + 2u < params.queries, (y_base + (first + 2u) * params.y_row) / 4u + col, key != 0u, r2, factor0.z, over0.z);
+            put_y(left + lane < value && first + 3u < params.queries, (y_base + (first + 3u) * params.y_row) / 4u + col, key != 0u, r3, factor0.w, over0.w);
+            put_y(left + lane < value && first + 4u < params.queries, (y_base + (first + 4u) * params.y_row) / 4u + col, key != 0u, r4, factor1.x, over1.x);
+            put_y(left + lane < value && first + 5u < params.queries, (y_base + (first + 5u) * params.y_row) / 4u + col, key != 0u, r5, factor1.y, over1.y);
+            put_y(left + lane < value && first + 6u < params.queries, (y_base + (first + 6u) * params.y_row) / 4u + col, key != 0u, r6, factor1.z, over1.z);
+            put_y(left + lane < value && first + 7u < params.queries, (y_base + (first + 7u) * params.y_row) / 4u + col, key != 0u, r7, factor1.w, over1.w);
         }
         workgroupBarrier();
     }

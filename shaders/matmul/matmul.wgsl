@@ -9,7 +9,12 @@
 //#import shared/halves.wgsl
 //#import shared/math.wgsl
 
+//#slot counts
+//#end
+
 struct Params {
+    //#slot chunk
+    //#end
     m: u32,
     n: u32,
     k: u32,
@@ -89,6 +94,8 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let row0 = group.y * BM;
+    //#slot counted
+    //#end
     let col0 = group.x * BN;
     let tx = lane % TX;
     let ty = lane / TX;

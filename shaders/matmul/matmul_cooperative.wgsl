@@ -11,7 +11,12 @@
 enable f16;
 enable wgpu_cooperative_matrix;
 
+//#slot counts
+//#end
+
 struct Params {
+    //#slot chunk
+    //#end
     m: u32,
     n: u32,
     k: u32,
@@ -102,6 +107,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let m = params.m;
     let n = params.n;
     let row0 = group.y * BM;
+    //#slot counted
+    //#end
     let col0 = group.x * BN;
     let subgroup = lane / WIDTH;
     let down = subgroup / GN * SM * T;

@@ -5,7 +5,12 @@
 //#import shared/halves.wgsl
 //#import shared/math.wgsl
 
+//#slot counts
+//#end
+
 struct Params {
+    //#slot chunk
+    //#end
     m: u32,
     n: u32,
     k: u32,
@@ -53,6 +58,8 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let row0 = group.y * 8u;
+    //#slot counted
+    //#end
     // Invocation l of a group takes columns l, l + 64, ..: neighbours stay neighbours in memory.
     let col0 = group.x * 512u + local.x;
     if (col0 >= params.n) {

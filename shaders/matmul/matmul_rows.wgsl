@@ -6,7 +6,12 @@
 //#import shared/halves.wgsl
 //#import shared/math.wgsl
 
+//#slot counts
+//#end
+
 struct Params {
+    //#slot chunk
+    //#end
     m: u32,
     n: u32,
     k: u32,
@@ -63,6 +68,8 @@ fn main(
     let n4 = params.n / 4u;
     let k4 = params.k / 4u;
     let row0 = (group.y * LY + local.y) * ROWS;
+    //#slot counted
+    //#end
     let col0 = group.x * LX * COLUMNS + local.x;
     let last = params.m - 1u;
     for (var batch = group.z; batch < params.batch; batch = batch + groups.z) {

@@ -3,7 +3,12 @@
 // Relies on: up to 64 invocations, 0 bytes of workgroup memory, subgroups: no; f16: no; bindings aligned to 4 bytes.
 //#import shared/math.wgsl
 
+//#slot counts
+//#end
+
 struct Params {
+    //#slot chunk
+    //#end
     n: u32,
     width: u32,
     count: u32,
@@ -23,6 +28,10 @@ fn keep(i: u32, sum: f32) {
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    // Sums are of every row.
+    let row0 = 0u;
+    //#slot counted
+    //#end
     let i = id.x + id.y * params.width;
     if (i >= params.n) {
         return;

@@ -240,10 +240,7 @@ impl Device for Cpu {
         // Values under another shape have their weight's place too.
         let weights: HashMap<String, Weight> = plan.graph.values.iter().filter_map(leaf).collect();
         let reads = tiles::Reads::of(&plan);
-        let in_tiles =
-            |key: &str| !reads.also_whole.contains(key) && reads.steps.iter().flatten().any(|(k, _)| k == key);
-        let in_tiles: std::collections::HashSet<&str> =
-            weights.keys().map(String::as_str).filter(|key| in_tiles(key)).collect();
+        let in_tiles = reads.alone();
         // A weight that the file itself holds as it is wanted takes no memory of its own.
         let mut copied: HashMap<String, usize> = HashMap::new();
         for info in &plan.graph.values {
@@ -251,7 +248,7 @@ impl Device for Cpu {
             let known = |form| self.weight_numbers.contains_key(&(key.clone(), form));
             let in_place = weight.held().is_some() && !halved.contains(&key);
             let known = [Form::AsIs, Form::Rounded(self.kept), Form::Packed(self.kept)].into_iter().any(known);
-            if !in_place && !known && !in_tiles.contains(&key[..]) {
+            if !in_place && !known && !in_tiles.contains(&key) {
                 let bytes = info.ty.elements() * if packed.contains(&key) { 2 } else { 4 };
                 copied.insert(key, bytes);
             }
@@ -267,7 +264,7 @@ impl Device for Cpu {
                 Place::State { name, offset } => Slot::State { state: self.state(name)?, offset: *offset },
                 Place::Input(name) => Slot::Input(inputs[name.as_str()]),
                 &Place::Constant(v) => Slot::Constant(v),
-                Place::Weight(key) if in_tiles.contains(&key[..]) => Slot::Tiles,
+                Place::Weight(key) if in_tiles.contains(key) => Slot::Tiles,
                 Place::Weight(key) => {
                     let form = match () {
                         _ if !halved.contains(key) => Form::AsIs,
@@ -288,10 +285,8 @@ impl Device for Cpu {
                 Step::Node { node, .. } => {
                     let node = &plan.graph.nodes[*node];
                     let (types_in, types_out) = (types(&node.inputs), types(&node.outputs));
-                    let elementwise = |p: &ops::Primitive| matches!(p.cpu, ops::Cpu::Elementwise { .. });
-                    let fused = node.op == "fused" || ops::find(&node.op).is_some_and(elementwise);
-                    let program =
-                        fused.then(|| elementwise::program_of(&node.op, &node.attrs, types_in.len(), &types_out[0]));
+                    let program = ops::is_elementwise(&node.op)
+                        .then(|| elementwise::program_of(&node.op, &node.attrs, types_in.len(), &types_out[0]));
                     Prepared::Node { types_in, types_out, program, tiles }
                 }
             });

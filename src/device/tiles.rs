@@ -14,8 +14,8 @@ pub type Read = SmallVec<[(usize, usize); 2]>;
 pub struct Reads {
     /// Of each step.
     pub steps: Vec<Vec<(String, Tiled)>>,
-    /// Weights that something reads otherwise too.
-    pub also_whole: BTreeSet<String>,
+    /// Weights that something reads whole.
+    also_whole: BTreeSet<String>,
 }
 
 impl Reads {
@@ -49,6 +49,12 @@ impl Reads {
         }
         reads.also_whole.extend(plan.fetches.iter().filter_map(|f| key(f.value)));
         reads
+    }
+
+    /// Weights that are read in tiles and in no other way.
+    pub fn alone(&self) -> BTreeSet<String> {
+        let tiled = self.steps.iter().flatten().map(|(key, _)| key);
+        tiled.filter(|key| !self.also_whole.contains(*key)).cloned().collect()
     }
 
     /// Each form that is read, by weight.

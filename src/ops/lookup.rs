@@ -18,6 +18,12 @@ pub fn takes(op: &str, attr: &str) -> bool {
     find(op).is_some_and(|p| p.attrs.iter().any(|a| a.name == attr))
 }
 
+/// Whether each result's elements depend on the operands' elements at the same place alone, as a program that
+/// [`elementwise::program_of`] gives.
+pub fn is_elementwise(op: &str) -> bool {
+    op == "fused" || find(op).is_some_and(|p| matches!(p.gpu, Gpu::Elementwise(_)))
+}
+
 /// How many of a node's outputs hold results; the others are memory that its kernels work in.
 pub fn results(op: &str, outputs: usize) -> usize {
     match find(op).map(|p| p.results) {

@@ -24,8 +24,8 @@ pub use engine::primitive::{
 pub use engine::samples::{Fill, Sample, draw};
 pub use host::{RULES, eval, interpret};
 pub use lookup::{
-    PRIMITIVES, added_in_place, candidates, dispatches, find, results, takes, tiles, unpacks, unpacks_on_host, windows,
-    work,
+    PRIMITIVES, added_in_place, candidates, dispatches, find, is_elementwise, results, takes, tiles, unpacks,
+    unpacks_on_host, windows, work,
 };
 pub use matmul::bf16::{Unit, pack_weight};
 pub use matmul::ending;

@@ -80,16 +80,20 @@ fn riemannian(
             }
         }
         let grams = b.concat(&grams, 0)?;
-        let inverses = inverse(b, grams, rank)?;
+        let damped = damped(b, grams, rank)?;
+        let inverses = inverse(b, damped, rank)?;
         for (i, pair) in own.into_iter().enumerate() {
-            let at = |b: &mut Builder, n: usize| {
-                let one = b.slice(inverses, 0, n, 1, 1)?;
+            let at = |b: &mut Builder, all: Value, n: usize| {
+                let one = b.slice(all, 0, n, 1, 1)?;
                 b.reshape(one, [rank, rank])
             };
-            let (of_b, of_a) = (at(b, 2 * i)?, at(b, 2 * i + 1)?);
+            let system = |b: &mut Builder, n: usize| -> Result<System, BuildError> {
+                Ok(System { matrix: at(b, damped, n)?, inverse: at(b, inverses, n)? })
+            };
+            let (of_b, of_a) = (system(b, 2 * i)?, system(b, 2 * i + 1)?);
             let (ga, gb) = (pair.a.read(b, gradients)?, pair.b.read(b, gradients)?);
-            changed.push((pair.a, b.matmul(of_b, ga, false, false)?));
-            changed.push((pair.b, b.matmul(gb, of_a, false, false)?));
+            changed.push((pair.a, of_b.solve(b, ga, false)?));
+            changed.push((pair.b, of_a.solve(b, gb, true)?));
         }
     }
     changed.sort_by_key(|(m, _)| (m.flat, m.offset));
@@ -111,14 +115,50 @@ fn riemannian(
     Ok(out)
 }
 
-/// `(M + δI)⁻¹` of positive semidefinite matrices `[n, r, r]`: scaled to a diagonal of ones, inverted by Gauss and Jordan's method, which
-/// needs no pivots then, and improved by one step of Newton's.
-fn inverse(b: &mut Builder, grams: Value, r: usize) -> Result<Value, BuildError> {
-    let n = b.shape(grams)[0];
-    let eye = ArrayD::from_shape_fn(vec![1, r, r], |i| f32::from(u8::from(i[1] == i[2])));
-    let eye = b.constant(Tensor::F32(eye));
+/// A symmetric matrix `[r, r]`, and its inverse but for rounding.
+struct System {
+    matrix: Value,
+    inverse: Value,
+}
+
+impl System {
+    /// `matrix⁻¹ g`, or with `right` `g matrix⁻¹`. The inverse alone loses what rounding is in it times the largest numbers that it could
+    /// give. A gradient of A is `Bᵀ` times something, for which `BᵀB` gives far smaller ones, so what is left over is solved again
+    /// (iterative refinement; twice, after which the error is that of elimination).
+    fn solve(&self, b: &mut Builder, g: Value, right: bool) -> Result<Value, BuildError> {
+        let by = |b: &mut Builder, m: Value, x: Value| match right {
+            true => b.matmul(x, m, false, false),
+            false => b.matmul(m, x, false, false),
+        };
+        let mut x = by(b, self.inverse, g)?;
+        for _ in 0..2 {
+            let product = by(b, self.matrix, x)?;
+            let rest = b.sub(g, product)?;
+            let more = by(b, self.inverse, rest)?;
+            x = b.add(x, more)?;
+        }
+        Ok(x)
+    }
+}
+
+/// `M + δI` of matrices `[n, r, r]`.
+fn damped(b: &mut Builder, grams: Value, r: usize) -> Result<Value, BuildError> {
+    let eye = eye(b, r);
     let damping = b.scale(eye, DAMPING)?;
-    let damped = b.add(grams, damping)?;
+    b.add(grams, damping)
+}
+
+/// Ones on the diagonal, `[1, r, r]`.
+fn eye(b: &mut Builder, r: usize) -> Value {
+    let eye = ArrayD::from_shape_fn(vec![1, r, r], |i| f32::from(u8::from(i[1] == i[2])));
+    b.constant(Tensor::F32(eye))
+}
+
+/// `M⁻¹` of positive definite matrices `[n, r, r]`: scaled to a diagonal of ones, inverted by Gauss and Jordan's method, which
+/// needs no pivots then, and improved by one step of Newton's.
+fn inverse(b: &mut Builder, damped: Value, r: usize) -> Result<Value, BuildError> {
+    let n = b.shape(damped)[0];
+    let eye = eye(b, r);
     let diagonal = b.mul(damped, eye)?;
     let diagonal = b.reduce_sum(diagonal, &[2], true)?;
     let root = b.unary("sqrt", diagonal)?;

@@ -4,9 +4,9 @@
 
 use super::rewrite::Rewriter;
 use crate::ir::{Arg, BuildError, Def, Graph, Node, Program, Shape, Type, Value};
+use crate::ops;
 use crate::ops::elementwise::program_of;
 use crate::ops::ending;
-use crate::ops::{self, Gpu};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Buffers that one kernel may read and write, within the eight storage buffers that every adapter has.
@@ -113,12 +113,11 @@ fn group(
 /// `place` already.
 fn join(graph: &Graph, group: &Group, i: usize, place: usize, places: &[usize]) -> Option<(Vec<Value>, Program)> {
     let (node, y) = (&graph.nodes[i], product_of(graph, group));
-    let elementwise = node.op == "fused" || ops::find(&node.op).is_some_and(|p| matches!(p.gpu, Gpu::Elementwise(_)));
     let alike = |v: Value| {
         let (s, t) = (graph.shape(v), graph.shape(y));
         s.elements() == t.elements() && s.last() == t.last() && graph.ty(v).is_float()
     };
-    if !elementwise || !node.outputs.iter().all(|&v| alike(v)) {
+    if !ops::is_elementwise(&node.op) || !node.outputs.iter().all(|&v| alike(v)) {
         return None;
     }
     let (mut extras, mut program) = (group.extras.clone(), group.program.clone());

@@ -168,17 +168,10 @@ pub(super) fn polish(
     let data = c.data.subset(0..n - held_back(n));
     let dir = tempfile::tempdir().map_err(|e| Error::Model(format!("no temporary folder: {e}")))?;
     let train = TrainRequest {
-        model: &lora,
-        data: &data,
-        eval: None,
-        settings,
         max_length: c.max_length,
         loss: c.loss,
         loss_output: c.loss_output,
-        label_smoothing: 0.0,
-        fuse: true,
-        dir: dir.path(),
-        resume: false,
+        ..TrainRequest::new(&lora, &data, settings, dir.path())
     };
     struct Quiet;
     impl crate::train::Observer for Quiet {}

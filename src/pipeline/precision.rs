@@ -5,6 +5,7 @@ use super::surveying::survey;
 use super::training::{TrainRequest, prepare};
 use crate::device::{self, Device};
 use crate::ir::{FloatType, outputs};
+use crate::plan::gradients_state;
 use crate::train::{Purpose, Session};
 use std::time::Instant;
 
@@ -77,9 +78,11 @@ fn proven(request: &TrainRequest, device: &dyn Device) -> Result<Choice, Error> 
 
 /// One pass in one type.
 #[derive(Clone, Copy, Debug)]
-struct Trial {
-    seconds: f64,
-    loss: f64,
+pub struct Trial {
+    /// Of a forward and backward pass of the first batch.
+    pub seconds: f64,
+    /// Its mean loss.
+    pub loss: f64,
 }
 
 fn weigh(full: Trial, short: Trial) -> Choice {
@@ -97,7 +100,7 @@ fn weigh(full: Trial, short: Trial) -> Choice {
 }
 
 /// Runs the first batch twice, and times the second run.
-fn trial(request: &TrainRequest, device: &mut dyn Device, products: FloatType) -> Result<Trial, Error> {
+pub fn trial(request: &TrainRequest, device: &mut dyn Device, products: FloatType) -> Result<Trial, Error> {
     let settings = crate::train::Settings { products, ..request.settings.clone() };
     let (mut trainee, _, _) = prepare(&TrainRequest { settings: &settings, resume: false, ..*request })?;
     survey(&mut trainee, &[request.data], device)?;
@@ -110,6 +113,9 @@ fn timed(session: &mut Session, request: &TrainRequest, size: usize) -> Result<T
     let parts = request.data.batches(session.feed, &examples, size);
     let batches = parts.iter().map(|e| request.data.batch(session.feed, e)).collect::<Result<Vec<_>, _>>()?;
     let (weights, total) = session.weights(&batches)?;
+    for (i, segment) in session.layout.segments.iter().enumerate() {
+        session.device.reserve(&gradients_state(i), segment.words)?;
+    }
     let mut trial = Trial { seconds: 0.0, loss: 0.0 };
     for _ in 0..2 {
         let mut runs = vec![];

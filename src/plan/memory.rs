@@ -3,8 +3,8 @@
 use super::schedule::Uses;
 use super::{Fetch, Limits, Place, Plan, PlanError, Step, parameters_state, sink_place};
 use crate::ir::{Def, Graph, Leaf, Node, Sink, Value};
+use crate::ops;
 use crate::ops::elementwise::{Access, accesses};
-use crate::ops::{self, Gpu};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 /// Places begin at multiples of this many words: 256 bytes, the coarsest alignment that adapters ask for.
@@ -237,11 +237,7 @@ fn direct_outputs(graph: &Graph, uses: &Uses, layout: &Layout) -> HashMap<Value,
 /// Whether a node may overwrite the state it reads: element by element, at the same index.
 fn in_place_safe(graph: &Graph, node: &Node, out: Value, state: &str) -> bool {
     let reads = |v: Value| matches!(graph.leaf(v), Some(Leaf::State(n)) if n == state);
-    elementwise(node) && (0..node.inputs.len()).all(|i| !reads(node.inputs[i]) || full(graph, node, out, i))
-}
-
-fn elementwise(node: &Node) -> bool {
-    node.op == "fused" || ops::find(&node.op).is_some_and(|p| matches!(p.gpu, Gpu::Elementwise(_)))
+    ops::is_elementwise(&node.op) && (0..node.inputs.len()).all(|i| !reads(node.inputs[i]) || full(graph, node, out, i))
 }
 
 /// Whether input `i` is read at the index that `out` is written at.
@@ -274,7 +270,7 @@ fn reusable(
             .all(|j| j == c || uses.root[node.inputs[j].index()] != uses.root[node.inputs[c].index()]);
         alone && y == node.outputs[0] && graph.ty(node.inputs[c]) == graph.ty(y)
     });
-    let candidates = match (elementwise(node), adds) {
+    let candidates = match (ops::is_elementwise(&node.op), adds) {
         (true, _) => 0..node.inputs.len(),
         (false, Some(c)) => c..c + 1,
         (false, None) => return None,

@@ -22,7 +22,7 @@ impl train::Observer for Quiet {}
 /// Next tokens to learn, and what the structure's graph inputs read.
 fn examples(structure: Structure) -> Dataset {
     let read = data::read(&file("data.safetensors"), &data::Options::default()).unwrap();
-    let Source::Tensors { mut tensors, examples } = read.source.clone() else { panic!("it holds tensors") };
+    let Source::Tensors { mut tensors, examples, .. } = read.source.clone() else { panic!("it holds tensors") };
     tensors.insert("labels".into(), tensors["input_ids"].clone());
     for input in structure.inputs {
         let t = match input.element {
@@ -35,7 +35,7 @@ fn examples(structure: Structure) -> Dataset {
         |i: &GraphInput| data::Column { name: i.name.into(), integer: i.element == ElementType::I64, range: i.range };
     let inputs = structure.inputs.iter().map(column).collect();
     let options = data::Options { inputs, ..read.options.clone() };
-    Dataset { source: Source::Tensors { tensors, examples }, options, ..read }
+    Dataset { source: Source::Tensors { tensors, examples, images: None }, options, ..read }
 }
 
 fn options(structure: Structure, residual: Residual) -> Options {
@@ -58,19 +58,7 @@ fn injected(base: &str, options: &Options, to: &Path) -> Arc<onnx::Model> {
 
 fn trained(model: &Arc<onnx::Model>, data: &Dataset, dir: &Path) -> (Vec<f64>, Adapter) {
     let settings = train::Settings { batch_size: 4, lr: 2e-2, max_steps: Some(2), ..pipeline::digits::settings() };
-    let request = TrainRequest {
-        model,
-        data,
-        eval: None,
-        settings: &settings,
-        max_length: 512,
-        loss: None,
-        loss_output: None,
-        label_smoothing: 0.0,
-        fuse: true,
-        dir,
-        resume: false,
-    };
+    let request = TrainRequest::new(model, data, &settings, dir);
     let outcome = pipeline::train(&request, cpu().as_mut(), &mut Quiet).unwrap();
     (outcome.losses, outcome.adapter)
 }

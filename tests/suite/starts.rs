@@ -28,19 +28,7 @@ fn injected(case: &oracle::Case, options: &Options, to: &Path) -> (Arc<onnx::Mod
 fn trained(case: &oracle::Case, model: &Arc<onnx::Model>, dir: &Path) -> reslora_compile::internals::adapter::Adapter {
     let data = data::read(&case.dir.join("data.safetensors"), &data::Options::default()).unwrap();
     let settings = train::Settings { batch_size: 2, lr: 1e-2, max_steps: Some(4), ..pipeline::digits::settings() };
-    let request = TrainRequest {
-        model,
-        data: &data,
-        eval: None,
-        settings: &settings,
-        max_length: 512,
-        loss: None,
-        loss_output: None,
-        label_smoothing: 0.0,
-        fuse: true,
-        dir,
-        resume: false,
-    };
+    let request = TrainRequest::new(model, &data, &settings, dir);
     pipeline::train(&request, &mut Cpu::new(None), &mut Quiet).unwrap().adapter
 }
 

@@ -99,25 +99,13 @@ fn eva_gives_the_directions_and_ranks_that_peft_gives() {
 
 fn trained(model: &Arc<onnx::Model>, dir: &Path) -> Adapter {
     let read = data::read(&file("data.safetensors"), &data::Options::default()).unwrap();
-    let data::Source::Tensors { mut tensors, examples } = read.source.clone() else { panic!("tensors") };
+    let data::Source::Tensors { mut tensors, examples, .. } = read.source.clone() else { panic!("tensors") };
     tensors.insert("labels".into(), tensors["input_ids"].clone());
-    let data = data::Dataset { source: data::Source::Tensors { tensors, examples }, ..read };
+    let data = data::Dataset { source: data::Source::Tensors { tensors, examples, images: None }, ..read };
     let settings = train::Settings { batch_size: 4, lr: 1e-2, max_steps: Some(3), ..pipeline::digits::settings() };
     struct Quiet;
     impl train::Observer for Quiet {}
-    let request = TrainRequest {
-        model,
-        data: &data,
-        eval: None,
-        settings: &settings,
-        max_length: 512,
-        loss: None,
-        loss_output: None,
-        label_smoothing: 0.0,
-        fuse: true,
-        dir,
-        resume: false,
-    };
+    let request = TrainRequest::new(model, &data, &settings, dir);
     pipeline::train(&request, &mut Cpu::new(None), &mut Quiet).unwrap().adapter
 }
 

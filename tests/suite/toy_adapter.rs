@@ -84,19 +84,7 @@ fn an_adapter_of_ones_own_is_one_file() {
     // Trained, it is better; merged, it computes the same.
     let data = data::read(&case.dir.join("data.safetensors"), &data::Options::default()).unwrap();
     let settings = train::Settings { batch_size: 2, lr: 1e-2, epochs: 3, ..pipeline::digits::settings() };
-    let request = TrainRequest {
-        model: &model,
-        data: &data,
-        eval: None,
-        settings: &settings,
-        max_length: 512,
-        loss: None,
-        loss_output: None,
-        label_smoothing: 0.0,
-        fuse: true,
-        dir: dir.path(),
-        resume: false,
-    };
+    let request = TrainRequest::new(&model, &data, &settings, dir.path());
     struct Quiet;
     impl train::Observer for Quiet {}
     let mut cpu = Cpu::new(None);

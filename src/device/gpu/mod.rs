@@ -250,7 +250,7 @@ impl Device for Gpu {
         }
         self.constants(&plan, &mut own)?;
 
-        if plan.graph.nodes.iter().any(|n| n.op.starts_with("matmul") && n.attrs.flag("halves")) {
+        if plan.graph.nodes.iter().any(|n| n.attrs.flag("halves")) {
             self.settle_cooperative()?;
         }
 

@@ -1,8 +1,7 @@
 //! Mean absolute error: `Σ |x - label|`.
 
-use super::{Form, Labels, Loss, uncounted};
-use crate::ir::inputs::LABELS;
-use crate::ir::{BuildError, Builder, Type, Value};
+use super::{Form, Labels, Loss, errors};
+use crate::ir::{BuildError, Builder, Value};
 
 pub const LOSS: Loss = Loss {
     name: "mae",
@@ -14,12 +13,5 @@ pub const LOSS: Loss = Loss {
 };
 
 fn attach(b: &mut Builder, x: Value, _: &Form) -> Result<(Value, Option<Value>), BuildError> {
-    let shape = b.shape(x).clone();
-    let axes: Vec<usize> = (0..shape.len()).collect();
-    let labels = b.input(LABELS, Type::f32(shape));
-    let out = uncounted(b, labels)?;
-    let labels = b.select(out, x, labels)?;
-    let difference = b.sub(x, labels)?;
-    let size = b.unary("abs", difference)?;
-    Ok((b.reduce_sum(size, &axes, false)?, None))
+    errors(b, x, |b, difference| b.unary("abs", difference))
 }

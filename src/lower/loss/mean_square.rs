@@ -1,8 +1,7 @@
 //! Mean squared error: `Σ (x - label)²`.
 
-use super::{Form, Labels, Loss, uncounted};
-use crate::ir::inputs::LABELS;
-use crate::ir::{BuildError, Builder, Type, Value};
+use super::{Form, Labels, Loss, errors};
+use crate::ir::{BuildError, Builder, Value};
 
 pub const LOSS: Loss = Loss {
     name: "mse",
@@ -14,12 +13,5 @@ pub const LOSS: Loss = Loss {
 };
 
 fn attach(b: &mut Builder, x: Value, _: &Form) -> Result<(Value, Option<Value>), BuildError> {
-    let shape = b.shape(x).clone();
-    let axes: Vec<usize> = (0..shape.len()).collect();
-    let labels = b.input(LABELS, Type::f32(shape));
-    let out = uncounted(b, labels)?;
-    let labels = b.select(out, x, labels)?;
-    let difference = b.sub(x, labels)?;
-    let square = b.mul(difference, difference)?;
-    Ok((b.reduce_sum(square, &axes, false)?, None))
+    errors(b, x, |b, difference| b.mul(difference, difference))
 }

@@ -10,7 +10,7 @@ mod operators;
 
 pub use operators::{negative_log_likelihood_loss, softmax_cross_entropy_loss};
 
-use crate::ir::inputs::LOSS_SCALE;
+use crate::ir::inputs::{LABELS, LOSS_SCALE};
 use crate::ir::{BuildError, Builder, Type, Value};
 
 /// What a loss takes of a value that holds probabilities: their logarithms, or the like.
@@ -118,6 +118,22 @@ fn log(b: &mut Builder, x: Value, least: Value) -> Result<Value, BuildError> {
 
 /// The smallest probability that has a logarithm here.
 const LEAST: f64 = 1e-37;
+
+/// The sum of `size(x - label)` over float labels that count.
+fn errors(
+    b: &mut Builder,
+    x: Value,
+    size: impl FnOnce(&mut Builder, Value) -> Result<Value, BuildError>,
+) -> Result<(Value, Option<Value>), BuildError> {
+    let shape = b.shape(x).clone();
+    let axes: Vec<usize> = (0..shape.len()).collect();
+    let labels = b.input(LABELS, Type::f32(shape));
+    let out = uncounted(b, labels)?;
+    let labels = b.select(out, x, labels)?;
+    let difference = b.sub(x, labels)?;
+    let sizes = size(b, difference)?;
+    Ok((b.reduce_sum(sizes, &axes, false)?, None))
+}
 
 /// Where float labels do not count.
 fn uncounted(b: &mut Builder, labels: Value) -> Result<Value, BuildError> {

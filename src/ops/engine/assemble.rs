@@ -16,6 +16,7 @@ const SHARED: &[(&str, &str)] = &[
     ("shared/attention_scores.wgsl", include_str!("../../../shaders/shared/attention_scores.wgsl")),
     ("shared/chunks.wgsl", include_str!("../../../shaders/shared/chunks.wgsl")),
     ("shared/edges.wgsl", include_str!("../../../shaders/shared/edges.wgsl")),
+    ("shared/eight_rows.wgsl", include_str!("../../../shaders/shared/eight_rows.wgsl")),
     ("shared/halves.wgsl", include_str!("../../../shaders/shared/halves.wgsl")),
     ("shared/math.wgsl", include_str!("../../../shaders/shared/math.wgsl")),
     (SUBGROUP_REDUCTIONS, include_str!("../../../shaders/shared/subgroup_reductions.wgsl")),

@@ -73,9 +73,9 @@ impl Form {
             return Err("takes rows of two axes and an integer label for each".into());
         }
         let (r, d) = (x.shape[0], x.shape[1]);
-        let weights = ins.len() - 2 - bias as usize * (ins.len() > 2) as usize;
-        let count = if both { weights / 2 } else { weights };
-        if count == 0 || both && (trans || weights % 2 == 1) {
+        let (weights, ways) = (ins.len() - 2 - (bias && ins.len() > 2) as usize, 1 + both as usize);
+        let count = weights / ways;
+        if count == 0 || both && trans || !weights.is_multiple_of(ways) {
             return Err("takes a weight, or one both ways".into());
         }
         let columns = |w: &Type, trans: bool| match w.shape[..] {
@@ -393,7 +393,7 @@ fn gpu(c: &GpuCall) -> Vec<Dispatch> {
         let product = |dims: &Dims, weight: usize, [a, y]: [Binding; 2]| {
             product::within(c, dims, [a, inputs(weight), y], c.packs(weight))
                 .into_iter()
-                .map(move |d| guarded(d, chunk))
+                .map(move |d| product::counted(d, outputs(COUNTS), chunk))
         };
         all.push(copy(1, chunk, n, vec![inputs(0), lists[0], lists[1], outputs(PACKED)]));
         for p in f.weights() {
@@ -429,31 +429,4 @@ fn gpu(c: &GpuCall) -> Vec<Dispatch> {
         }
     }
     all
-}
-
-/// A product's dispatch that does nothing for tiles of rows beyond those of the chunk that count: its kernel gets four words before its
-/// own parameters, the first of them the chunk, and one more binding.
-fn guarded(mut d: Dispatch, chunk: usize) -> Dispatch {
-    let counts = d.bindings.len() + 1;
-    let mut source = d.shader.source.replacen(
-        "struct Params {",
-        &format!(
-            "@group(0) @binding({counts}) var<storage, read> chunk_counts: array<i32>;\n\nstruct Params {{\n    \
-             chunk: u32,\n    chunk_unused0: u32,\n    chunk_unused1: u32,\n    chunk_unused2: u32,"
-        ),
-        1,
-    );
-    let main = source.find("fn main(").expect("a kernel has a main function");
-    // What sums the parts of a product has no tile, and is left out where no row counts at all.
-    let (open, row) = match source[main..].find("    let row0 = ") {
-        Some(tile) => (main + tile, "row0"),
-        None => (main + source[main..].find(") {\n").expect("with a body"), "0u"),
-    };
-    let after = open + source[open..].find('\n').expect("a line ends") + 1;
-    let guard = format!("    if ({row} >= u32(chunk_counts[params.chunk])) {{\n        return;\n    }}\n");
-    source.insert_str(after, &guard);
-    d.shader.source = source.into();
-    d.params.splice(0..0, [chunk as u32, 0, 0, 0]);
-    d.bindings.push(Binding::Output(COUNTS));
-    d
 }

@@ -186,6 +186,25 @@ pub fn within(c: &GpuCall, d: &Dims, bindings: [Binding; 3], packed: bool) -> Ve
     all
 }
 
+/// The dispatch of a product with nothing done for tiles of rows from `counts[at]` on, which the device has worked out. The kernel gets
+/// one more binding, and four words before its own parameters.
+pub fn counted(mut d: Dispatch, counts: Binding, at: usize) -> Dispatch {
+    let number = d.bindings.len() + 1;
+    let slots = [
+        ("counts", format!("@group(0) @binding({number}) var<storage, read> row_counts: array<i32>;\n")),
+        (
+            "chunk",
+            ["chunk", "chunk_unused0", "chunk_unused1", "chunk_unused2"].map(|f| format!("    {f}: u32,\n")).concat(),
+        ),
+        ("counted", "    if (row0 >= u32(row_counts[params.chunk])) {\n        return;\n    }\n".into()),
+    ];
+    let slots = slots.each_ref().map(|(name, text)| (*name, text.as_str()));
+    d.shader.source = assemble::fill(&d.shader.source, &slots).into();
+    d.params.splice(0..0, [at as u32, 0, 0, 0]);
+    d.bindings.push(counts);
+    d
+}
+
 /// The kernels that such a product may choose among.
 pub fn candidates_within(c: &GpuCall, d: &Dims, packed: bool) -> Vec<&'static str> {
     as_matmul(c, d, packed, candidates)
