@@ -58,6 +58,7 @@ pub use values::{Factors, Values};
 pub(crate) use blocks::{Scene, emit, emit_again};
 pub(crate) use config::{BASE_KEY, CONFIG_KEY, base_name};
 pub(crate) use emission::{Constant, Emission, Emitted};
+pub(crate) use prompt::IDS_KEY as PROMPT_IDS_KEY;
 
 pub(crate) use entry::{ElsewhereFolding, Places, Rewrite, Rewrites};
 pub(crate) use fit::{FitError, Made, OwnTargets, fit, own_targets};

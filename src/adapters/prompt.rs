@@ -18,7 +18,7 @@ const ROWS: &str = "prompt_embeddings";
 const COUNT: &str = "virtual-tokens";
 const TEXT: &str = "prompt-text";
 /// The key of a merged model's metadata: the token ids to put before every sequence.
-const IDS_KEY: &str = "reslora.prompt_ids";
+pub const IDS_KEY: &str = "reslora.prompt_ids";
 /// Before the names of nodes and values.
 const PREFIX: &str = "reslora.prompt";
 /// Keys of a target's names: the graph input of token ids, what the table gives, its type, a token that stands for the rows; and

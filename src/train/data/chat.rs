@@ -183,6 +183,15 @@ pub fn pieces(text: &Text, talk: &Talk) -> Result<Vec<Piece>, String> {
     }
 }
 
+/// What asks for an answer to a message of the user.
+pub fn question(text: &Text, message: &str) -> Result<String, String> {
+    let template = text.templates.pick(false)?;
+    let context = template::context(&text.names, None, None);
+    let messages = [json!({"role": "user", "content": message})];
+    let rendered = template.render(&messages, &context, true).map_err(|e| format!("the chat template says: {e}"))?;
+    Ok(rendered.text)
+}
+
 /// A rendering whose template marks answers itself, without those that are given.
 fn tagged(whole: Rendered, talk: &Talk, render: &dyn Fn(usize, bool) -> Result<Rendered, String>) -> Piece {
     let given = match talk.given {

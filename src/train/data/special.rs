@@ -158,6 +158,21 @@ pub fn apply(tokenizer: &mut Tokenizer, config: Option<&Value>, folder: &Path) -
     Ok(special)
 }
 
+/// The `eos_token_id` of a folder's `generation_config.json` and `config.json`: one token, or several.
+pub fn ends(folder: &Path) -> Result<Vec<i32>, String> {
+    let mut out = Vec::new();
+    for name in ["generation_config.json", "config.json"] {
+        let Some(config) = object(&folder.join(name))? else { continue };
+        let ids = match config.get("eos_token_id") {
+            Some(Value::Array(ids)) => ids.clone(),
+            Some(id) => vec![id.clone()],
+            None => vec![],
+        };
+        out.extend(ids.iter().filter_map(|id| i32::try_from(id.as_i64()?).ok()));
+    }
+    Ok(out)
+}
+
 /// A JSON file that holds an object; `None` where there is no such file.
 pub fn object(path: &Path) -> Result<Option<Map<String, Value>>, String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -24,6 +24,8 @@ pub struct Text {
     language_marks: Marks,
     /// Ends a completion.
     pub eos: Option<(i32, String)>,
+    /// Tokens that end what a language model generates, beside that one: those of `generation_config.json` and `config.json`.
+    pub ends: Vec<i32>,
     /// `None` where neither the configuration nor the tokenizer nor a usual name gives one.
     pub pad: Option<i32>,
     /// Whether batches are padded on the left.
@@ -105,6 +107,10 @@ pub fn open(data: &Path, options: &Options) -> Result<Text, DataError> {
     let language_marks = marks(&language).map_err(bad)?;
     let eos = eos.filter(|_| options.special_tokens);
     let note = note.filter(|_| options.special_tokens);
+    let mut ends = Vec::new();
+    for folder in std::iter::once(&folder).chain(options.beside.as_ref()) {
+        ends.extend(special::ends(folder).map_err(bad)?);
+    }
     let text = Text {
         tokenizer,
         classified,
@@ -112,6 +118,7 @@ pub fn open(data: &Path, options: &Options) -> Result<Text, DataError> {
         classified_marks,
         language_marks,
         eos,
+        ends,
         pad,
         pad_left,
         model_max_length,
@@ -224,6 +231,19 @@ impl Text {
         let encoding = self.tokenizer.encode(text, false).map_err(|e| e.to_string())?;
         let offsets = encoding.get_offsets().iter().map(|o| o.0..o.1).collect();
         Ok((ints(encoding.get_ids()), offsets))
+    }
+
+    /// A prompt that a language model goes on from, as [`Text::completed`] begins.
+    pub fn prompt(&self, prompt: &str) -> Result<Vec<i32>, String> {
+        let front = &self.language_marks.front;
+        let prompt = Marks { front: front.clone(), ..Marks::default() }.strip(prompt, false);
+        Ok(front.iter().map(|m| m.0).chain(self.plain(prompt)?.0).collect())
+    }
+
+    /// What tokens say, without special ones.
+    pub fn said(&self, ids: &[i32]) -> String {
+        let ids: Vec<u32> = ids.iter().filter_map(|&id| id.try_into().ok()).collect();
+        self.tokenizer.decode(&ids, true).unwrap_or_default()
     }
 
     /// A prompt and what completes it, tokenised as one text: token ids, and whether each counts. The completion ends
