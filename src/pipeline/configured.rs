@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::ir::FloatType;
 use crate::lower::loss::{self, LOSSES, Loss};
 use crate::merge::Strategy;
-use crate::onnx::{ElementType, Model};
+use crate::onnx::{Dim, ElementType, Model};
 use crate::optim::precondition::{self, PRECONDITIONS};
 use crate::optim::{self, Hyper, OPTIMIZERS};
 use crate::settings::{ConfigError, DataConfig, TrainConfig, defaults};
@@ -19,7 +19,8 @@ use crate::train::schedule::{self, SCHEDULES, Schedule};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How a run trains, in f32: in which type products multiply, the device decides too. Numbers that no run can have and names that no table has are errors.
+/// How a run trains, in f32: in which type products multiply, the device decides too. Numbers that no run can have and names that no
+/// table has are errors.
 pub fn settings(config: &TrainConfig) -> Result<Settings, Error> {
     config.check_numbers()?;
     let optimizers = OPTIMIZERS.iter().map(|o| o.name);
@@ -90,8 +91,23 @@ pub fn data_options(how: &DataConfig, model: &Arc<Model>) -> Result<data::Option
         columns: how.renamed()?,
         shift_labels: how.shift_labels,
         inputs: columns(model),
+        pixels: pixels(model),
         skip_bad_rows: how.skip_bad_rows,
     })
+}
+
+/// The graph input that takes images: floats of four axes, one of which is of three channels; none in a model that reads tokens too.
+fn pixels(model: &Model) -> Option<data::Pixels> {
+    let inputs = model.inputs();
+    if inputs.iter().any(|i| i.name == "input_ids") {
+        return None;
+    }
+    let mut found = inputs.iter().filter(|i| i.element.is_float() && i.dims.as_ref().is_some_and(|d| d.len() == 4));
+    let (input, None) = (found.next()?, found.next()) else { return None };
+    let of_three = |axis: usize| matches!(input.dims.as_deref().map(|d| &d[axis]), Some(Dim::Fixed(3)));
+    let other = |axis: usize| matches!(input.dims.as_deref().map(|d| &d[axis]), Some(Dim::Fixed(n)) if *n != 3);
+    let channels_last = of_three(3) && !of_three(1);
+    (channels_last || !other(1)).then(|| data::Pixels { name: input.name.clone(), channels_last })
 }
 
 /// The graph inputs of adapters that a model has, which hold one number for each example.

@@ -98,10 +98,17 @@ pub fn show(how: &DataConfig, given: &[PathBuf], model: &Arc<Model>, n: usize) -
     let (len, notes) = (data.len(), data.notes.clone());
     let none = Shown { examples: len, task, lengths: None, classes: vec![], tensors: vec![], first: vec![], notes };
     match &data.source {
-        Source::Tensors { tensors, .. } => {
+        Source::Tensors { tensors, images, .. } => {
             let kind =
                 |(name, t): (&String, &crate::ir::Tensor)| TensorKind { name: name.clone(), kind: t.ty().to_string() };
-            Ok(Shown { tensors: tensors.iter().map(kind).collect(), ..none })
+            let mut tensors: Vec<TensorKind> = tensors.iter().map(kind).collect();
+            if let Some(images) = images {
+                // The first ones as the model sees them.
+                let t = images.tensor(&(0..len.min(n).max(1)).collect::<Vec<usize>>())?;
+                let kind = format!("{} (the first of them, from {} on)", t.ty(), images.file(0).display());
+                tensors.insert(0, TensorKind { name: images.input.name.clone(), kind });
+            }
+            Ok(Shown { tensors, ..none })
         }
         Source::Text { examples, .. } => {
             let options = data_options(how, model)?;

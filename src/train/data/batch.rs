@@ -106,6 +106,12 @@ impl Feed {
         Feed { inputs, max_length, ..Feed::default() }
     }
 
+    /// A batch of given tensors, with what else the model reads made where that is usual.
+    pub fn complete(&self, mut given: BTreeMap<String, Tensor>, rows: usize, length: usize) -> Result<Batch, String> {
+        let (known, inputs) = self.split(complete(&self.inputs, &mut given, rows, length)?);
+        Ok(Batch { known, ..Batch::of(inputs) })
+    }
+
     /// The inputs that are known while compiling, and the others.
     fn split(&self, inputs: Named) -> (Named, Named) {
         inputs.into_iter().partition(|(name, _)| self.known.contains(name))
@@ -188,7 +194,13 @@ impl Dataset {
                 let shape = TextShape { real: examples.len(), pad: *pad_id, left, at_least: 0 };
                 self.text_batch(feed, *task, &texts, shape)
             }
-            Source::Tensors { tensors, .. } => self.tensor_batch(feed, tensors, &rows, examples.len()),
+            Source::Tensors { tensors, images: None, .. } => self.tensor_batch(feed, tensors, &rows, examples.len()),
+            Source::Tensors { tensors, images: Some(images), .. } => {
+                let cut = tensors.iter().map(|(name, t)| (name.clone(), tensors::rows(t, &rows)));
+                let mut own: BTreeMap<String, Tensor> = cut.collect();
+                own.insert(images.input.name.clone(), images.tensor(&rows)?);
+                self.tensor_batch(feed, &own, &(0..rows.len()).collect::<Vec<usize>>(), examples.len())
+            }
         }
     }
 

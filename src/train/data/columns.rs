@@ -67,7 +67,7 @@ pub fn tensors(columns: &[Column], examples: &[&[f32]]) -> Vec<(String, Tensor)>
 impl Dataset {
     /// Checks the tensors that columns are read from; names the example that is wrong.
     pub(super) fn check_columns(&self) -> Result<(), DataError> {
-        let Source::Tensors { tensors, examples } = &self.source else { return Ok(()) };
+        let Source::Tensors { tensors, examples, .. } = &self.source else { return Ok(()) };
         let misfit = |why: String| DataError::Fit { path: self.path.clone(), why };
         for column in &self.options.inputs {
             // What is missing is said with the model's inputs.

@@ -133,9 +133,10 @@ impl Dataset {
                 let examples = examples.only(keep.iter().copied());
                 Source::Text { task: *task, examples, pad_id: *pad_id, pad_left: *pad_left }
             }
-            Source::Tensors { tensors, .. } => {
+            Source::Tensors { tensors, images, .. } => {
                 let cut = |(name, t): (&String, &Tensor)| (name.clone(), tensors::rows(t, keep));
-                Source::Tensors { tensors: tensors.iter().map(cut).collect(), examples: keep.len() }
+                let images = images.as_ref().map(|images| images.only(keep));
+                Source::Tensors { tensors: tensors.iter().map(cut).collect(), examples: keep.len(), images }
             }
         };
         Dataset { source, notes: vec![], ..self.clone() }

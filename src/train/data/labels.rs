@@ -146,7 +146,7 @@ impl Dataset {
     fn counts(&self) -> bool {
         match &self.source {
             Source::Text { examples, .. } => examples.counts(),
-            Source::Tensors { tensors, examples } => match tensors.get("labels") {
+            Source::Tensors { tensors, examples, .. } => match tensors.get("labels") {
                 Some(Tensor::I32(a)) => a.iter().any(|l| *l != -100),
                 Some(other) => other.elements() > 0,
                 None => *examples > 0,
@@ -162,7 +162,7 @@ impl Dataset {
                        hint: give labels to the positions or examples that should count";
             return Err(misfit(why.into()));
         }
-        let Source::Tensors { tensors, examples } = &self.source else { return Ok(()) };
+        let Source::Tensors { tensors, examples, .. } = &self.source else { return Ok(()) };
         for (name, t) in tensors {
             let Some(values) = t.as_f32() else { continue };
             let width = (values.len() / (*examples).max(1)).max(1);
@@ -215,7 +215,7 @@ impl Dataset {
                 }
                 found
             }
-            Source::Tensors { tensors, examples } => tensors.get("labels").and_then(|t| {
+            Source::Tensors { tensors, examples, .. } => tensors.get("labels").and_then(|t| {
                 let labels: Vec<i32> = match t {
                     Tensor::F32(x) => x.iter().map(|&x| x as i32).collect(),
                     _ => t.as_i32()?.to_vec(),

@@ -10,6 +10,7 @@ mod example;
 mod examples;
 mod files;
 mod formats;
+mod images;
 mod input;
 mod inputs;
 mod labels;
@@ -25,10 +26,12 @@ mod text;
 mod tokenizer;
 
 pub use batch::{Batch, Feed, Order, Padding, buckets};
+pub use chat::question;
 pub use class_names::of_model as class_names;
 pub use columns::Column;
 pub use examples::{Examples, SpillError, TextExample};
 pub use files::{files, named};
+pub use images::{Images, Pixels};
 pub use labels::{Label, LabelForm, LabelKind};
 pub use shapes::Shapes;
 pub use tensors::read as read_tensors;
@@ -85,6 +88,8 @@ pub enum Source {
     Tensors {
         tensors: BTreeMap<String, Tensor>,
         examples: usize,
+        /// What is read when a batch needs it.
+        images: Option<Images>,
     },
 }
 
@@ -129,6 +134,8 @@ pub struct Options {
     pub shift_labels: bool,
     /// Numbers of examples that the model reads besides.
     pub inputs: Vec<Column>,
+    /// The graph input that takes images, of a model that has one.
+    pub pixels: Option<Pixels>,
     /// The most rows of text that may be unreadable and are left out.
     pub skip_bad_rows: usize,
 }
@@ -145,6 +152,7 @@ impl Default for Options {
             columns: vec![],
             shift_labels: false,
             inputs: vec![],
+            pixels: None,
             skip_bad_rows: 0,
         }
     }
@@ -196,14 +204,10 @@ pub fn read(path: &Path, options: &Options) -> Result<Dataset, DataError> {
 /// Reads a data set from files, patterns and folders, one after the other.
 pub fn read_all(given: &[PathBuf], options: &Options) -> Result<Dataset, DataError> {
     let path = files::named(given);
-    let inputs: Result<Vec<Input>, DataError> = files::expand(given)?.iter().map(|p| Input::open(p)).collect();
-    let inputs = inputs?;
     let mut notes = Vec::new();
-    let source = contents(&path, &inputs, options, &mut notes)?;
-    let digests: Result<Vec<String>, DataError> = inputs.iter().map(Input::digest).collect();
-    let digest = match &digests?[..] {
-        [one] => one.clone(),
-        all => input::sha256(all.join("\n").as_bytes()),
+    let (source, digest) = match given {
+        [folder] if images::is_folder(folder) => images::folder(folder, options, &mut notes)?,
+        _ => from_files(&path, given, options, &mut notes)?,
     };
     let pad_id = match &source {
         Source::Tensors { tensors, .. } if !tensors.contains_key("attention_mask") => pad_token(&path, options)?,
@@ -227,8 +231,31 @@ pub fn read_all(given: &[PathBuf], options: &Options) -> Result<Dataset, DataErr
     }
 }
 
-/// What files hold, all of them rows or all of them tensors.
-fn contents(path: &Path, inputs: &[Input], options: &Options, notes: &mut Vec<String>) -> Result<Source, DataError> {
+/// What files, patterns and folders hold, and the digest of it.
+fn from_files(
+    path: &Path,
+    given: &[PathBuf],
+    options: &Options,
+    notes: &mut Vec<String>,
+) -> Result<(Source, String), DataError> {
+    let inputs: Result<Vec<Input>, DataError> = files::expand(given)?.iter().map(|p| Input::open(p)).collect();
+    let inputs = inputs?;
+    let (source, of_images) = contents(path, &inputs, options, notes)?;
+    let digests = inputs.iter().map(Input::digest).chain(of_images.map(Ok));
+    let digest = match &digests.collect::<Result<Vec<String>, DataError>>()?[..] {
+        [one] => one.clone(),
+        all => input::sha256(all.join("\n").as_bytes()),
+    };
+    Ok((source, digest))
+}
+
+/// What files hold, all of them rows or all of them tensors; with the digest of the images that they name.
+fn contents(
+    path: &Path,
+    inputs: &[Input],
+    options: &Options,
+    notes: &mut Vec<String>,
+) -> Result<(Source, Option<String>), DataError> {
     let formats: Result<Vec<Format>, DataError> = inputs.iter().map(format).collect();
     let formats = formats?;
     let of_rows = formats.iter().filter(|f| matches!(f.reader, Reader::Rows(_))).count();
@@ -244,7 +271,16 @@ fn contents(path: &Path, inputs: &[Input], options: &Options, notes: &mut Vec<St
             let part = read(&input.path, &bytes).and_then(|t| tensors::source(&input.path, t));
             parts.push((input.path.as_path(), part.map_err(|e| or_other(input, format, e))?));
         }
-        return tensors::joined(path, parts);
+        return Ok((tensors::joined(path, parts)?, None));
+    }
+    if options.pixels.is_some() {
+        let mut rows = images::Table::new(path, options, notes);
+        for (input, format) in inputs.iter().zip(&formats) {
+            let Reader::Rows(read) = format.reader else { continue };
+            rows.begin(&input.path);
+            read(input, &mut rows).map_err(|e| or_other(input, format, e))?;
+        }
+        return rows.finish().map(|(source, digest)| (source, Some(digest)));
     }
     let mut rows = Collector::new(path, options, inputs.len() > 1, notes)?;
     for (input, format) in inputs.iter().zip(&formats) {
@@ -252,7 +288,7 @@ fn contents(path: &Path, inputs: &[Input], options: &Options, notes: &mut Vec<St
         rows.begin(&input.path)?;
         read(input, &mut rows).map_err(|e| or_other(input, format, e))?;
     }
-    rows.finish()
+    Ok((rows.finish()?, None))
 }
 
 fn format(input: &Input) -> Result<Format, DataError> {

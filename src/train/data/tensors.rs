@@ -40,7 +40,7 @@ pub fn source(path: &Path, tensors: BTreeMap<String, Tensor>) -> Result<Source, 
     if tensors.get("labels").is_some_and(|t| t.shape().is_empty()) {
         return Err(bad(format!("'labels' is one number, but '{first}' holds {examples} examples")));
     }
-    Ok(Source::Tensors { tensors, examples })
+    Ok(Source::Tensors { tensors, examples, images: None })
 }
 
 /// The examples of several files one after the other. Their tensors must have the same names, types and extents.
@@ -48,7 +48,7 @@ pub fn joined(path: &Path, parts: Vec<(&Path, Source)>) -> Result<Source, DataEr
     let (mut all, mut examples) = (BTreeMap::<String, Tensor>::new(), 0);
     let first = parts.first().map_or(path, |p| p.0).to_path_buf();
     for (at, (path, part)) in parts.into_iter().enumerate() {
-        let Source::Tensors { tensors, examples: more } = part else { continue };
+        let Source::Tensors { tensors, examples: more, .. } = part else { continue };
         if at == 0 {
             (all, examples) = (tensors, more);
             continue;
@@ -75,7 +75,7 @@ pub fn joined(path: &Path, parts: Vec<(&Path, Source)>) -> Result<Source, DataEr
         }
         examples += more;
     }
-    Ok(Source::Tensors { tensors: all, examples })
+    Ok(Source::Tensors { tensors: all, examples, images: None })
 }
 
 /// Some rows of a tensor along its first axis; a tensor without axes as it is.
