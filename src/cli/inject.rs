@@ -175,7 +175,7 @@ struct TargetRow {
 }
 
 /// A regular expression given to a flag.
-fn regex(flag: &str, text: &str) -> Result<Regex> {
+pub fn regex(flag: &str, text: &str) -> Result<Regex> {
     Regex::new(text).map_err(|e| Usage(format!("{flag} '{text}' is no regular expression: {e}\nhint: put a backslash before ( ) [ ] . * + ? to match them as they are")).into())
 }
 
@@ -191,7 +191,7 @@ fn patterns<T: std::str::FromStr>(flag: &str, given: &[String]) -> Result<Vec<(R
 }
 
 /// What `--target` says.
-fn selector(text: &str) -> Result<Selector> {
+pub fn selector(text: &str) -> Result<Selector> {
     let Some(role) = text.strip_prefix("role:") else { return Ok(Selector::Path(regex("--target", text)?)) };
     let found = ROLES.iter().find(|r| r.1 == role);
     let names: Vec<&str> = ROLES.iter().map(|r| r.1).collect();
@@ -228,15 +228,17 @@ fn named(structure: Option<Structure>, residual: Option<Residual>) -> (Option<St
     }
 }
 
+/// The structure of a name that a flag gives.
+pub fn structure(flag: &str, name: &str) -> Result<Structure> {
+    let with_alias =
+        |s: &Structure| s.names().map(String::from).reduce(|a, b| format!("{a} ({b})")).unwrap_or_default();
+    let names = || adapters::all().iter().map(with_alias).collect::<Vec<_>>().join(", ");
+    let found = adapters::find(name);
+    Ok(found.ok_or_else(|| Usage(format!("{flag} '{name}' is not known\nhint: the structures are {}", names())))?)
+}
+
 /// What to inject: the flags, completed by what the adapter says of itself.
 fn options(args: &Args) -> Result<Options> {
-    let structure = |name: &String| {
-        let with_alias =
-            |s: &Structure| s.names().map(String::from).reduce(|a, b| format!("{a} ({b})")).unwrap_or_default();
-        let names = || adapters::all().iter().map(with_alias).collect::<Vec<_>>().join(", ");
-        adapters::find(name)
-            .ok_or_else(|| Usage(format!("--structure '{name}' is not known\nhint: the structures are {}", names())))
-    };
     let residual = |name: &String| {
         let names = || RESIDUALS.iter().map(|r| format!("{} ({})", r.1, r.2)).collect::<Vec<_>>().join(", ");
         Residual::parse(name)
@@ -244,7 +246,7 @@ fn options(args: &Args) -> Result<Options> {
     };
     let init = args.init.as_ref().map(|name| named_one("--init", name, &INITS)).transpose()?;
     let residual = args.residual.as_ref().map(residual).transpose()?;
-    let structure = args.structure.as_ref().map(structure).transpose()?;
+    let structure = args.structure.as_ref().map(|name| structure("--structure", name)).transpose()?;
     let adapter = args.adapter.as_deref().map(adapter::read).transpose().map_err(Error::from)?;
     let made = match &adapter {
         Some(a) => Made::read(a.config.as_deref(), &a.tensors).map_err(|e| Error::Inject(e.into()))?,

@@ -230,6 +230,10 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         falls_short: short,
         notes: merged.report.notes,
     };
+    if config.is_some() {
+        let dir = if result.adapter.is_dir() { Some(&*result.adapter) } else { result.adapter.parent() };
+        dir.map_or(Ok(()), |dir| keep(dir, &args.model, &result)).unwrap_or_else(|e| printer.note(format!("{e:#}")));
+    }
     printer.result(&result, || text(&result));
     Ok(if (above || short) && !args.force { Outcome::AboveTolerance } else { Outcome::Done })
 }
@@ -243,6 +247,13 @@ fn say(path: &Path, run: Option<&Taken>, printer: &Printer) {
     } else if let Some(why) = runs::doubt(path) {
         printer.note(format!("{} is taken as asked, though {why}", path.display()));
     }
+}
+
+/// Puts what the merge did into the run's directory, as merge.json and in its page.
+fn keep(dir: &Path, model: &Path, result: &Result_) -> Result<()> {
+    super::output::write(&dir.join("merge.json"), &serde_json::to_string_pretty(result)?)?;
+    let page = || format!("cannot write {}", dir.join("report.html").display());
+    crate::train::write_report(dir, &super::common::stem(model)).with_context(page)
 }
 
 /// Files that users of a model expect beside it.

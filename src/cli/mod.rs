@@ -2,6 +2,7 @@
 
 mod bench;
 mod common;
+mod compare;
 mod completions;
 mod data;
 mod devices;
@@ -9,18 +10,21 @@ mod diff;
 mod doctor;
 mod eval;
 mod export;
+mod generate;
 mod inject;
 mod inspect;
 mod merge;
 mod output;
 mod progress;
 mod quickstart;
+mod report;
 mod resume;
 mod run;
 mod runs;
 mod settings;
 mod starts;
 mod train;
+mod tune;
 mod verify;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -58,6 +62,14 @@ enum Command {
     Eval(eval::Args),
     /// Show a data set as the model sees it: tokens, what is learnt, lengths and labels
     Data(data::Args),
+    /// Train structures side by side from several seeds, with plain LoRA as the control
+    Compare(compare::Args),
+    /// Search structure, rank, alpha and learning rate within a budget of time
+    Tune(tune::Args),
+    /// Draw one run or several as a page of charts
+    Report(report::Args),
+    /// Generate text with a decoder, before and after training
+    Generate(generate::Args),
     /// Run a model once on tensors exactly as given, and write every output
     Run(run::Args),
     /// Run two models on the same inputs with tract, and compare their outputs
@@ -93,6 +105,10 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(&args, &printer),
         Command::Eval(args) => eval::run(&args, &printer),
         Command::Data(args) => data::run(&args, &printer),
+        Command::Compare(args) => compare::run(&args, &printer),
+        Command::Tune(args) => tune::run(&args, &printer),
+        Command::Report(args) => report::run(&args, &printer),
+        Command::Generate(args) => generate::run(&args, &printer),
         Command::Run(args) => run::run(&args, &printer),
         Command::Verify(args) => verify::run(&args, &printer),
         Command::Bench(args) => bench::run(&args, &printer),

@@ -2,7 +2,7 @@
 
 use super::common::Usage;
 use crate::onnx::{self, Model};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::path::Path;
 
 /// Refuses an output, or the data file that goes with it, that is one of the inputs: by whichever path, symbolic link or hard link it
@@ -66,4 +66,12 @@ fn check<'a>(
 fn holds(model: &Path, data: &Path) -> bool {
     let same = |path: &std::path::PathBuf| same_file::is_same_file(path, data).unwrap_or(false);
     onnx::read(model).is_ok_and(|m| m.external_files().iter().any(same))
+}
+
+/// Writes a small file whole or not at all.
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    let fail = || format!("cannot write {}", path.display());
+    let mut file = atomic_write_file::AtomicWriteFile::open(path).with_context(fail)?;
+    std::io::Write::write_all(&mut file, text.as_bytes()).with_context(fail)?;
+    file.commit().with_context(fail)
 }

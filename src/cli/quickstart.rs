@@ -1,7 +1,7 @@
 //! `quickstart`: the whole line on a model and data that come with the program.
 
 use super::common::{DeviceArg, Outcome, Printer, beside, grouped, table};
-use super::progress::Progress;
+use super::progress::{Log, Progress};
 use crate::device::Device;
 use crate::onnx::{self, Model};
 use crate::pipeline::{self, Calibration, Error, EvalRequest, Evaluation, MergeRequest, TrainRequest, digits};
@@ -70,7 +70,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     let settings = digits::settings();
     let run = dir.join("run");
     let request = TrainRequest::new(&injected, &train, &settings, &run);
-    let mut progress = Progress::new(printer.json, "examples");
+    let mut progress = Progress::new(Log::beside(printer.json), "examples");
     let outcome = pipeline::train(&request, device.as_mut(), &mut progress);
     progress.finish();
     let outcome = outcome?;

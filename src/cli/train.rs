@@ -1,12 +1,12 @@
 //! `train`
 
-use super::common::{DataArgs, Outcome, Printer, TypeArgs, Usage, data_help, names, read_data, stem};
-use super::progress::Progress;
+use super::common::{DataArgs, Outcome, Printer, TypeArgs, Usage, data_help, grouped, names, read_data, stem};
+use super::progress::{Log, Progress};
 use super::resume;
 use crate::adapters::BASE_KEY;
 use crate::optim::OPTIMIZERS;
 use crate::optim::precondition::PRECONDITIONS;
-use crate::pipeline::{self, Error, TrainRequest, precision};
+use crate::pipeline::{self, Error, Rehearsal, TrainRequest, precision};
 use crate::settings::{RunConfig, TrainConfig, defaults};
 use crate::train::data::{Dataset, Source};
 use crate::train::record::{self, Record, Status};
@@ -96,6 +96,12 @@ pub struct Args {
     /// Leave out fusion, for comparison
     #[arg(long)]
     pub no_fuse: bool,
+    /// How the run is followed on standard error [default: text; with --json, nothing]
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub log_format: Option<Log>,
+    /// Run the first steps alone and throw them away: says what the run would take in memory and time
+    #[arg(long, conflicts_with = "resume")]
+    pub dry_run: bool,
 }
 
 #[derive(Serialize)]
@@ -105,6 +111,9 @@ struct Result_ {
     /// The type in which products multiply: f32, f16 or bf16.
     products: &'static str,
     steps: u64,
+    /// Steps that nothing was learnt from.
+    #[serde(skip_serializing_if = "is_zero")]
+    skipped: u64,
     loss: Option<f64>,
     /// The step whose parameters the adapter holds.
     adapter_step: u64,
@@ -239,6 +248,12 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     };
     choice.why.iter().for_each(|why| printer.note(why));
     let settings = Settings { products: choice.products, ..settings.clone() };
+    if args.dry_run {
+        request.settings = &settings;
+        let rehearsal = pipeline::rehearse(&request, device.as_mut())?;
+        printer.result(&rehearsal, || reckoned(&rehearsal, &device.name()));
+        return Ok(Outcome::Done);
+    }
     let dir = args.directory()?;
     (request.dir, request.settings) = (&dir, &settings);
     let _lock = match kept {
@@ -249,15 +264,17 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
             lock
         }
     };
-    let mut record = Record::running(model.metadata(BASE_KEY).map(String::from), digests);
+    let unit = if counts_tokens(&data) { "tokens" } else { "examples" };
+    let base = model.metadata(BASE_KEY).map(String::from);
+    let mut record = Record { unit: Some(unit.into()), ..Record::running(base, digests) };
     record::write(&dir, &record).map_err(Error::from)?;
     let resolved = RunConfig { output: Some(dir.clone()), ..config.clone() }.to_toml();
-    write(&RunConfig::path(&dir), &resolved)?;
+    super::output::write(&RunConfig::path(&dir), &resolved)?;
 
     eprintln!("training on {}", device.name());
     let start = std::time::Instant::now();
-    let unit = if counts_tokens(&data) { "tokens" } else { "examples" };
-    let mut progress = Progress::new(printer.json, unit);
+    let log = args.log_format.unwrap_or(Log::beside(printer.json));
+    let mut progress = Progress::new(log, unit);
     let outcome = pipeline::train(&request, device.as_mut(), &mut progress);
     progress.finish();
     match &outcome {
@@ -267,8 +284,8 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     }
     record::write(&dir, &record).map_err(Error::from)?;
     let outcome = outcome?;
-    let (steps, evaluations) = metrics::read(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    train::write_report(&dir, &stem(&args.model), &resolved, unit, &steps, &evaluations)
+    let (_, evaluations) = metrics::read(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    train::write_report(&dir, &stem(&args.model))
         .with_context(|| format!("cannot write {}", dir.join("report.html").display()))?;
 
     let kept = evaluations.iter().rfind(|e| e.step == outcome.adapter_step);
@@ -277,6 +294,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         device: device.name(),
         products: choice.products.name(),
         steps: outcome.steps,
+        skipped: outcome.skipped,
         loss: outcome.losses.last().copied(),
         adapter_step: outcome.adapter_step,
         eval_loss: kept.map(|e| e.eval_loss),
@@ -289,6 +307,10 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     Ok(if outcome.interrupted { Outcome::Interrupted } else { Outcome::Done })
 }
 
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
 /// Whether a data set's examples are sequences of tokens, so that a step's `tokens` are that.
 fn counts_tokens(data: &Dataset) -> bool {
     match &data.source {
@@ -297,18 +319,39 @@ fn counts_tokens(data: &Dataset) -> bool {
     }
 }
 
-/// Writes a small file whole or not at all.
-fn write(path: &Path, text: &str) -> Result<()> {
-    let fail = || format!("cannot write {}", path.display());
-    let mut file = atomic_write_file::AtomicWriteFile::open(path).with_context(fail)?;
-    std::io::Write::write_all(&mut file, text.as_bytes()).with_context(fail)?;
-    file.commit().with_context(fail)
+/// What a run would take.
+fn reckoned(r: &Rehearsal, device: &str) -> String {
+    let long = |seconds: f64| match seconds {
+        s if s < 120.0 => format!("{s:.1} s"),
+        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    };
+    let evaluations = match r.evaluations {
+        0 => String::new(),
+        n => format!("\n{n} evaluations of {}", long(r.eval_seconds)),
+    };
+    let (parameters, memory) = (grouped(r.parameters), r.memory as f64 / f64::from(1 << 20));
+    format!(
+        "{parameters} parameters are trained, with {memory:.0} MiB on {device}\n\
+         {} steps of {}; programs for {} shapes, {} each to compile; {} to start{evaluations}\n\
+         the run takes about {}; nothing was written (--dry-run)",
+        r.steps,
+        long(r.step_seconds),
+        r.shapes,
+        long(r.compile_seconds),
+        long(r.start_seconds),
+        long(r.seconds)
+    )
 }
 
 fn text(r: &Result_) -> String {
     let mut out = format!("{} steps in {:.1} s", r.steps, r.seconds);
     if let Some(loss) = r.loss {
         out += &format!(", last loss {loss:.4}");
+    }
+    if r.skipped > 0 {
+        let (n, s) = (r.skipped, if r.skipped == 1 { "" } else { "s" });
+        out += &format!("\n{n} step{s} skipped, whose gradients were not finite numbers: metrics.jsonl names the rows");
     }
     if let Some(loss) = r.eval_loss {
         let accuracy = r.eval_accuracy.map(|a| format!(", accuracy {a:.4}"));

@@ -108,8 +108,8 @@ pub fn raised_scalar(name: &str) -> String {
 pub const UNSCALE: &str = "unscale";
 
 /// One optimiser step over all buffers. Gradients are scaled by `min(1, clip / (norm + 1e-6))` if `clip` is positive;
-/// the norm before that is fetched as `grad_norm`. Then the precondition changes those of pairs of factors. With `scaled`, gradients are those of a scaled loss: they are multiplied
-/// by the scalar [`UNSCALE`] first, and where their norm is not finite then, nothing changes.
+/// the norm before that is fetched as `grad_norm`. Where it is not finite, nothing changes. Then the precondition changes those of pairs
+/// of factors. With `scaled`, gradients are those of a scaled loss: they are multiplied by the scalar [`UNSCALE`] first.
 pub fn step(
     rules: Rules,
     optimizer: &Optimizer,
@@ -130,37 +130,34 @@ pub fn step(
     }
     let norm = norm(&mut b, &gradients)?;
     b.output("grad_norm", norm, Sink::Fetch);
-    let counts = match scaled {
+    let one = b.scalar(1.0);
+    let clipped = match clip > 0.0 {
         true => {
-            let (most, nan) = (b.scalar(f32::MAX as f64), b.unary("is_nan", norm)?);
-            let (number, bounded) = (b.unary("not", nan)?, b.binary("less_equal", norm, most)?);
-            Some(b.binary("and", number, bounded)?)
-        }
-        false => None,
-    };
-    let coefficient = match clip > 0.0 {
-        true => {
-            let (tiny, limit, one) = (b.scalar(1e-6), b.scalar(clip), b.scalar(1.0));
+            let (tiny, limit) = (b.scalar(1e-6), b.scalar(clip));
             let safe = b.add(norm, tiny)?;
             let ratio = b.div(limit, safe)?;
-            Some(b.binary("min", ratio, one)?)
+            b.binary("min", ratio, one)?
         }
-        false => None,
+        false => one,
     };
+    let (most, nan) = (b.scalar(f32::MAX as f64), b.unary("is_nan", norm)?);
+    let (number, bounded) = (b.unary("not", nan)?, b.binary("less_equal", norm, most)?);
+    let (counts, none) = (b.binary("and", number, bounded)?, b.scalar(f64::NAN));
+    // Through the gradients, each element is told that its step does not count, without reading one buffer more.
+    let coefficient = b.select(counts, clipped, none)?;
     let names = (optimizer.scalars)(hyper, 0.0, 1);
     let scalars: Vec<(&'static str, Value)> =
         names.iter().map(|(name, _)| (*name, b.input(&scalar_input(name), Type::f32([])))).collect();
-    if let Some(c) = coefficient {
-        for g in &mut gradients {
-            *g = b.mul(*g, c)?;
-        }
+    for g in &mut gradients {
+        *g = b.mul(*g, coefficient)?;
     }
+    let skips = gradients.iter().map(|&g| b.unary("is_nan", g)).collect::<Result<Vec<Value>, BuildError>>()?;
     let all: Vec<Value> = flats.iter().map(|f| b.state(&f.parameters, Type::f32([f.words]))).collect();
     if let Some(apply) = precondition.apply {
         let words: Vec<usize> = flats.iter().map(|f| f.words).collect();
         gradients = apply(&mut b, &words, &all, &gradients, pairs)?;
     }
-    for ((flat, parameters), gradients) in flats.iter().zip(all).zip(gradients) {
+    for (((flat, parameters), gradients), skip) in flats.iter().zip(all).zip(gradients).zip(skips) {
         let ty = Type::f32([flat.words]);
         let moments: Vec<Value> = flat.moments.iter().map(|m| b.state(m, ty.clone())).collect();
         let own = match &flat.raised {
@@ -172,10 +169,7 @@ pub fn step(
         let names = [&flat.parameters].into_iter().chain(&flat.moments);
         let old = [parameters].into_iter().chain(moments);
         for ((name, old), new) in names.zip(old).zip([new].into_iter().chain(new_moments)) {
-            let value = match counts {
-                Some(counts) => b.select(counts, new, old)?,
-                None => new,
-            };
+            let value = b.select(skip, old, new)?;
             b.output(name.clone(), value, Sink::State(name.clone()));
         }
     }

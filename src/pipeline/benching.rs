@@ -171,6 +171,7 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
         config,
         raised: vec![],
         pairs: vec![],
+        paths: Default::default(),
         blocks,
     };
     let mut watch = Watch::default();
@@ -277,7 +278,7 @@ fn made_up(model: &Arc<Model>, shapes: &Shapes, request: &BenchRequest) -> Resul
         };
         tensors.insert(crate::ir::inputs::LABELS.into(), labels);
     }
-    let source = Source::Tensors { tensors, examples: request.batch };
+    let source = Source::Tensors { tensors, examples: request.batch, images: None };
     Ok(Dataset {
         given: vec![],
         path: PathBuf::from("made up"),

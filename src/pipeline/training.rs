@@ -5,7 +5,7 @@ use super::compile::{self, LossChoice, ModelCompiler, Program};
 use super::surveying::survey;
 use super::{Error, input_specs, integers};
 use crate::adapter::Adapter;
-use crate::adapters::{BASE_KEY, Config, Group};
+use crate::adapters::{BASE_KEY, Config, Group, Spec, Target};
 use crate::device::Device;
 use crate::ir::{DType, FloatType, Graph};
 use crate::lower::LowerError;
@@ -17,7 +17,7 @@ use crate::plan::{Layout, parameters_state};
 use crate::settings::defaults;
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::data::{DataError, Dataset, Feed, LabelForm};
-use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, Totals, Trained};
+use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, Totals, TrainError, Trained};
 use ndarray::ArrayD;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -171,8 +171,32 @@ pub(super) fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpo
     Ok((trainee, resume, notes))
 }
 
-/// Trains an injected model.
+/// Trains an injected model. Where memory does not hold its micro-batches, smaller ones are taken, and as many more to a step.
 pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn Observer) -> Result<Outcome, Error> {
+    let mut settings = request.settings.clone();
+    loop {
+        let error = match train_as_it_is(&TrainRequest { settings: &settings, ..*request }, device, observer) {
+            Err(Error::Train(TrainError::NoRoom(error))) => error,
+            outcome => return outcome,
+        };
+        let size = settings.batch_size;
+        let Some(smaller) = (1..size).rev().find(|n| size.is_multiple_of(*n)) else {
+            return Err(TrainError::NoRoom(error).into());
+        };
+        (settings.batch_size, settings.accumulate) = (smaller, settings.accumulate * size / smaller);
+        let why = error.to_string().lines().next().unwrap_or_default().to_string();
+        observer.note(&format!(
+            "{why}: micro-batches hold {smaller} examples instead, {} to a step, which gives the same steps",
+            settings.accumulate
+        ));
+    }
+}
+
+fn train_as_it_is(
+    request: &TrainRequest,
+    device: &mut dyn Device,
+    observer: &mut dyn Observer,
+) -> Result<Outcome, Error> {
     let (mut trainee, resume, notes) = prepare(request)?;
     notes.iter().for_each(|n| observer.note(n));
     let sets: Vec<&Dataset> = std::iter::once(request.data).chain(request.eval).collect();
@@ -190,6 +214,9 @@ pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn
         let (name, what) = (request.settings.precondition.name, "this adapter trains no pair of factors A and B");
         return Err(Error::Usage(format!("--precondition {name} has nothing to do: {what}")));
     }
+    let path =
+        |(name, target, _): &(String, Option<&Target>, Spec)| Some((name.clone(), target.as_ref()?.path.clone()));
+    let paths = tensors.iter().filter_map(path).collect();
     let raised: Vec<String> = tensors
         .into_iter()
         .filter(|(_, _, spec)| spec.trained && spec.group == Group::OutputFactor)
@@ -206,6 +233,7 @@ pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn
         config,
         raised,
         pairs,
+        paths,
         blocks,
     };
     trainee.session(device, |session| {

@@ -14,9 +14,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct StepMetrics {
     /// From 1.
     pub step: u64,
-    /// Mean loss over the counted labels of the step.
+    /// Mean loss over the counted labels of the step. Not finite (`null` in a file) where that is why the step was skipped.
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
-    /// The norm of all gradients together, before clipping. Not finite (`null` in a file) where mixed precision skipped the step.
+    /// The norm of all gradients together, before clipping. Not finite (`null` in a file) where the step was skipped.
     #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
     /// The learning rate of the step.
@@ -28,6 +29,12 @@ pub struct StepMetrics {
     /// What the loss was multiplied by, under mixed precision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,
+    /// Whether nothing was learnt from the step, since its gradients were not finite numbers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
+    /// The rows (examples, from 1) of a step that was skipped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rows: Vec<usize>,
 }
 
 fn null_is_nan<'de, D: serde::Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
@@ -70,7 +77,7 @@ impl EvalMetrics {
 /// Why a loss on a data set is not a number, with a hint: the data's first number that is none, if there is one.
 pub fn unfit(data: &Dataset, otherwise: &str) -> String {
     let found = match &data.source {
-        Source::Tensors { tensors, examples } => tensors.iter().find_map(|(name, t)| {
+        Source::Tensors { tensors, examples, .. } => tensors.iter().find_map(|(name, t)| {
             let values = t.as_f32()?;
             // Minus infinity is what masks are made of.
             let at = values.iter().position(|x| x.is_nan() || *x == f32::INFINITY)?;

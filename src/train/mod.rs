@@ -9,9 +9,10 @@ mod run;
 mod scale;
 pub mod schedule;
 mod session;
+pub mod trace;
 
 pub use data::Shapes;
-pub use report::write as write_report;
+pub use report::{Run as ReportRun, page as report_page, write as write_report};
 pub use scale::LossScale;
 pub use session::{CompileError, Compiler, Purpose, Session, Totals, Weight};
 
@@ -96,6 +97,8 @@ pub struct Trained {
     pub raised: Vec<String>,
     /// Names of low-rank factors A and B, which [`Settings::precondition`] reads.
     pub pairs: Vec<(String, String)>,
+    /// The module path of the target that each parameter belongs to, of those that belong to one.
+    pub paths: BTreeMap<String, String>,
     /// Module paths of the blocks whose statistics are recorded, in order; empty for structures that need none.
     pub blocks: Vec<String>,
 }
@@ -126,6 +129,8 @@ pub struct Outcome {
     pub steps: u64,
     /// The loss of each step of this call.
     pub losses: Vec<f64>,
+    /// Steps of this call that nothing was learnt from, since their gradients were not finite numbers.
+    pub skipped: u64,
     /// The evaluations of this call.
     pub evaluations: Vec<EvalMetrics>,
     /// What was written to `adapter.safetensors`.
@@ -145,6 +150,9 @@ pub enum TrainError {
     Data(#[from] DataError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// There is no memory for the largest batch, which shows before the first step.
+    #[error(transparent)]
+    NoRoom(DeviceError),
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error(transparent)]
@@ -207,7 +215,10 @@ pub fn train(
 ) -> Result<Outcome, TrainError> {
     let Task { trained, data, eval, settings, dir, resume } = task;
     let mut run = RunState::new(session, rules, trained, data, settings, dir, resume)?;
-    run.prepare(eval)?;
+    run.prepare(eval).map_err(|e| match e {
+        TrainError::Device(e @ DeviceError::Memory { .. }) => TrainError::NoRoom(e),
+        e => e,
+    })?;
     observer.started(run.total, run.done);
     let mut stopped = false;
     while run.submitted < run.total && !stopped {
@@ -221,8 +232,12 @@ pub fn train(
             None => step.is_multiple_of(run.steps_per_epoch as u64),
         };
         let saves = settings.save_every.is_some_and(|n| step.is_multiple_of(n.max(1)));
-        if last || evaluates && eval.is_some() || saves {
+        let traces = last || trace::due(step, run.total);
+        if traces || evaluates && eval.is_some() || saves {
             run.drain(observer, true)?;
+        }
+        if traces {
+            run.trace()?;
         }
         if let Some(eval) = eval.filter(|_| evaluates || last && !stopped) {
             run.evaluate(eval, observer)?;

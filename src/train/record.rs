@@ -36,12 +36,23 @@ pub struct Record {
     /// Digests of what the run reads, by the flag that names it.
     #[serde(default)]
     pub digests: BTreeMap<String, String>,
+    /// What a step's `tokens` are: `tokens` or `examples`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
 }
 
 impl Record {
     /// Of a run that starts, or goes on, now.
     pub fn running(base: Option<String>, digests: BTreeMap<String, String>) -> Record {
-        Record { status: Status::Running, started: Timestamp::now(), ended: None, error: None, base, digests }
+        Record {
+            status: Status::Running,
+            started: Timestamp::now(),
+            ended: None,
+            error: None,
+            base,
+            digests,
+            unit: None,
+        }
     }
 
     pub fn end(&mut self, status: Status, error: Option<String>) {
@@ -109,7 +120,9 @@ pub fn clear(dir: &Path) -> Result<(), TrainError> {
     for entry in std::fs::read_dir(dir).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let own = [FILE, "config.toml", "adapter.safetensors", "metrics.jsonl", "report.html"].contains(&name.as_str());
+        let own =
+            [FILE, "config.toml", "adapter.safetensors", "metrics.jsonl", "trace.jsonl", "report.html", "merge.json"]
+                .contains(&name.as_str());
         if own || name.starts_with("events.out.tfevents.") {
             std::fs::remove_file(entry.path()).map_err(fail)?;
         } else if name == "last" {

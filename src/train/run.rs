@@ -4,6 +4,7 @@ use super::checkpoint::{self, Checkpoint, Progress};
 use super::data::{Dataset, Padding};
 use super::metrics::{EvalMetrics, StepMetrics, Writer, unfit};
 use super::scale::LossScale;
+use super::trace;
 use super::{Observer, Outcome, Purpose, STATISTICS_STEPS, Session, Settings, TrainError, Trained, evaluation};
 use crate::adapter::{self, Adapter, Norms};
 use crate::device::{Fetched, PlanId, Run};
@@ -15,6 +16,18 @@ use ndarray::ArrayD;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::time::Instant;
+
+/// So many steps in a row that are skipped end a run.
+const MOST_SKIPPED: u64 = 5;
+
+/// A step that is on the device.
+struct Pending {
+    step: u64,
+    lr: f64,
+    tokens: usize,
+    /// Examples, from 0.
+    rows: Vec<usize>,
+}
 
 /// A run in progress.
 pub(super) struct RunState<'a, 'b> {
@@ -34,13 +47,17 @@ pub(super) struct RunState<'a, 'b> {
     pub(super) done: u64,
     /// Under mixed precision. The host then waits for each step, since the next one depends on whether this one counts.
     scale: Option<LossScale>,
-    pending: VecDeque<(u64, f64, usize)>,
+    pending: VecDeque<Pending>,
     losses: Vec<f64>,
+    /// Steps that were skipped, and how many of the last ones.
+    pub(super) skipped: u64,
+    skipped_in_a_row: u64,
     evaluations: Vec<EvalMetrics>,
     statistics: VecDeque<Vec<f32>>,
     best: Option<(f64, u64, Adapter)>,
     epoch: Option<(usize, Vec<Vec<usize>>)>,
     writer: Writer,
+    trace: trace::Writer,
     clock: Instant,
     identity: BTreeMap<String, String>,
 }
@@ -122,7 +139,8 @@ impl<'a, 'b> RunState<'a, 'b> {
                 session.device.write(&parameters_state(slot.segment), slot.offset, bytemuck::cast_slice(&values))?;
             }
         }
-        let writer = Writer::open(dir, (done > 0).then_some(done)).map_err(fail)?;
+        let keep = (done > 0).then_some(done);
+        let (writer, trace) = (Writer::open(dir, keep).map_err(fail)?, trace::Writer::open(dir, keep).map_err(fail)?);
         Ok(RunState {
             session,
             trained,
@@ -139,11 +157,14 @@ impl<'a, 'b> RunState<'a, 'b> {
             scale: settings.products.needs_loss_scale().then_some(scale),
             pending: VecDeque::new(),
             losses: vec![],
+            skipped: 0,
+            skipped_in_a_row: 0,
             evaluations: vec![],
             statistics,
             best,
             epoch: None,
             writer,
+            trace,
             clock: Instant::now(),
             identity,
         })
@@ -172,8 +193,8 @@ impl<'a, 'b> RunState<'a, 'b> {
     /// Hands one optimiser step to the device, as one submission.
     pub(super) fn submit_step(&mut self) -> Result<(), TrainError> {
         let step = self.submitted;
-        let micro: Vec<_> = self
-            .examples(step)
+        let examples = self.examples(step);
+        let micro: Vec<_> = examples
             .iter()
             .flat_map(|e| self.data.batches(self.session.feed, e, self.settings.batch_size))
             .map(|e| self.data.batch(self.session.feed, &e))
@@ -209,7 +230,8 @@ impl<'a, 'b> RunState<'a, 'b> {
         let inputs = scalars.iter().map(|(n, x)| (optim::scalar_input(n), Tensor::scalar(*x as f32))).collect();
         runs.push(Run { plan: self.optimizer_plan, inputs });
         self.session.device.submit(runs)?;
-        self.pending.push_back((step, lr, micro.iter().map(|b| b.tokens).sum()));
+        let tokens = micro.iter().map(|b| b.tokens).sum();
+        self.pending.push_back(Pending { step, lr, tokens, rows: examples.concat() });
         self.submitted += 1;
         Ok(())
     }
@@ -222,25 +244,64 @@ impl<'a, 'b> RunState<'a, 'b> {
         if !all.is_empty() {
             self.clock = Instant::now();
         }
+        let mut fault = None;
         for fetched in all {
-            let (step, lr, tokens) = self.pending.pop_front().expect("one submission a step");
+            let Pending { step, lr, tokens, rows } = self.pending.pop_front().expect("one submission a step");
             let (scaled, grad_norm) = self.take(fetched);
             let loss_scale = self.scale.map(|s| s.scale);
             let loss = scaled / loss_scale.unwrap_or(1.0);
-            let metrics = StepMetrics { step: step + 1, loss, grad_norm, lr, tokens, seconds, loss_scale };
+            // The device left everything as it was.
+            let skipped = !grad_norm.is_finite();
+            let rows = if skipped { rows.iter().map(|row| row + 1).collect() } else { vec![] };
+            let metrics =
+                StepMetrics { step: step + 1, loss, grad_norm, lr, tokens, seconds, loss_scale, skipped, rows };
             self.writer.step(&metrics).map_err(|error| TrainError::Write { path: self.dir.to_path_buf(), error })?;
             observer.step(&metrics);
             self.losses.push(loss);
             self.done = step + 1;
-            let counts = grad_norm.is_finite();
-            let goes_on = self.scale.as_mut().map_or(counts, |s| s.update(counts));
-            if !loss.is_finite() || !goes_on {
-                let (what, value) = if loss.is_finite() { ("gradient's norm", grad_norm) } else { ("loss", loss) };
-                let why = unfit(self.data, "a smaller --lr, longer --warmup-steps, or --clip-norm 1");
-                return Err(TrainError::NotFinite { what, step: step + 1, value, why });
+            // A scale that was too large is no fault of the batch's.
+            let overflow = skipped && loss.is_finite() && self.scale.is_some();
+            let goes_on = self.scale.as_mut().is_none_or(|s| s.update(!skipped));
+            if skipped && !overflow {
+                (self.skipped, self.skipped_in_a_row) = (self.skipped + 1, self.skipped_in_a_row + 1);
+            } else if !skipped {
+                self.skipped_in_a_row = 0;
+            }
+            let all = self.skipped_in_a_row == self.total;
+            if !goes_on || self.skipped_in_a_row >= MOST_SKIPPED || all || !skipped && !loss.is_finite() {
+                fault.get_or_insert(metrics);
             }
         }
-        Ok(())
+        let Some(fault) = fault else { return Ok(()) };
+        // Steps that are on the device already are done too.
+        if !self.pending.is_empty() {
+            self.drain(observer, true)?;
+        }
+        self.give_up(&fault)
+    }
+
+    /// Ends a run from whose steps nothing can be learnt: what it has learnt before is kept.
+    fn give_up(&mut self, last: &StepMetrics) -> Result<(), TrainError> {
+        let (what, value) =
+            if last.loss.is_finite() { ("gradient's norm", last.grad_norm) } else { ("loss", last.loss) };
+        let mut why = match self.skipped_in_a_row {
+            0 | 1 => String::new(),
+            n => format!(", the {n}th step in a row from which nothing can be learnt"),
+        };
+        if !last.rows.is_empty() {
+            let rows: Vec<String> = last.rows.iter().take(8).map(usize::to_string).collect();
+            let more = if last.rows.len() > rows.len() { ", ..." } else { "" };
+            why += &format!("; it comes from rows {}{more}", rows.join(", "));
+        }
+        why += &unfit(self.data, "a smaller --lr, longer --warmup-steps, or --clip-norm 1");
+        if self.done > self.skipped_in_a_row && last.skipped {
+            self.save()?;
+            why += &format!(
+                "\nhint: {} holds the last good state; --resume goes on from it",
+                self.dir.join("last").display()
+            );
+        }
+        Err(TrainError::NotFinite { what, step: last.step, value, why })
     }
 
     /// Loss and gradient norm of a step; its statistics go on record.
@@ -258,7 +319,7 @@ impl<'a, 'b> RunState<'a, 'b> {
                 _ => {}
             }
         }
-        if !statistics.is_empty() {
+        if !statistics.is_empty() && statistics.iter().all(|s| s.is_finite()) {
             self.statistics.push_back(statistics);
             while self.statistics.len() > STATISTICS_STEPS as usize {
                 self.statistics.pop_front();
@@ -318,6 +379,15 @@ impl<'a, 'b> RunState<'a, 'b> {
         Ok(Adapter { tensors, base, config, statistics })
     }
 
+    /// Writes down how far the adapters have come.
+    pub(super) fn trace(&mut self) -> Result<(), TrainError> {
+        let now = self.adapter()?;
+        let point = trace::point(self.done, &self.trained.parameters, &now.tensors, &self.trained.paths);
+        self.trace.write(&point).map_err(|error| TrainError::Write { path: self.dir.to_path_buf(), error })?;
+        self.clock = Instant::now();
+        Ok(())
+    }
+
     /// Writes `last/`.
     pub(super) fn save(&mut self) -> Result<(), TrainError> {
         let mut states = BTreeMap::new();
@@ -351,6 +421,7 @@ impl<'a, 'b> RunState<'a, 'b> {
         Ok(Outcome {
             steps: self.done,
             losses: self.losses,
+            skipped: self.skipped,
             evaluations: self.evaluations,
             adapter,
             interrupted,

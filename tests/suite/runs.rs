@@ -84,6 +84,58 @@ fn a_resumed_run_is_the_same_run() {
 }
 
 #[test]
+fn a_run_keeps_the_type_that_its_products_multiply_in() {
+    let dir = folder();
+    let d = dir.path();
+    let ran =
+        json(d, &["train", "t.onnx", "--data", "data.safetensors", "--device", "cpu", "--max-steps", "2", "-o", "run"]);
+    assert_eq!(ran["products"], "f32");
+    // As a processor with units for bf16 would have left it.
+    let path = d.join("run/last/progress.json");
+    let mut progress: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(progress["identity"]["precision"], "f32");
+    progress["identity"]["precision"] = "bf16".into();
+    std::fs::write(&path, progress.to_string()).unwrap();
+    let on = ["train", "--resume", "-o", "run", "--max-steps", "4", "--resume-with", "max-steps"];
+    refused(cli(d, &on), "the run multiplies in bf16, which cpu");
+    done(d, &[&on[..], &["--precision", "f32", "--resume-with", "precision"]].concat());
+}
+
+#[test]
+fn types_that_a_device_does_not_have_are_refused_or_said() {
+    let dir = folder();
+    let d = dir.path();
+    let said = train(d, &["--precision", "mixed", "--max-steps", "1", "-o", "mixed"]);
+    assert!(said.code == 0 && said.err.contains("no units for products of bf16"), "{}", said.err);
+    let run = ["train", "t.onnx", "--data", "data.safetensors", "--weights", "bf16", "--max-steps", "1"];
+    refused(cli(d, &[&run[..], &["--device", "gpu", "-o", "gpu"]].concat()), "GPUs keep frozen weights as f32 or f16");
+    done(d, &[&run[..], &["--device", "cpu", "-o", "cpu"]].concat());
+}
+
+/// With a rate of zero nothing changes but what the loss counts.
+#[test]
+fn smoothed_labels_are_for_training_alone() {
+    let dir = folder();
+    let d = dir.path();
+    let run = |smoothing: &str, out: &str| {
+        let how = ["train", "t.onnx", "--data", "data.safetensors", "--eval", "data.safetensors", "--device", "cpu"];
+        json(d, &[&how[..], &["--lr", "0", "--label-smoothing", smoothing, "-o", out]].concat())
+    };
+    let (plain, smooth) = (run("0", "plain"), run("0.2", "smooth"));
+    assert_eq!(plain["eval_loss"], smooth["eval_loss"]);
+    assert!(plain["loss"].as_f64().unwrap() != smooth["loss"].as_f64().unwrap());
+    refused(train(d, &["--label-smoothing", "1", "-o", "all"]), "must be below 1");
+    let numbers = ["--loss", "mse", "--label-smoothing", "0.1", "-o", "numbers"];
+    let data: Vec<f32> = (0..16 * 3).map(|i| (i % 5) as f32).collect();
+    let x = spread(16 * 4, 9);
+    write_tensors(
+        &d.join("data.safetensors"),
+        &[("x", Tensor::f32([16, 4], x)), ("labels", Tensor::f32([16, 3], data))],
+    );
+    refused(train(d, &numbers), "--label-smoothing is for cross-entropy");
+}
+
+#[test]
 fn a_run_of_an_earlier_version_goes_on() {
     let dir = folder();
     let d = dir.path();
