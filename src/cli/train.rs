@@ -8,6 +8,7 @@ use crate::optim::OPTIMIZERS;
 use crate::optim::precondition::PRECONDITIONS;
 use crate::pipeline::{self, Error, Rehearsal, TrainRequest, precision};
 use crate::settings::{RunConfig, TrainConfig, defaults};
+use crate::train::checkpoint;
 use crate::train::data::{Dataset, Source};
 use crate::train::record::{self, Record, Status};
 use crate::train::schedule::SCHEDULES;
@@ -282,8 +283,10 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         Ok(_) => record.end(Status::Done, None),
         Err(e) => record.end(Status::Failed, Some(e.to_string())),
     }
-    record::write(&dir, &record).map_err(Error::from)?;
-    let outcome = outcome?;
+    // A disk that is full has a place for neither; the first error is the one to show.
+    let recorded = record::write(&dir, &record).map_err(Error::from);
+    let outcome = outcome.inspect_err(|_| say_what_is_kept(&dir, printer))?;
+    recorded?;
     let (_, evaluations) = metrics::read(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
     train::write_report(&dir, &stem(&args.model))
         .with_context(|| format!("cannot write {}", dir.join("report.html").display()))?;
@@ -305,6 +308,14 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
     };
     printer.result(&result, || text(&result));
     Ok(if outcome.interrupted { Outcome::Interrupted } else { Outcome::Done })
+}
+
+/// Says where a run that failed can go on from.
+fn say_what_is_kept(dir: &Path, printer: &Printer) {
+    if let Ok(kept) = checkpoint::read(&dir.join("last")) {
+        let (step, dir) = (kept.progress.step, dir.display());
+        printer.note(format!("step {step} is saved; `reslora-compile train --resume -o {dir}` goes on from it"));
+    }
 }
 
 fn is_zero(n: &u64) -> bool {

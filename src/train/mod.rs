@@ -161,7 +161,7 @@ pub enum TrainError {
     Build(#[from] crate::ir::BuildError),
     #[error("{0}")]
     Compile(Box<dyn std::error::Error + Send + Sync>),
-    #[error("cannot write {}: {error}", path.display())]
+    #[error("cannot write {}: {error}{}", path.display(), room(error))]
     Write { path: PathBuf, error: std::io::Error },
     #[error("cannot resume from {}: {why}", path.display())]
     Resume { path: PathBuf, why: String },
@@ -190,6 +190,16 @@ pub enum TrainError {
     NotFinite { what: &'static str, step: u64, value: f64, why: String },
     #[error("{0}")]
     Settings(String),
+}
+
+/// A hint where there is no room to write.
+fn room(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded => "\nhint: free some space, or take a run directory (-o) on another disk",
+        PermissionDenied | ReadOnlyFilesystem => "\nhint: take a run directory (-o) that can be written",
+        _ => "",
+    }
 }
 
 /// The last steps whose statistics the adapter's file keeps.

@@ -296,10 +296,7 @@ impl<'a, 'b> RunState<'a, 'b> {
         why += &unfit(self.data, "a smaller --lr, longer --warmup-steps, or --clip-norm 1");
         if self.done > self.skipped_in_a_row && last.skipped {
             self.save()?;
-            why += &format!(
-                "\nhint: {} holds the last good state; --resume goes on from it",
-                self.dir.join("last").display()
-            );
+            why += "\nhint: the last good state is kept";
         }
         Err(TrainError::NotFinite { what, step: last.step, value, why })
     }

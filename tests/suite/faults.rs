@@ -80,7 +80,7 @@ fn several_such_steps_in_a_row_end_the_run_with_its_state_kept() {
     let d = dir.path();
     let ran = cli(d, &[TRAIN, &["-o", "run"]].concat());
     assert_eq!(ran.code, 1, "{}", ran.err);
-    for mention in ["the 5th step in a row", "rows 25, 26, 27, 28", "holds the last good state"] {
+    for mention in ["the 5th step in a row", "rows 25, 26, 27, 28", "the last good state is kept", "step 7 is saved"] {
         assert!(ran.err.contains(mention), "no '{mention}' in {}", ran.err);
     }
     // It goes on behind them, as a run that had never ended does.
@@ -90,7 +90,7 @@ fn several_such_steps_in_a_row_end_the_run_with_its_state_kept() {
     // A run of nothing else is none.
     let dir = folder(8, |_| true);
     let ran = cli(dir.path(), &[TRAIN, &["-o", "run"]].concat());
-    assert!(ran.code == 1 && !ran.err.contains("last good state"), "{}\n{}", ran.code, ran.err);
+    assert!(ran.code == 1 && !ran.err.contains("is saved"), "{}\n{}", ran.code, ran.err);
 }
 
 /// Arenas of no more than so many words.
@@ -147,4 +147,56 @@ fn batches_that_memory_does_not_hold_become_several() {
     }
     let error = run(16, "none").0.unwrap_err().to_string();
     assert!(error.contains("has no memory for"), "{error}");
+}
+
+#[test]
+fn a_disk_that_is_full_is_said_with_what_is_kept() {
+    if !cfg!(target_os = "linux") {
+        eprintln!("NOT RUN: /dev/full is Linux's");
+        return;
+    }
+    let dir = folder(16, |_| false);
+    let d = dir.path();
+    done(d, &[TRAIN, &["--max-steps", "2", "-o", "run"]].concat());
+    // What is appended to the metrics goes nowhere from here on.
+    let metrics = d.join("run/trace.jsonl");
+    std::fs::remove_file(&metrics).unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("/dev/full", &metrics).unwrap();
+    let ran = cli(d, &["train", "--resume", "-o", "run", "--max-steps", "4"]);
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    for mention in ["cannot write run", "free some space", "step 2 is saved"] {
+        assert!(ran.err.contains(mention), "no '{mention}' in {}", ran.err);
+    }
+    std::fs::remove_file(&metrics).unwrap();
+    done(d, &["train", "--resume", "-o", "run"]);
+    // A data file that has vanished.
+    std::fs::rename(d.join("data.safetensors"), d.join("moved.safetensors")).unwrap();
+    let ran = cli(d, &["train", "--resume", "-o", "run", "--max-steps", "6"]);
+    assert!(ran.code == 1 && ran.err.contains("data.safetensors"), "{}\n{}", ran.code, ran.err);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_told_to_end_saves_first() {
+    let dir = folder(64, |_| false);
+    let d = dir.path();
+    let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_reslora-compile"))
+        .current_dir(d)
+        .args([TRAIN, &["--max-steps", "2000000", "-o", "run"]].concat())
+        .stderr(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while std::fs::metadata(d.join("run/metrics.jsonl")).map_or(0, |m| m.len()) < 1000 {
+        assert!(run.try_wait().unwrap().is_none(), "it ended before it was told to");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    // SIGTERM, as service managers send it.
+    let told = std::process::Command::new("kill").arg(run.id().to_string()).status().unwrap();
+    assert!(told.success());
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    let record: Value = serde_json::from_slice(&std::fs::read(d.join("run/run.json")).unwrap()).unwrap();
+    assert_eq!(record["status"], "interrupted");
+    assert!(adapter::read(&d.join("run")).is_ok());
 }
