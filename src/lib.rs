@@ -97,7 +97,7 @@ pub use api::{
     write_adapter,
 };
 pub use cli::main;
-pub use inject::{Biases, Options as InjectOptions, Report as InjectReport, Selector};
+pub use inject::{Biases, Head, Options as InjectOptions, Pooling, Report as InjectReport, Selector};
 pub use merge::{LayerReport, Report as MergeReport};
 pub use pipeline::{DeviceInfo, Evaluation, Metric, Polished, Verification, list_devices};
 pub use settings::{DataConfig, TrainConfig};

@@ -61,7 +61,7 @@ pub(crate) use emission::{Constant, Emission, Emitted};
 
 pub(crate) use entry::{ElsewhereFolding, Places, Rewrite, Rewrites};
 pub(crate) use fit::{FitError, Made, OwnTargets, fit, own_targets};
-pub(crate) use init::INITS;
+pub(crate) use init::{INITS, normal};
 pub(crate) use names::layers;
 pub(crate) use residual::RESIDUALS;
 pub(crate) use values::Tensors;

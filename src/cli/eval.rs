@@ -1,6 +1,6 @@
 //! `eval`
 
-use super::common::{DataArgs, Outcome, Printer, TypeArgs, data_help, read_data};
+use super::common::{DataArgs, LossTerms, Outcome, Printer, TypeArgs, data_help, read_data};
 use crate::pipeline::{self, EvalRequest};
 use anyhow::Result;
 use serde::Serialize;
@@ -17,6 +17,8 @@ pub struct Args {
     adapter: Option<PathBuf>,
     #[command(flatten)]
     how: DataArgs,
+    #[command(flatten)]
+    terms: LossTerms,
     #[command(flatten)]
     types: TypeArgs,
 }
@@ -35,7 +37,7 @@ struct Result_ {
 }
 
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
-    let how = args.how.config();
+    let how = args.terms.complete(args.how.config());
     how.check()?;
     let model = pipeline::read(&args.model)?;
     pipeline::model_notes(&model).iter().for_each(|n| printer.note(n));

@@ -1,6 +1,6 @@
 //! `train`
 
-use super::common::{DataArgs, Outcome, Printer, TypeArgs, Usage, data_help, names, read_data, stem};
+use super::common::{DataArgs, LossTerms, Outcome, Printer, TypeArgs, Usage, data_help, names, read_data, stem};
 use super::progress::Progress;
 use super::resume;
 use crate::adapters::BASE_KEY;
@@ -34,6 +34,8 @@ pub struct Args {
     pub output: Option<PathBuf>,
     #[command(flatten)]
     pub how: DataArgs,
+    #[command(flatten)]
+    pub terms: LossTerms,
     /// Micro-batches to an optimiser step
     #[arg(long, default_value_t = defaults::ACCUMULATE, value_name = "N")]
     pub accumulate: usize,
@@ -135,7 +137,7 @@ impl Args {
     /// How to train.
     fn train_config(&self) -> TrainConfig {
         TrainConfig {
-            how: self.how.config(),
+            how: self.terms.complete(self.how.config()),
             accumulate: self.accumulate,
             epochs: self.epochs,
             max_steps: self.max_steps,

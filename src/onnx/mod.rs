@@ -10,6 +10,7 @@ mod model;
 mod module_path;
 mod node;
 mod norm;
+mod outputs;
 mod quantised;
 mod read;
 mod role;

@@ -74,6 +74,8 @@ pub(super) enum Item {
     },
     /// A graph input that is new: its place in the signature says the rest.
     Input(String),
+    /// A graph output that is new, or of another shape than in the file.
+    Output(String),
     /// Any other field, tag and all.
     Other(Range<usize>),
 }
@@ -384,17 +386,7 @@ impl Model {
 
     /// Adds a graph input of one axis, the batch, as `batch` names it.
     pub fn add_input(&mut self, name: &str, element: ElementType, batch: &Dim) {
-        use onnx_protobuf::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
-        let value = match batch {
-            Dim::Fixed(n) => Some(DimValue::DimValue(*n as i64)),
-            Dim::Named(name) => Some(DimValue::DimParam(name.clone())),
-            Dim::Unknown => None,
-        };
-        let shape = TensorShapeProto { dim: vec![Dimension { value, ..Default::default() }], ..Default::default() };
-        let tensor =
-            type_proto::Tensor { elem_type: element.number(), shape: Some(shape).into(), ..Default::default() };
-        let kind = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
-        let info = ValueInfoProto { name: name.into(), type_: Some(kind).into(), ..Default::default() };
+        let info = declared(name, element, std::slice::from_ref(batch));
         self.signature.input.push(info);
         self.items.push(Item::Input(name.into()));
     }
@@ -405,7 +397,7 @@ impl Model {
         let source = self.source.clone();
         self.items.retain(|item| match item {
             Item::Input(n) => n != name,
-            Item::Other(range) => !is_input(&source[range.clone()], name),
+            Item::Other(range) => !declares(&source[range.clone()], 11, name),
             _ => true,
         });
     }
@@ -472,10 +464,27 @@ impl Model {
     }
 }
 
-/// Whether a field of a GraphProto is the graph input of this name.
-fn is_input(field: &[u8], name: &str) -> bool {
+/// Whether a field of a GraphProto, by its number (11 of inputs, 12 of outputs, 13 of values), declares this name.
+pub(super) fn declares(field: &[u8], number: u32, name: &str) -> bool {
     let Some(f) = wire::fields(field, 0..field.len()).ok().and_then(|f| f.into_iter().next()) else { return false };
-    f.number == 11 && ValueInfoProto::parse_from_bytes(&field[f.payload]).is_ok_and(|i| i.name == name)
+    f.number == number && ValueInfoProto::parse_from_bytes(&field[f.payload]).is_ok_and(|i| i.name == name)
+}
+
+/// The declaration of an input or output.
+pub(super) fn declared(name: &str, element: ElementType, dims: &[Dim]) -> ValueInfoProto {
+    use onnx_protobuf::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
+    let dim = |d: &Dim| {
+        let value = match d {
+            Dim::Fixed(n) => Some(DimValue::DimValue(*n as i64)),
+            Dim::Named(name) => Some(DimValue::DimParam(name.clone())),
+            Dim::Unknown => None,
+        };
+        Dimension { value, ..Default::default() }
+    };
+    let shape = TensorShapeProto { dim: dims.iter().map(dim).collect(), ..Default::default() };
+    let tensor = type_proto::Tensor { elem_type: element.number(), shape: Some(shape).into(), ..Default::default() };
+    let kind = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
+    ValueInfoProto { name: name.into(), type_: Some(kind).into(), ..Default::default() }
 }
 
 /// SHA-256 in hexadecimal.

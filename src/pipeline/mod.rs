@@ -17,6 +17,7 @@ mod devices;
 pub mod digits;
 mod doctor;
 mod dumping;
+mod embedding;
 mod error;
 mod fitting;
 mod folding;
@@ -29,11 +30,14 @@ mod merging;
 mod metric;
 pub mod precision;
 mod recording;
+mod reshaping;
 mod running;
 mod showing;
 mod starting;
 mod surveying;
+mod terms;
 mod training;
+mod tuples;
 mod verifying;
 mod weighing;
 
@@ -51,19 +55,21 @@ pub use merge_request::{MergeRequest, Merged, Polished};
 pub use merging::{merge, read_adapter};
 pub use metric::{KEPT, Metric};
 pub use recording::MERGE_KEY;
+pub use reshaping::inject;
 pub use running::{Ran, run, save};
 pub use showing::{Class, Example, Lengths, Shown, show};
 pub use starting::{with_directions, with_originals};
 pub use surveying::within_positions;
-pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};
+pub use terms::{Teacher, Terms};
+pub use training::{Asked, EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};
 pub use verifying::{Verification, VerifyRequest, against_ours, verify};
 
 pub use crate::onnx::{FileDiff, diff};
 
 use crate::adapters;
-use crate::inject::{self, Options, Report};
+use crate::inject::Options;
 use crate::ir::{DType, FloatType};
-use crate::lower;
+use crate::lower::{self, loss};
 use crate::onnx::{self, Dim, Model};
 use crate::train::data::{self, Axis, InputSpec};
 use std::collections::HashMap;
@@ -98,15 +104,6 @@ pub fn setting_tokens(base: &Model, options: &Options, tokenizer: Option<&Path>)
     })?;
     let tokens = tokenizer.language(text, usize::MAX).map_err(Error::Model)?;
     Ok(tokens.ids.into_iter().filter_map(|id| usize::try_from(id).ok()).collect())
-}
-
-/// Injects adapters. The base is lowered at a sample shape first: that finds operators without a lowering before anything
-/// is written, and the shapes that chains depend on. A file that cannot be lowered at that shape, as one whose shapes were
-/// fixed when it was traced, is injected without.
-pub fn inject(base: &Arc<Model>, options: &Options) -> Result<(Model, Report), Error> {
-    let shapes = sample_values(base)?;
-    let lookup = |name: &str| shapes.get(name).cloned();
-    Ok(inject::inject(base, options, &lookup)?)
 }
 
 /// The shapes of a base's values at a sample shape; none where it cannot be lowered at that shape.
@@ -155,7 +152,8 @@ pub fn inferring(model: &Arc<Model>) -> Program {
         outputs,
         signals: vec![],
         fuse: true,
-        smoothing: 0.0,
+        form: loss::Form::default(),
+        reference: None,
         products: FloatType::F32,
         guard: false,
     }

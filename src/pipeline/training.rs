@@ -3,20 +3,21 @@
 use super::choosing::{self, Chosen};
 use super::compile::{self, LossChoice, ModelCompiler, Program};
 use super::surveying::survey;
-use super::{Error, input_specs, integers};
+use super::terms::Terms;
+use super::{Error, embedding, input_specs, integers, tuples};
 use crate::adapter::Adapter;
 use crate::adapters::{BASE_KEY, Config, Group};
 use crate::device::Device;
 use crate::ir::{DType, FloatType, Graph};
 use crate::lower::LowerError;
-use crate::lower::loss::{Labels, Loss};
+use crate::lower::loss::{Form, Labels, Loss};
 use crate::merge;
 use crate::onnx::Model;
 use crate::ops::RULES;
 use crate::plan::{Layout, parameters_state};
 use crate::settings::defaults;
 use crate::train::checkpoint::{self, Checkpoint};
-use crate::train::data::{DataError, Dataset, Feed, LabelForm};
+use crate::train::data::{DataError, Dataset, Feed, LabelForm, Task};
 use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, Totals, Trained};
 use ndarray::ArrayD;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -82,7 +83,8 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
         outputs,
         signals: vec![],
         fuse: true,
-        smoothing: 0.0,
+        form: Form::default(),
+        reference: None,
         products: FloatType::F32,
         guard: false,
     };
@@ -111,6 +113,8 @@ pub struct TrainRequest<'a> {
     pub loss_output: Option<&'a str>,
     /// The share of a label that is spread over all classes evenly.
     pub label_smoothing: f64,
+    /// Numbers of losses, and the teacher.
+    pub terms: Terms,
     pub fuse: bool,
     pub dir: &'a Path,
     pub resume: bool,
@@ -128,6 +132,7 @@ impl<'a> TrainRequest<'a> {
             loss: None,
             loss_output: None,
             label_smoothing: 0.0,
+            terms: Terms::default(),
             fuse: true,
             dir,
             resume: false,
@@ -153,15 +158,21 @@ pub(super) fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpo
     trainee.program.guard = true;
     let size = request.settings.batch_size;
     trainee.feed.max_length = request.max_length;
-    let notes = trainee.set_loss(request.data, size, request.loss, request.loss_output)?;
-    trainee.program.smoothing = request.label_smoothing;
-    let classes =
-        matches!(&trainee.program.loss, Some(LossChoice::Added { loss, .. }) if loss.labels == Labels::Classes);
+    let asked = Asked { loss: request.loss, output: request.loss_output, terms: &request.terms };
+    let notes = trainee.set_loss(request.data, size, asked)?;
+    trainee.program.form.smoothing = request.label_smoothing;
+    let classes = matches!(&trainee.program.loss, Some(LossChoice::Added { loss, .. }) if *loss == Loss::CROSS_ENTROPY);
     if request.label_smoothing > 0.0 && !classes {
         let why = "--label-smoothing is for cross-entropy of classes, which is not this model's loss";
         return Err(Error::Usage(format!("{why}\nhint: leave it out, or give --loss cross-entropy")));
     }
     if let Some(eval) = request.eval {
+        if eval.task().texts() != request.data.task().texts() {
+            let (have, want) = (eval.task().texts(), request.data.task().texts());
+            let (eval, data) = (eval.path.display(), request.data.path.display());
+            let why = format!("rows of {eval} hold {have} texts, and those of {data} {want}");
+            return Err(Error::Usage(format!("{why}\nhint: give both the same columns")));
+        }
         trainee.check(eval, size)?;
     }
     let resume = match request.resume {
@@ -225,6 +236,8 @@ pub struct EvalRequest<'a> {
     pub max_length: usize,
     pub loss: Option<Loss>,
     pub loss_output: Option<&'a str>,
+    /// Numbers of losses, and the teacher.
+    pub terms: Terms,
     /// The type to which products round their operands.
     pub products: FloatType,
     /// Rows that a mask leaves no key compute 0, as in training.
@@ -242,6 +255,7 @@ impl<'a> EvalRequest<'a> {
             max_length: defaults::MAX_LENGTH,
             loss: None,
             loss_output: None,
+            terms: Terms::default(),
             products: FloatType::F32,
             guard: false,
         }
@@ -268,7 +282,8 @@ pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evalua
     trainee.program.products = request.products;
     trainee.program.guard = request.guard;
     trainee.feed.max_length = request.max_length;
-    let mut notes = trainee.set_loss(request.data, request.batch_size, request.loss, request.loss_output)?;
+    let asked = Asked { loss: request.loss, output: request.loss_output, terms: &request.terms };
+    let mut notes = trainee.set_loss(request.data, request.batch_size, asked)?;
     notes.extend(survey(&mut trainee, &[request.data], device)?);
     let totals = trainee.session(device, |session| Ok(session.evaluate(request.data, request.batch_size)?))?;
     let e = train::evaluation(&totals, request.data, 0, 0.0);
@@ -285,44 +300,72 @@ pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evalua
     Ok(Evaluation { totals, loss: e.eval_loss, accuracy: e.eval_accuracy, perplexity: e.eval_perplexity, notes })
 }
 
+/// What is asked of a loss.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// `None`: what follows from the data.
+    pub loss: Option<Loss>,
+    /// A scalar output that is the loss.
+    pub output: Option<&'a str>,
+    pub terms: &'a Terms,
+}
+
 impl Trainee {
     /// Chooses the loss from what was asked and what the data holds, and checks the data against the model. Returns why.
-    pub fn set_loss(
-        &mut self,
-        data: &Dataset,
-        batch_size: usize,
-        asked: Option<Loss>,
-        output: Option<&str>,
-    ) -> Result<Vec<String>, Error> {
+    pub fn set_loss(&mut self, data: &Dataset, batch_size: usize, asked: Asked) -> Result<Vec<String>, Error> {
         data.check_tensors(&self.feed.inputs)?;
         data.check_values()?;
+        let mut notes = Vec::new();
+        if matches!(data.task(), Task::Embed { .. }) {
+            let found = embedding::found(&self.program.model, &self.shapes(data, batch_size)?)?;
+            if let Some((model, note)) = found {
+                self.program.model = model;
+                notes.push(note);
+            }
+        }
         let mut by_value = None;
-        let chosen = match self.choose(data, batch_size, asked, output) {
+        let chosen = match self.choose(data, batch_size, asked) {
             Err(e @ Error::Lower(LowerError::Node { .. })) => {
                 by_value = self.find_known(data, batch_size)?;
                 if by_value.is_none() {
                     return Err(e);
                 }
-                self.choose(data, batch_size, asked, output)?
+                self.choose(data, batch_size, asked)?
             }
             chosen => chosen?,
         };
         let Chosen { choice, form, why, shape, graph } = chosen;
         self.feed.holds_loss = matches!(choice, LossChoice::Held { .. });
         self.feed.labels = form;
+        self.program.form = asked.terms.form(data.task().texts());
+        if let LossChoice::Added { loss, logits, .. } = &choice
+            && loss.reads_reference()
+        {
+            let reference = asked.terms.reference(&self.program.model, logits)?;
+            let more = input_specs(&reference.model);
+            let known: Vec<String> = self.feed.inputs.iter().map(|i| i.name.clone()).collect();
+            self.feed.inputs.extend(more.into_iter().filter(|i| !known.contains(&i.name)));
+            self.program.reference = Some(reference);
+        }
         self.program.loss = Some(choice);
         self.check_against(data, batch_size, &shape, &graph)?;
-        Ok([why].into_iter().chain(by_value).collect())
+        if let Some(reference) = &self.program.reference {
+            let theirs = compile::shape_of(&reference.model, &self.shapes(data, batch_size)?, &reference.logits)?;
+            if theirs != shape {
+                let (file, name) = (reference.model.path().display(), &reference.logits);
+                let why = format!("--teacher {file}: output '{name}' is {theirs:?}, and the model's is {shape:?}");
+                return Err(Error::Usage(format!("{why}\nhint: both must have the same classes or vocabulary")));
+            }
+        }
+        Ok([why].into_iter().chain(notes).chain(by_value).collect())
     }
 
-    fn choose(
-        &self,
-        data: &Dataset,
-        batch_size: usize,
-        asked: Option<Loss>,
-        output: Option<&str>,
-    ) -> Result<Chosen, Error> {
-        choosing::choose(&self.program.model, &self.shapes(data, batch_size)?, asked, output, data)
+    fn choose(&self, data: &Dataset, batch_size: usize, asked: Asked) -> Result<Chosen, Error> {
+        let (model, shapes) = (&self.program.model, self.shapes(data, batch_size)?);
+        match tuples::choose(model, &shapes, asked.loss, data, batch_size)? {
+            Some(chosen) => Ok(chosen),
+            None => choosing::choose(model, &shapes, asked.loss, asked.output, data),
+        }
     }
 
     /// Finds the integer inputs that shapes depend on, for which programs are made by value. `None` where that does not help.
@@ -398,11 +441,16 @@ impl Trainee {
                 (DType::I32, shape.iter().enumerate().filter(|(d, _)| *d != axis).map(|(_, n)| *n).collect())
             }
             Labels::Numbers => (DType::F32, shape.to_vec()),
+            // Made with the batch.
+            Labels::Tuples | Labels::Scores | Labels::Preferences => (DType::F32, vec![]),
         };
-        if loss.labels == Labels::Classes {
+        if matches!(loss.labels, Labels::Classes | Labels::Preferences) {
             data.check_labels(shape.get(axis).copied().unwrap_or(0))?;
         }
         let batch = data.batch(&self.feed, &first(data, batch_size))?;
+        if data.task().texts() > 1 {
+            return Ok(());
+        }
         let labels = batch.labels.as_ref();
         let fits = labels.is_some_and(|l| l.dtype() == wanted.0 && l.shape() == &wanted.1[..]);
         if !fits {

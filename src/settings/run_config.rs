@@ -91,6 +91,16 @@ pub struct DataConfig {
     pub loss: String,
     /// A scalar output of the model that is its loss.
     pub loss_output: Option<String>,
+    /// What `contrastive` multiplies cosines by.
+    pub scale: f64,
+    /// The margin of `triplet`.
+    pub margin: f64,
+    /// How far `dpo` may go from the reference.
+    pub beta: f64,
+    /// What `distill` divides logits by.
+    pub temperature: f64,
+    /// The teacher of `distill`, or the reference of `dpo`: an ONNX file; `base`, or `None`, for the model without adapters.
+    pub teacher: Option<String>,
     /// The name of one of the tokenizer's chat templates, or a file with a template.
     pub chat_template: Option<String>,
     /// What the classes are called, in order.
@@ -156,6 +166,11 @@ impl Default for DataConfig {
             device: default::DEVICE.into(),
             loss: default::LOSS.into(),
             loss_output: None,
+            scale: default::SCALE,
+            margin: default::MARGIN,
+            beta: default::BETA,
+            temperature: default::TEMPERATURE,
+            teacher: None,
             chat_template: None,
             label_names: vec![],
             shift_labels: false,
@@ -300,6 +315,19 @@ impl TrainConfig {
 impl DataConfig {
     /// Refuses numbers that no batch can have.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        for (flag, x, usual) in [
+            ("--scale", self.scale, default::SCALE),
+            ("--margin", self.margin, default::MARGIN),
+            ("--beta", self.beta, default::BETA),
+            ("--temperature", self.temperature, default::TEMPERATURE),
+        ] {
+            if !(x.is_finite() && x > 0.0) {
+                return Err(ConfigError::Value(format!(
+                    "{flag} {x} must be a positive number\nhint: {}",
+                    is_default(usual)
+                )));
+            }
+        }
         match (self.batch_size, self.max_length) {
             (0, _) => {
                 let hint = is_default(default::BATCH_SIZE);

@@ -168,7 +168,7 @@ impl Session<'_> {
             let one = self.measure(data, examples, groups.len() == 1)?;
             if !one.loss.is_finite() && totals.not_finite.len() < NAMED {
                 let mut bad = Vec::new();
-                let alone = examples.len() > 1 && !self.holds_loss;
+                let alone = examples.len() > 1 && !self.holds_loss && data.task().texts() == 1;
                 for e in examples.iter().filter(|_| alone) {
                     if !self.measure(data, &[*e], true)?.loss.is_finite() {
                         bad.push(*e);

@@ -17,7 +17,7 @@ fn logits() -> Vec<f64> {
 fn graph(name: &str, smoothing: f64) -> Graph {
     let mut b = Builder::new(RULES);
     let x = b.parameter("x", [ROWS, CLASSES]);
-    let form = Form { class_axis: None, smoothing };
+    let form = Form { smoothing, ..Form::default() };
     let (sum, _) = loss::attach(&mut b, loss::find(name).expect("a loss"), x, &form, false).expect("it fits");
     b.output("loss", sum, Sink::Fetch);
     differentiate(b.graph, "loss").expect("differentiable")

@@ -23,6 +23,7 @@ mod template;
 mod tensors;
 mod text;
 mod tokenizer;
+mod tuples;
 
 pub use batch::{Batch, Feed, Order, Padding, buckets};
 pub use class_names::of_model as class_names;
@@ -68,8 +69,23 @@ pub enum Task {
     Classify,
     /// The next token at each position.
     LanguageModel,
+    /// Embeddings of several texts that are alike or not, with a score or without.
+    Embed { texts: usize, scored: bool },
+    /// Of two answers, the better one.
+    Prefer,
     /// Whatever the data file's `labels` are.
     Tensors,
+}
+
+impl Task {
+    /// Texts of an example.
+    pub fn texts(&self) -> usize {
+        match self {
+            Task::Embed { texts, .. } => *texts,
+            Task::Prefer => 2,
+            Task::Classify | Task::LanguageModel | Task::Tensors => 1,
+        }
+    }
 }
 
 /// Examples, along the first axis of every tensor or one after the other.
