@@ -6,6 +6,7 @@ use crate::onnx::Model;
 use crate::pipeline::{self, DeviceChoice, Error, Numbers};
 use crate::settings::{ConfigError, DataConfig, defaults};
 use crate::train::data::{self, Dataset};
+use crate::train::scores::Scores;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use serde::Serialize;
 use std::io::Write;
@@ -254,6 +255,12 @@ pub fn stem(model: &Path) -> String {
 /// A file beside `model` called `{stem}.{what}.onnx`.
 pub fn beside(model: &Path, what: &str) -> PathBuf {
     model.with_file_name(format!("{}.{what}.onnx", stem(model)))
+}
+
+/// Metrics in a line, each after a comma.
+pub fn scores(scores: &Scores) -> String {
+    let all = scores.values.iter().filter(|(name, _)| !["accuracy", "perplexity"].contains(&name.as_str()));
+    all.map(|(name, x)| format!(", {name} {x:.4}")).collect()
 }
 
 /// A number with groups of three digits.

@@ -13,6 +13,7 @@ mod inject;
 mod inspect;
 mod merge;
 mod output;
+mod predictions;
 mod progress;
 mod quickstart;
 mod resume;

@@ -1,5 +1,6 @@
 //! A run's progress on standard error: a bar on a terminal, a line now and then elsewhere.
 
+use super::common::scores;
 use crate::train::Observer;
 use crate::train::metrics::{EvalMetrics, StepMetrics};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -78,7 +79,8 @@ impl Observer for Progress {
         let accuracy = m.eval_accuracy.map(|a| format!(", accuracy {a:.4}"));
         let other = accuracy.or(m.eval_perplexity.map(|p| format!(", perplexity {p:.3}"))).unwrap_or_default();
         let mark = if best { " (best)" } else { "" };
-        let line = format!("step {}: eval loss {:.4}{other}{mark}", m.step, m.eval_loss);
+        let of = if m.step == 0 { " (the base)" } else { "" };
+        let line = format!("step {}{of}: eval loss {:.4}{other}{}{mark}", m.step, m.eval_loss, scores(&m.scores));
         if self.bar.is_hidden() {
             eprintln!("{line}");
         } else {

@@ -1,6 +1,8 @@
 //! `train`
 
-use super::common::{DataArgs, LossTerms, Outcome, Printer, TypeArgs, Usage, data_help, names, read_data, stem};
+use super::common::{
+    DataArgs, LossTerms, Outcome, Printer, TypeArgs, Usage, data_help, names, read_data, scores, stem,
+};
 use super::progress::Progress;
 use super::resume;
 use crate::adapters::BASE_KEY;
@@ -11,6 +13,7 @@ use crate::settings::{RunConfig, TrainConfig, defaults};
 use crate::train::data::{Dataset, Source};
 use crate::train::record::{self, Record, Status};
 use crate::train::schedule::SCHEDULES;
+use crate::train::scores::Scores;
 use crate::train::{self, Settings, metrics};
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -84,6 +87,13 @@ pub struct Args {
     /// Steps between checkpoints [default: at the end alone]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub save_every: Option<u64>,
+    /// What evaluations measure besides the loss: accuracy, f1, confusion-matrix, matthews, spearman, perplexity, exact-match, recall@K;
+    /// the best adapter is kept by the first number among them
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub metric: Vec<String>,
+    /// End after this many evaluations without gain of the metric, or of the loss
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub early_stopping: Option<u64>,
     /// Go on with the run in the run directory, with its model, data and settings
     #[arg(long)]
     pub resume: bool,
@@ -116,6 +126,13 @@ struct Result_ {
     eval_accuracy: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     eval_perplexity: Option<f64>,
+    /// The metrics of the adapter that was kept.
+    #[serde(flatten)]
+    scores: Scores,
+    /// The loss of the base on the same data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base_eval_loss: Option<f64>,
+    stopped_early: bool,
     seconds: f64,
     interrupted: bool,
 }
@@ -155,6 +172,8 @@ impl Args {
             seed: self.seed,
             eval_every: self.eval_every,
             save_every: self.save_every,
+            metric: self.metric.clone(),
+            early_stopping: self.early_stopping,
             precision: self.types.precision.clone(),
             weights: self.types.weights.clone(),
             no_fuse: self.no_fuse,
@@ -284,6 +303,9 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         eval_loss: kept.map(|e| e.eval_loss),
         eval_accuracy: kept.and_then(|e| e.eval_accuracy),
         eval_perplexity: kept.and_then(|e| e.eval_perplexity),
+        scores: kept.map(|e| e.scores.clone()).unwrap_or_default(),
+        base_eval_loss: evaluations.iter().find(|e| e.step == 0).map(|e| e.eval_loss),
+        stopped_early: outcome.stopped_early,
         seconds: start.elapsed().as_secs_f64(),
         interrupted: outcome.interrupted,
     };
@@ -315,7 +337,14 @@ fn text(r: &Result_) -> String {
     if let Some(loss) = r.eval_loss {
         let accuracy = r.eval_accuracy.map(|a| format!(", accuracy {a:.4}"));
         let other = accuracy.or(r.eval_perplexity.map(|p| format!(", perplexity {p:.3}"))).unwrap_or_default();
-        out += &format!("\nkept the adapter from step {}: eval loss {loss:.4}{other}", r.adapter_step);
+        let more = scores(&r.scores);
+        out += &format!("\nkept the adapter from step {}: eval loss {loss:.4}{other}{more}", r.adapter_step);
+        if let Some(base) = r.base_eval_loss {
+            out += &format!("; the base's was {base:.4}");
+        }
+    }
+    if r.stopped_early {
+        out += "\nended early: the last evaluations gained nothing (--early-stopping)";
     }
     if r.interrupted {
         out += &format!("\ninterrupted; continue with: train --resume -o {}", r.run.display());

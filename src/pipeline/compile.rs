@@ -74,6 +74,8 @@ pub struct Program {
     pub fuse: bool,
     /// How the loss is taken; smoothing is left out of evaluations.
     pub form: loss::Form,
+    /// Whether evaluations give what the model answers besides.
+    pub predicts: bool,
     /// The model whose logits the loss compares with: a teacher, or a reference.
     pub reference: Option<Reference>,
     /// The type to which products round their operands.
@@ -174,6 +176,13 @@ impl Program {
                 }
                 let (value, correct) = loss::attach(&mut b, *loss, values[logits], &form, *probabilities)?;
                 b.output(outputs::LOSS, value, Sink::Fetch);
+                if self.predicts && purpose == Purpose::Evaluate {
+                    let predicted = loss::predict(&mut b, *loss, values[logits], &form, *probabilities)?;
+                    b.output(outputs::PREDICTION, predicted.answer, Sink::Fetch);
+                    if let Some(probabilities) = predicted.probabilities {
+                        b.output(outputs::PROBABILITIES, probabilities, Sink::Fetch);
+                    }
+                }
                 if let (Purpose::Evaluate, Some(correct)) = (purpose, correct) {
                     b.output(outputs::CORRECT, correct, Sink::Fetch);
                 }

@@ -18,6 +18,7 @@ use crate::settings::{ConfigError, DataConfig, TrainConfig, defaults};
 use crate::train::Settings;
 use crate::train::data::{self, Dataset, Order};
 use crate::train::schedule::{self, SCHEDULES, Schedule};
+use crate::train::scores::Asked;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -44,11 +45,18 @@ pub fn settings(config: &TrainConfig) -> Result<Settings, Error> {
         order: Order { shuffle: !config.no_shuffle, seed: config.seed },
         eval_every: config.eval_every,
         save_every: config.save_every,
+        metrics: metrics(&config.metric)?,
+        early_stopping: config.early_stopping,
         lora_plus: config.lora_plus,
         precondition: precondition::find(&config.precondition)
             .ok_or_else(|| unknown("--precondition", &config.precondition, PRECONDITIONS.iter().map(|p| p.name)))?,
         products: FloatType::F32,
     })
+}
+
+/// Metrics by their names.
+pub fn metrics(names: &[String]) -> Result<Vec<Asked>, Error> {
+    names.iter().map(|n| Asked::parse(n).map_err(|why| ConfigError::Value(why).into())).collect()
 }
 
 /// The loss of a name; `None` for the one that follows from the labels.
@@ -144,6 +152,7 @@ pub fn polishing(steps: u64, run: Option<&TrainConfig>, how: &DataConfig) -> Res
     settings.schedule = Schedule::LINEAR;
     (settings.warmup_steps, settings.max_steps) = (0, Some(steps));
     (settings.eval_every, settings.save_every) = (None, None);
+    (settings.metrics, settings.early_stopping) = (vec![], None);
     Ok(settings)
 }
 

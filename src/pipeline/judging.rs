@@ -55,6 +55,8 @@ pub(super) fn metric(
             terms: terms.clone(),
             products: FloatType::F32,
             guard: true,
+            metrics: &[],
+            answers: false,
         };
         training::evaluate(&request, device)
     };

@@ -45,7 +45,9 @@ pub use benching::{Bench, BenchRequest, KernelTime, Profile, Span, bench};
 pub use calibrating::{Calibration, calibrate};
 pub use comparing::{compare_outputs, infer, synthetic};
 pub use compile::{LossChoice, ModelCompiler, Program, index_bounds, sample_shapes};
-pub use configured::{calibration, data_options, device, named_loss, named_strategy, polishing, read_data, settings};
+pub use configured::{
+    calibration, data_options, device, metrics, named_loss, named_strategy, polishing, read_data, settings,
+};
 pub use devices::{DeviceChoice, DeviceInfo, Numbers, list_devices, open_device};
 pub use doctor::{KERNEL_TOLERANCE, KernelCheck, TRAINING_TOLERANCE, TrainingCheck, self_check, training_check};
 pub use dumping::dump_ir;
@@ -153,6 +155,7 @@ pub fn inferring(model: &Arc<Model>) -> Program {
         signals: vec![],
         fuse: true,
         form: loss::Form::default(),
+        predicts: false,
         reference: None,
         products: FloatType::F32,
         guard: false,

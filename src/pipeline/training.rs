@@ -18,6 +18,7 @@ use crate::plan::{Layout, parameters_state};
 use crate::settings::defaults;
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::data::{DataError, Dataset, Feed, LabelForm, Task};
+use crate::train::scores::{self, Answer, Kind, METRICS, Scores};
 use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, Totals, Trained};
 use ndarray::ArrayD;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -35,6 +36,8 @@ pub struct Trainee {
     /// Tensors of the adapter that are not trained.
     pub frozen: BTreeMap<String, ArrayD<f32>>,
     pub base: Option<String>,
+    /// What the model's answers are, once the loss is chosen; `None` for a loss of the model's own.
+    pub kind: Option<Kind>,
 }
 
 /// Loads a model for training or evaluation. `adapter` replaces the values that the file has; a model without adapters has
@@ -84,13 +87,14 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
         signals: vec![],
         fuse: true,
         form: Form::default(),
+        predicts: false,
         reference: None,
         products: FloatType::F32,
         guard: false,
     };
     let base = program.model.metadata(BASE_KEY).map(String::from);
     let feed = Feed::new(input_specs(&program.model), usize::MAX);
-    Ok(Trainee { program, feed, parameters, frozen, base })
+    Ok(Trainee { program, feed, parameters, frozen, base, kind: None })
 }
 
 /// A tensor of an adapter as the file has it.
@@ -166,6 +170,7 @@ pub(super) fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpo
         let why = "--label-smoothing is for cross-entropy of classes, which is not this model's loss";
         return Err(Error::Usage(format!("{why}\nhint: leave it out, or give --loss cross-entropy")));
     }
+    trainee.measure(&request.settings.metrics)?;
     if let Some(eval) = request.eval {
         if eval.task().texts() != request.data.task().texts() {
             let (have, want) = (eval.task().texts(), request.data.task().texts());
@@ -242,6 +247,10 @@ pub struct EvalRequest<'a> {
     pub products: FloatType,
     /// Rows that a mask leaves no key compute 0, as in training.
     pub guard: bool,
+    /// What to measure besides the loss.
+    pub metrics: &'a [scores::Asked],
+    /// Whether to return what the model answers for each row.
+    pub answers: bool,
 }
 
 impl<'a> EvalRequest<'a> {
@@ -258,6 +267,8 @@ impl<'a> EvalRequest<'a> {
             terms: Terms::default(),
             products: FloatType::F32,
             guard: false,
+            metrics: &[],
+            answers: false,
         }
     }
 }
@@ -272,6 +283,10 @@ pub struct Evaluation {
     pub accuracy: Option<f64>,
     /// `e^loss`, of language models.
     pub perplexity: Option<f64>,
+    /// The metrics that were asked for.
+    pub scores: Scores,
+    /// What the model answers for each row, and what that is, where it was asked for.
+    pub(crate) answers: Option<(Kind, Vec<Answer>)>,
     /// What a user should know about how it was measured.
     pub notes: Vec<String>,
 }
@@ -284,9 +299,15 @@ pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evalua
     trainee.feed.max_length = request.max_length;
     let asked = Asked { loss: request.loss, output: request.loss_output, terms: &request.terms };
     let mut notes = trainee.set_loss(request.data, request.batch_size, asked)?;
+    trainee.measure(request.metrics)?;
+    if request.answers && trainee.kind.is_none() {
+        let why = "--predictions has no answers to write: the loss is the model's own";
+        return Err(Error::Usage(format!("{why}\nhint: `run` writes every output")));
+    }
+    trainee.program.predicts |= request.answers;
     notes.extend(survey(&mut trainee, &[request.data], device)?);
-    let totals = trainee.session(device, |session| Ok(session.evaluate(request.data, request.batch_size)?))?;
-    let e = train::evaluation(&totals, request.data, 0, 0.0);
+    let mut totals = trainee.session(device, |session| Ok(session.evaluate(request.data, request.batch_size)?))?;
+    let e = train::evaluation(&totals, request.data, 0, 0.0, trainee.kind, request.metrics);
     if !e.eval_loss.is_finite() {
         let rows: Vec<String> = totals.not_finite.iter().map(|r| (r + 1).to_string()).collect();
         let (path, rows) = (request.data.path.clone(), rows.join(", "));
@@ -297,7 +318,10 @@ pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evalua
         );
         return Err(DataError::Fit { path, why }.into());
     }
-    Ok(Evaluation { totals, loss: e.eval_loss, accuracy: e.eval_accuracy, perplexity: e.eval_perplexity, notes })
+    let answers = std::mem::take(&mut totals.answers);
+    let answers = trainee.kind.filter(|_| request.answers).map(|kind| (kind, answers));
+    let (loss, accuracy, perplexity) = (e.eval_loss, e.eval_accuracy, e.eval_perplexity);
+    Ok(Evaluation { totals, loss, accuracy, perplexity, scores: e.scores, answers, notes })
 }
 
 /// What is asked of a loss.
@@ -347,6 +371,7 @@ impl Trainee {
             self.feed.inputs.extend(more.into_iter().filter(|i| !known.contains(&i.name)));
             self.program.reference = Some(reference);
         }
+        self.kind = kind(&choice, &shape, data);
         self.program.loss = Some(choice);
         self.check_against(data, batch_size, &shape, &graph)?;
         if let Some(reference) = &self.program.reference {
@@ -462,6 +487,27 @@ impl Trainee {
         Ok(())
     }
 
+    /// Makes evaluations give what metrics read. A metric that does not go with the answers is an error.
+    pub fn measure(&mut self, metrics: &[scores::Asked]) -> Result<(), Error> {
+        for asked in metrics {
+            let name = asked.name();
+            match self.kind {
+                None => {
+                    let why = format!("--metric {name} has no answers to read: the loss is the model's own");
+                    return Err(Error::Usage(format!("{why}\nhint: leave it out, or train on the logits")));
+                }
+                Some(kind) if !(asked.metric.takes)(kind) => {
+                    let fits = METRICS.iter().filter(|m| (m.takes)(kind)).map(|m| m.name);
+                    let fits: Vec<&str> = fits.collect();
+                    let why = format!("--metric {name} is for {}, which this model's answers are not", asked.metric.of);
+                    return Err(Error::Usage(format!("{why}\nhint: {} go with them", fits.join(", "))));
+                }
+                Some(_) => self.program.predicts = true,
+            }
+        }
+        Ok(())
+    }
+
     /// Runs `f` with a session on `device` that holds the parameters.
     pub fn session<T>(
         &self,
@@ -488,10 +534,28 @@ impl Trainee {
             feed: &self.feed,
             layout: &layout,
             holds_loss,
+            kind: self.kind,
             plans: HashMap::new(),
         };
         f(&mut session)
     }
+}
+
+/// What a model's answers are, by its loss and the shape of what that is taken on.
+fn kind(choice: &LossChoice, shape: &[usize], data: &Dataset) -> Option<Kind> {
+    let LossChoice::Added { loss, class_axis, .. } = choice else { return None };
+    let width = shape.iter().skip(1).product();
+    Some(match loss.labels {
+        Labels::Classes => {
+            let count = class_axis.map_or(shape.last(), |axis| shape.get(axis)).copied().unwrap_or(1);
+            Kind::Classes { count, positions: shape.len() > 2, next_token: data.next_token() }
+        }
+        Labels::Numbers if *loss == Loss::BINARY_CROSS_ENTROPY => Kind::Binary { width },
+        Labels::Numbers => Kind::Numbers { width },
+        Labels::Scores => Kind::Scores,
+        Labels::Tuples => Kind::Ranks,
+        Labels::Preferences => Kind::Preferences,
+    })
 }
 
 /// The examples of a data set's first batch.

@@ -67,6 +67,10 @@ pub struct TrainConfig {
     pub eval_every: Option<u64>,
     /// Steps between checkpoints; `None` saves at the end alone.
     pub save_every: Option<u64>,
+    /// What evaluations measure besides the loss; the best adapter is the one by the first number among them.
+    pub metric: Vec<String>,
+    /// Ends training after so many evaluations without gain.
+    pub early_stopping: Option<u64>,
     /// `auto`, `f32` or `mixed`.
     pub precision: String,
     /// `f32`, `f16` or `bf16`.
@@ -150,6 +154,8 @@ impl Default for TrainConfig {
             seed: default::SEED,
             eval_every: None,
             save_every: None,
+            metric: vec![],
+            early_stopping: None,
             precision: default::PRECISION.into(),
             weights: default::WEIGHTS.into(),
             no_fuse: false,
@@ -265,6 +271,14 @@ impl TrainConfig {
             let hint = "give --eval FILE or --eval-split, or leave --eval-every out";
             return Err(ConfigError::Value(format!("--eval-every has nothing to evaluate on\nhint: {hint}")));
         }
+        for (flag, given) in
+            [("--metric", !self.metric.is_empty()), ("--early-stopping", self.early_stopping.is_some())]
+        {
+            if given && !evaluates {
+                let hint = format!("give --eval FILE or --eval-split, or leave {flag} out");
+                return Err(ConfigError::Value(format!("{flag} has nothing to evaluate on\nhint: {hint}")));
+            }
+        }
         Ok(())
     }
 
@@ -303,6 +317,7 @@ impl TrainConfig {
             ("--max-steps", self.max_steps, "leave it out to train for --epochs".into()),
             ("--eval-every", self.eval_every, "leave it out to evaluate after each epoch".into()),
             ("--save-every", self.save_every, "leave it out to save at the end alone".into()),
+            ("--early-stopping", self.early_stopping, "leave it out to train to the end".into()),
         ] {
             if n == Some(0) {
                 return Err(ConfigError::Value(format!("{flag} must be at least 1\nhint: {hint}")));

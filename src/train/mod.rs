@@ -8,6 +8,7 @@ mod report;
 mod run;
 mod scale;
 pub mod schedule;
+pub mod scores;
 mod session;
 
 pub use data::Shapes;
@@ -51,6 +52,10 @@ pub struct Settings {
     /// Steps between evaluations; `None` evaluates at the end of each epoch.
     pub eval_every: Option<u64>,
     pub save_every: Option<u64>,
+    /// What evaluations measure besides the loss. The best adapter is the one by the first number among them, else by the loss.
+    pub metrics: Vec<scores::Asked>,
+    /// Ends training after so many evaluations without gain.
+    pub early_stopping: Option<u64>,
     /// The learning rate of output factors over that of the others (LoRA+, arXiv 2402.12354); 1 for one rate.
     pub lora_plus: f64,
     /// What becomes of the gradients of pairs of low-rank factors.
@@ -77,6 +82,8 @@ impl Default for Settings {
             order: Order { shuffle: true, seed: defaults::SEED },
             eval_every: None,
             save_every: None,
+            metrics: vec![],
+            early_stopping: None,
             lora_plus: defaults::LORA_PLUS,
             precondition: &precondition::NONE,
             products: FloatType::F32,
@@ -126,12 +133,14 @@ pub struct Outcome {
     pub steps: u64,
     /// The loss of each step of this call.
     pub losses: Vec<f64>,
-    /// The evaluations of this call.
+    /// The evaluations of this call; of a fresh run, the first is that of the base, at step 0.
     pub evaluations: Vec<EvalMetrics>,
     /// What was written to `adapter.safetensors`.
     pub adapter: Adapter,
     /// Whether [`Observer::stop`] ended it.
     pub interrupted: bool,
+    /// Whether it ended because evaluations gained nothing any more ([`Settings::early_stopping`]).
+    pub stopped_early: bool,
     /// The step whose parameters the adapter holds.
     pub adapter_step: u64,
     /// The plan of the optimiser's step.
@@ -209,13 +218,16 @@ pub fn train(
     let mut run = RunState::new(session, rules, trained, data, settings, dir, resume)?;
     run.prepare(eval)?;
     observer.started(run.total, run.done);
-    let mut stopped = false;
-    while run.submitted < run.total && !stopped {
+    if let Some(eval) = eval.filter(|_| run.done == 0) {
+        run.evaluate(eval, observer)?;
+    }
+    let (mut stopped, mut early) = (false, false);
+    while run.submitted < run.total && !stopped && !early {
         run.submit_step()?;
         run.drain(observer, false)?;
         stopped = observer.stop();
         let step = run.submitted;
-        let last = step == run.total || stopped;
+        let mut last = step == run.total || stopped;
         let evaluates = match settings.eval_every {
             Some(n) => step.is_multiple_of(n.max(1)),
             None => step.is_multiple_of(run.steps_per_epoch as u64),
@@ -226,16 +238,25 @@ pub fn train(
         }
         if let Some(eval) = eval.filter(|_| evaluates || last && !stopped) {
             run.evaluate(eval, observer)?;
+            early = step < run.total && settings.early_stopping.is_some_and(|n| run.idle >= n);
+            last |= early;
         }
         if saves || last {
             run.save()?;
         }
     }
-    run.finish(eval.is_some(), stopped)
+    run.finish(eval.is_some(), stopped, early)
 }
 
 /// Metrics of an evaluation from its sums.
-pub fn evaluation(totals: &Totals, data: &Dataset, step: u64, seconds: f64) -> EvalMetrics {
+pub fn evaluation(
+    totals: &Totals,
+    data: &Dataset,
+    step: u64,
+    seconds: f64,
+    kind: Option<scores::Kind>,
+    asked: &[scores::Asked],
+) -> EvalMetrics {
     let n = totals.counted.max(1) as f64;
     let loss = totals.mean();
     let language = data.next_token();
@@ -244,6 +265,7 @@ pub fn evaluation(totals: &Totals, data: &Dataset, step: u64, seconds: f64) -> E
         eval_loss: loss,
         eval_accuracy: totals.correct.filter(|_| !language).map(|c| c / n),
         eval_perplexity: language.then(|| loss.exp()),
+        scores: kind.map(|kind| scores::scores(kind, &totals.answers, loss, asked)).unwrap_or_default(),
         seconds,
     }
 }

@@ -2,6 +2,7 @@
 
 use super::TrainError;
 use super::data::{Batch, Dataset, Feed, Shapes};
+use super::scores::{self, Answer, Kind};
 use crate::device::{Device, Fetched, PlanId, Run};
 use crate::ir::{Graph, Tensor, inputs, outputs};
 use crate::plan::{Layout, Plan};
@@ -52,6 +53,8 @@ pub struct Session<'a> {
     pub layout: &'a Layout,
     /// The loss is a scalar output of the model's own.
     pub holds_loss: bool,
+    /// What the model's answers are; `None` for a loss of its own.
+    pub kind: Option<Kind>,
     pub plans: HashMap<(Shapes, Purpose), PlanId>,
 }
 
@@ -67,6 +70,8 @@ pub struct Totals {
     pub sums: bool,
     /// Examples (from 0) whose loss is not a finite number, a few of them; or all of a batch where no single one is to blame.
     pub not_finite: Vec<usize>,
+    /// What the model answers, where the program gives it.
+    pub answers: Vec<Answer>,
 }
 
 /// The most examples that [`Totals::not_finite`] lists.
@@ -180,6 +185,7 @@ impl Session<'_> {
             totals.counted += one.counted;
             totals.weight += one.weight;
             totals.sums |= one.sums;
+            totals.answers.extend(one.answers);
             if let Some(correct) = one.correct {
                 *totals.correct.get_or_insert(0.0) += correct;
             }
@@ -207,8 +213,14 @@ impl Session<'_> {
         let plan = self.plan(&batch, Purpose::Evaluate)?;
         let run = self.run(plan, &batch, weight, 1.0, 0);
         self.device.submit(vec![run])?;
+        let (mut predicted, mut probabilities) = (None, None);
         for fetched in self.collect(true)? {
             for (name, t) in fetched.runs.into_iter().flatten() {
+                match name.as_str() {
+                    outputs::PREDICTION => predicted = Some(t.clone()),
+                    outputs::PROBABILITIES => probabilities = Some(t.clone()),
+                    _ => {}
+                }
                 let value = t.as_f32().and_then(|x| x.first()).map_or(0.0, |&x| x as f64);
                 match name.as_str() {
                     outputs::LOSS => totals.loss += value,
@@ -216,6 +228,9 @@ impl Session<'_> {
                     _ => {}
                 }
             }
+        }
+        if let Some(predicted) = predicted {
+            totals.answers = scores::answers(examples, &batch, &predicted, probabilities.as_ref());
         }
         Ok(totals)
     }

@@ -196,6 +196,31 @@ fn losses_and_gradients_are_those_of_sentence_transformers() {
 }
 
 #[test]
+fn embeddings_have_ranks_and_correlations() {
+    let dir = folder();
+    let d = dir.path();
+    done(d, &["inject", "model.onnx", "--pool", "mean", "--rank", "2"]);
+    let eval = |file: &str, metric: &str| {
+        let args = ["eval", "model.reslora.onnx", "--data", file, "--device", "cpu", "--metric", metric];
+        let ran = json(d, &[&args[..], &["--predictions", "out.jsonl"]].concat());
+        let text = std::fs::read_to_string(d.join("out.jsonl")).unwrap();
+        (ran, text.lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<Value>>())
+    };
+    let (ran, rows) = eval("pairs.jsonl", "recall@1,recall@3,accuracy");
+    let among = |k: u64| rows.iter().filter(|r| r["rank"].as_u64().unwrap() <= k).count() as f64 / 5.0;
+    for (name, want) in [("recall@1", among(1)), ("recall@3", among(3)), ("accuracy", among(1))] {
+        close(name, ran["eval_metrics"][name].as_f64().unwrap(), want, 1e-9);
+    }
+    close("hits", ran["accuracy"].as_f64().unwrap(), among(1), 1e-9);
+    let (ran, rows) = eval("scored.jsonl", "spearman");
+    let squares = rows.iter().map(|r| (r["value"].as_f64().unwrap() - r["label"].as_f64().unwrap()).powi(2));
+    close("loss", ran["loss"].as_f64().unwrap(), squares.sum::<f64>() / 5.0, 1e-5);
+    assert!(ran["eval_metrics"]["spearman"].as_f64().unwrap().abs() <= 1.0, "{ran}");
+    let (_, rows) = eval("negatives.jsonl", "recall@1");
+    assert!(rows.iter().all(|r| (1..=10).contains(&r["rank"].as_u64().unwrap())));
+}
+
+#[test]
 fn an_embedding_trains_merges_and_evaluates() {
     let dir = folder();
     let d = dir.path();

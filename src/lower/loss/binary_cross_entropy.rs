@@ -1,6 +1,6 @@
 //! The cross-entropy of a sigmoid of each output, with labels from 0 to 1.
 
-use super::{Form, LEAST, Labels, Loss, log, uncounted};
+use super::{Form, LEAST, Labels, Loss, Predicted, log, uncounted};
 use crate::ir::inputs::LABELS;
 use crate::ir::{BuildError, Builder, DType, Tensor, Type, Value};
 
@@ -11,6 +11,7 @@ pub const LOSS: Loss = Loss {
     activations: &["Sigmoid"],
     of_probabilities: Some(log_odds),
     attach,
+    predict: sigmoids,
 };
 
 fn attach(b: &mut Builder, logits: Value, _: &Form) -> Result<(Value, Option<Value>), BuildError> {
@@ -42,6 +43,10 @@ fn attach(b: &mut Builder, logits: Value, _: &Form) -> Result<(Value, Option<Val
     let hit = b.mul(hit, counts)?;
     let correct = b.reduce_sum(hit, &[0], false)?;
     Ok((sum, Some(correct)))
+}
+
+fn sigmoids(b: &mut Builder, x: Value, _: &Form) -> Result<Predicted, BuildError> {
+    Ok(Predicted { answer: b.unary("sigmoid", x)?, probabilities: None })
 }
 
 /// `log(p / (1 - p))`

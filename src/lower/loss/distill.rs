@@ -1,7 +1,8 @@
 //! Distillation: `T² KL(softmax(t / T) ‖ softmax(x / T))` with the teacher's logits t, over all rows or positions whose label counts
 //! (Hinton et al., arXiv 1503.02531).
 
-use super::{Form, Labels, Loss};
+use super::cross_entropy::{best, classes};
+use super::{Form, Labels, Loss, log_softmax};
 use crate::ir::inputs::LABELS;
 use crate::ir::{BuildError, Builder, DType, Tensor, Type, Value};
 
@@ -12,17 +13,18 @@ pub const LOSS: Loss = Loss {
     activations: &["Softmax", "LogSoftmax"],
     of_probabilities: None,
     attach,
+    predict: classes,
 };
 
 fn attach(b: &mut Builder, logits: Value, form: &Form) -> Result<(Value, Option<Value>), BuildError> {
     let shape = b.shape(logits).clone();
-    let classes = shape.last().copied().unwrap_or(1);
-    let rows = shape.elements() / classes.max(1);
+    let count = shape.last().copied().unwrap_or(1);
+    let rows = shape.elements() / count.max(1);
     let labels = b.input(LABELS, Type::i32(&shape[..shape.len().saturating_sub(1)]));
     let labels = b.reshape(labels, [rows])?;
     let teacher = form.reference.expect("the program gives the teacher's logits");
     let teacher = b.unary("detach", teacher)?;
-    let (x, t) = (b.reshape(logits, [rows, classes])?, b.reshape(teacher, [rows, classes])?);
+    let (x, t) = (b.reshape(logits, [rows, count])?, b.reshape(teacher, [rows, count])?);
     let cold = 1.0 / form.temperature;
     let (scaled, t) = (b.scale(x, cold)?, b.scale(t, cold)?);
     let (log_student, log_teacher) = (log_softmax(b, scaled)?, log_softmax(b, t)?);
@@ -36,22 +38,9 @@ fn attach(b: &mut Builder, logits: Value, form: &Form) -> Result<(Value, Option<
     let each = b.select(out, none, each)?;
     let sum = b.reduce_sum(each, &[0], false)?;
     let sum = b.scale(sum, form.temperature * form.temperature)?;
-    let wide = b.reshape(x, [rows, classes, 1])?;
-    let best = b.unary("argmax", wide)?;
-    let best = b.reshape(best, [rows])?;
+    let best = best(b, x)?;
     let hit = b.binary("equal", best, labels)?;
     let hit = b.cast(hit, DType::F32)?;
     let correct = b.reduce_sum(hit, &[0], false)?;
     Ok((sum, Some(correct)))
-}
-
-/// `x - log Σ eˣ` of each row.
-fn log_softmax(b: &mut Builder, x: Value) -> Result<Value, BuildError> {
-    let most = b.reduce("reduce_max", x, &[1], true)?;
-    let most = b.unary("detach", most)?;
-    let below = b.sub(x, most)?;
-    let e = b.unary("exp", below)?;
-    let sum = b.reduce_sum(e, &[1], true)?;
-    let log = b.unary("log", sum)?;
-    b.sub(below, log)
 }

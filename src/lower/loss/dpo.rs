@@ -2,7 +2,7 @@
 //! of the preferred answer c and of the rejected one r under the model π and the reference ρ, summed over the answer's tokens. TRL's
 //! `sigmoid` loss.
 
-use super::{Form, Labels, Loss};
+use super::{Form, Labels, Loss, Predicted};
 use crate::ir::inputs::LABELS;
 use crate::ir::{BuildError, Builder, DType, Tensor, Type, Value};
 
@@ -13,9 +13,11 @@ pub const LOSS: Loss = Loss {
     activations: &[],
     of_probabilities: None,
     attach,
+    predict: margins,
 };
 
-fn attach(b: &mut Builder, logits: Value, form: &Form) -> Result<(Value, Option<Value>), BuildError> {
+/// How much more log-probability the preferred answer gained over the reference than the rejected one, `(B)`.
+fn margin(b: &mut Builder, logits: Value, form: &Form) -> Result<Value, BuildError> {
     let [rows, positions, classes] = b.shape(logits)[..] else { panic!("logits of positions") };
     let labels = b.input(LABELS, Type::i32([rows, positions]));
     let labels = b.reshape(labels, [rows * positions])?;
@@ -33,7 +35,16 @@ fn attach(b: &mut Builder, logits: Value, form: &Form) -> Result<(Value, Option<
     let pairs = rows / 2;
     let chosen = b.slice(gained, 0, 0, pairs, 1)?;
     let rejected = b.slice(gained, 0, pairs, pairs, 1)?;
-    let margin = b.sub(chosen, rejected)?;
+    b.sub(chosen, rejected)
+}
+
+fn margins(b: &mut Builder, logits: Value, form: &Form) -> Result<Predicted, BuildError> {
+    Ok(Predicted { answer: margin(b, logits, form)?, probabilities: None })
+}
+
+fn attach(b: &mut Builder, logits: Value, form: &Form) -> Result<(Value, Option<Value>), BuildError> {
+    let margin = margin(b, logits, form)?;
+    let pairs = b.shape(margin)[0];
     // log(1 + eˣ) is the cross-entropy of class 0 under the logits (0, x), and -log σ(z) is that of x = -z.
     let x = b.scale(margin, -form.beta)?;
     let x = b.reshape(x, [pairs, 1])?;

@@ -1,6 +1,6 @@
 //! Mean squared error: `Σ (x - label)²`.
 
-use super::{Form, Labels, Loss, uncounted};
+use super::{Form, Labels, Loss, numbers, uncounted};
 use crate::ir::inputs::LABELS;
 use crate::ir::{BuildError, Builder, Type, Value};
 
@@ -11,6 +11,7 @@ pub const LOSS: Loss = Loss {
     activations: &[],
     of_probabilities: None,
     attach,
+    predict: numbers,
 };
 
 fn attach(b: &mut Builder, x: Value, _: &Form) -> Result<(Value, Option<Value>), BuildError> {

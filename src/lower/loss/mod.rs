@@ -35,7 +35,20 @@ pub struct Loss {
     /// Logits of probabilities, where it can be taken on what a softmax or sigmoid gave.
     pub of_probabilities: Option<OfProbabilities>,
     pub attach: Attach,
+    pub predict: Predict,
 }
+
+/// What a model answers, by the value that a loss is taken on.
+pub struct Predicted {
+    /// One number for each label, or for each row of several texts: a class, the probability of yes, a number, a cosine, the place of an
+    /// anchor's own positive from 1, or how much more the preferred answer gained than the rejected one.
+    pub answer: Value,
+    /// The probabilities of classes, `(rows, classes)`, where each row has one label.
+    pub probabilities: Option<Value>,
+}
+
+/// What a model answers.
+pub type Predict = fn(&mut Builder, Value, &Form) -> Result<Predicted, BuildError>;
 
 /// How a loss is taken. Numbers that a loss does not read are 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -152,11 +165,42 @@ pub fn attach(
     Ok((b.mul(sum, scale)?, correct))
 }
 
+/// Adds what a model answers; `probabilities` is as for [`attach`].
+pub fn predict(
+    b: &mut Builder,
+    loss: Loss,
+    logits: Value,
+    form: &Form,
+    probabilities: bool,
+) -> Result<Predicted, BuildError> {
+    let logits = match loss.of_probabilities.filter(|_| probabilities) {
+        Some(log_odds) => log_odds(b, logits)?,
+        None => logits,
+    };
+    (loss.predict)(b, logits, form)
+}
+
+/// Numbers, as they are.
+fn numbers(_: &mut Builder, x: Value, _: &Form) -> Result<Predicted, BuildError> {
+    Ok(Predicted { answer: x, probabilities: None })
+}
+
 /// Adds a scalar loss that the model holds, times the run's input `scale`: the micro-batch's share of the step.
 pub fn attach_held(b: &mut Builder, loss: Value) -> Result<Value, BuildError> {
     let scale = b.input(LOSS_SCALE, Type::f32([]));
     let flat = b.reshape(loss, [])?;
     b.mul(flat, scale)
+}
+
+/// `x - log Σ eˣ` of each row.
+fn log_softmax(b: &mut Builder, x: Value) -> Result<Value, BuildError> {
+    let most = b.reduce("reduce_max", x, &[1], true)?;
+    let most = b.unary("detach", most)?;
+    let below = b.sub(x, most)?;
+    let e = b.unary("exp", below)?;
+    let sum = b.reduce_sum(e, &[1], true)?;
+    let log = b.unary("log", sum)?;
+    b.sub(below, log)
 }
 
 /// The logarithm of a probability, which may be 0.

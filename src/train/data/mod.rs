@@ -30,7 +30,7 @@ pub use class_names::of_model as class_names;
 pub use columns::Column;
 pub use examples::{Examples, SpillError, TextExample};
 pub use files::{files, named};
-pub use labels::{Label, LabelForm, LabelKind};
+pub use labels::{Label, LabelForm, LabelKind, UNCOUNTED};
 pub use shapes::Shapes;
 pub use tensors::read as read_tensors;
 pub use tokenizer::{Text, open as open_tokenizer};
