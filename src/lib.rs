@@ -102,6 +102,7 @@ pub use merge::{LayerReport, Report as MergeReport};
 pub use pipeline::{DeviceInfo, Evaluation, Metric, Polished, Verification, list_devices};
 pub use settings::{DataConfig, TrainConfig};
 pub use train::metrics::{EvalMetrics, StepMetrics};
+pub use train::scores::Scores;
 pub use train::{Observer, Outcome};
 pub use verify::Difference;
 pub use {ndarray, rand_chacha, regex, serde_json};

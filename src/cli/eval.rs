@@ -86,10 +86,10 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         let accuracy = result.accuracy.map(|a| format!(", accuracy {a:.4}"));
         let other = accuracy.or(result.perplexity.map(|p| format!(", perplexity {p:.3}"))).unwrap_or_default();
         let line = format!(
-            "loss {:.4}{other}{} over {} labels of {} examples",
+            "loss {:.4}{other}{} over {}{} examples",
             result.loss,
             scores(&result.scores),
-            result.counted,
+            if rows.task().texts() > 1 { String::new() } else { format!("{} labels of ", result.counted) },
             result.examples
         );
         predictions::with_tables(line, &result.scores, &names)

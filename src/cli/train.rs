@@ -73,6 +73,10 @@ pub struct Args {
     /// The share of a label that is spread over all classes evenly, in training alone
     #[arg(long, default_value_t = 0.0, value_name = "F", allow_hyphen_values = true)]
     pub label_smoothing: f64,
+    /// What each class counts, in training alone: one number for each, as of PyTorch's cross-entropy; of yes-or-no outputs, what a yes
+    /// counts (pos_weight)
+    #[arg(long, value_name = "F,...", value_delimiter = ',', allow_hyphen_values = true)]
+    pub class_weights: Vec<f64>,
     /// The largest norm of the gradient; 0 turns clipping off
     #[arg(long, default_value_t = defaults::CLIP_NORM, value_name = "F", allow_hyphen_values = true)]
     pub clip_norm: f64,
@@ -167,6 +171,7 @@ impl Args {
             lora_plus: self.lora_plus,
             precondition: self.precondition.clone(),
             label_smoothing: self.label_smoothing,
+            class_weights: self.class_weights.clone(),
             clip_norm: self.clip_norm,
             no_shuffle: self.no_shuffle,
             seed: self.seed,

@@ -176,6 +176,7 @@ pub(super) fn polish(
         loss: c.loss,
         loss_output: c.loss_output,
         label_smoothing: 0.0,
+        class_weights: &[],
         terms: c.terms.clone(),
         fuse: true,
         dir: dir.path(),

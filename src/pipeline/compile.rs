@@ -4,7 +4,7 @@ use super::weighing::OwnLoss;
 use super::{Error, ValueShapes, dumping, integers};
 use crate::adapters::{self, Config, Merge, Residual};
 use crate::calibrate::{self, BlockValues};
-use crate::ir::{Builder, FloatType, Graph, Leaf, Sink, Value, outputs};
+use crate::ir::{Builder, FloatType, Graph, Leaf, Sink, Tensor, Value, outputs};
 use crate::lower::loss::{self, Loss};
 use crate::lower::{self, Lowered, Request};
 use crate::onnx::{self, Dim, Linear, Model, Signature};
@@ -74,6 +74,8 @@ pub struct Program {
     pub fuse: bool,
     /// How the loss is taken; smoothing is left out of evaluations.
     pub form: loss::Form,
+    /// What each class counts in training, or each yes of an output; empty for all the same.
+    pub class_weights: Vec<f32>,
     /// Whether evaluations give what the model answers besides.
     pub predicts: bool,
     /// The model whose logits the loss compares with: a teacher, or a reference.
@@ -166,6 +168,10 @@ impl Program {
             (_, Some(LossChoice::Added { loss, logits, class_axis, probabilities })) => {
                 let smoothing = if training { self.form.smoothing } else { 0.0 };
                 let mut form = loss::Form { class_axis: *class_axis, smoothing, ..self.form };
+                if training && !self.class_weights.is_empty() {
+                    let weights = Tensor::f32([self.class_weights.len()], self.class_weights.clone());
+                    form.weights = Some(b.constant(weights));
+                }
                 if let Some(Reference { model, logits: name }) =
                     self.reference.as_ref().filter(|_| loss.reads_reference())
                 {

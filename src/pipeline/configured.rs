@@ -177,6 +177,7 @@ impl<'a> TrainRequest<'a> {
             loss: named_loss(&config.how.loss)?,
             loss_output: config.how.loss_output.as_deref(),
             label_smoothing: config.label_smoothing,
+            class_weights: &config.class_weights,
             terms: Terms::configured(&config.how)?,
             fuse: !config.no_fuse,
             ..TrainRequest::new(model, data, settings, dir)

@@ -2,10 +2,11 @@
 
 use super::Error;
 use super::calibrating::Calibration;
+use super::evaluating::{EvalRequest, evaluate};
 use super::merge_request::MergeRequest;
 use super::metric::Metric;
 use super::terms::{Teacher, Terms};
-use super::training::{self, EvalRequest};
+
 use crate::adapters::{Config, Target};
 use crate::calibrate::folds;
 use crate::device::Device;
@@ -58,7 +59,7 @@ pub(super) fn metric(
             metrics: &[],
             answers: false,
         };
-        training::evaluate(&request, device)
+        evaluate(&request, device)
     };
     let base = ask(&bare, None)?.loss;
     let live = ask(request.injected, Some(request.adapter))?;

@@ -19,6 +19,7 @@ mod doctor;
 mod dumping;
 mod embedding;
 mod error;
+mod evaluating;
 mod fitting;
 mod folding;
 mod improving;
@@ -52,6 +53,7 @@ pub use devices::{DeviceChoice, DeviceInfo, Numbers, list_devices, open_device};
 pub use doctor::{KERNEL_TOLERANCE, KernelCheck, TRAINING_TOLERANCE, TrainingCheck, self_check, training_check};
 pub use dumping::dump_ir;
 pub use error::Error;
+pub use evaluating::{EvalRequest, Evaluation, evaluate};
 pub use inspecting::{Found, Inspection, MemoryNeed, dot, inspect};
 pub use merge_request::{MergeRequest, Merged, Polished};
 pub use merging::{merge, read_adapter};
@@ -63,7 +65,7 @@ pub use showing::{Class, Example, Lengths, Shown, show};
 pub use starting::{with_directions, with_originals};
 pub use surveying::within_positions;
 pub use terms::{Teacher, Terms};
-pub use training::{Asked, EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};
+pub use training::{Asked, TrainRequest, Trainee, check, load, train};
 pub use verifying::{Verification, VerifyRequest, against_ours, verify};
 
 pub use crate::onnx::{FileDiff, diff};
@@ -155,6 +157,7 @@ pub fn inferring(model: &Arc<Model>) -> Program {
         signals: vec![],
         fuse: true,
         form: loss::Form::default(),
+        class_weights: vec![],
         predicts: false,
         reference: None,
         products: FloatType::F32,

@@ -1,9 +1,9 @@
-//! Training and evaluation from files.
+//! Training from files.
 
 use super::choosing::{self, Chosen};
 use super::compile::{self, LossChoice, ModelCompiler, Program};
 use super::surveying::survey;
-use super::terms::Terms;
+use super::terms::{Teacher, Terms};
 use super::{Error, embedding, input_specs, integers, tuples};
 use crate::adapter::Adapter;
 use crate::adapters::{BASE_KEY, Config, Group};
@@ -18,8 +18,8 @@ use crate::plan::{Layout, parameters_state};
 use crate::settings::defaults;
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::data::{DataError, Dataset, Feed, LabelForm, Task};
-use crate::train::scores::{self, Answer, Kind, METRICS, Scores};
-use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, Totals, Trained};
+use crate::train::scores::{self, Kind, METRICS};
+use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, Trained};
 use ndarray::ArrayD;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -87,6 +87,7 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
         signals: vec![],
         fuse: true,
         form: Form::default(),
+        class_weights: vec![],
         predicts: false,
         reference: None,
         products: FloatType::F32,
@@ -117,6 +118,8 @@ pub struct TrainRequest<'a> {
     pub loss_output: Option<&'a str>,
     /// The share of a label that is spread over all classes evenly.
     pub label_smoothing: f64,
+    /// What each class counts, or each yes of an output; empty for all the same.
+    pub class_weights: &'a [f64],
     /// Numbers of losses, and the teacher.
     pub terms: Terms,
     pub fuse: bool,
@@ -136,6 +139,7 @@ impl<'a> TrainRequest<'a> {
             loss: None,
             loss_output: None,
             label_smoothing: 0.0,
+            class_weights: &[],
             terms: Terms::default(),
             fuse: true,
             dir,
@@ -170,7 +174,12 @@ pub(super) fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpo
         let why = "--label-smoothing is for cross-entropy of classes, which is not this model's loss";
         return Err(Error::Usage(format!("{why}\nhint: leave it out, or give --loss cross-entropy")));
     }
+    trainee.weigh_classes(request.class_weights, request.label_smoothing)?;
     trainee.measure(&request.settings.metrics)?;
+    if let (Teacher::Model(file), None) = (&request.terms.teacher, &trainee.program.reference) {
+        let why = format!("--teacher {}: this run's loss reads no second model", file.path().display());
+        return Err(Error::Usage(format!("{why}\nhint: --loss distill or --loss dpo")));
+    }
     if let Some(eval) = request.eval {
         if eval.task().texts() != request.data.task().texts() {
             let (have, want) = (eval.task().texts(), request.data.task().texts());
@@ -230,98 +239,6 @@ pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn
             train::Task { trained: &trained, data: r.data, eval: r.eval, settings: r.settings, dir: r.dir, resume };
         Ok(train::train(session, RULES, task, observer)?)
     })
-}
-
-/// What to evaluate.
-pub struct EvalRequest<'a> {
-    pub model: &'a Arc<Model>,
-    pub adapter: Option<&'a Adapter>,
-    pub data: &'a Dataset,
-    pub batch_size: usize,
-    pub max_length: usize,
-    pub loss: Option<Loss>,
-    pub loss_output: Option<&'a str>,
-    /// Numbers of losses, and the teacher.
-    pub terms: Terms,
-    /// The type to which products round their operands.
-    pub products: FloatType,
-    /// Rows that a mask leaves no key compute 0, as in training.
-    pub guard: bool,
-    /// What to measure besides the loss.
-    pub metrics: &'a [scores::Asked],
-    /// Whether to return what the model answers for each row.
-    pub answers: bool,
-}
-
-impl<'a> EvalRequest<'a> {
-    /// Evaluates a model as the file says, the loss chosen from the data.
-    pub fn new(model: &'a Arc<Model>, data: &'a Dataset) -> EvalRequest<'a> {
-        EvalRequest {
-            model,
-            adapter: None,
-            data,
-            batch_size: defaults::BATCH_SIZE,
-            max_length: defaults::MAX_LENGTH,
-            loss: None,
-            loss_output: None,
-            terms: Terms::default(),
-            products: FloatType::F32,
-            guard: false,
-            metrics: &[],
-            answers: false,
-        }
-    }
-}
-
-/// What an evaluation gave.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Evaluation {
-    pub(crate) totals: Totals,
-    /// Mean loss over counted labels.
-    pub loss: f64,
-    /// Hits among counted labels, where labels are classes.
-    pub accuracy: Option<f64>,
-    /// `e^loss`, of language models.
-    pub perplexity: Option<f64>,
-    /// The metrics that were asked for.
-    pub scores: Scores,
-    /// What the model answers for each row, and what that is, where it was asked for.
-    pub(crate) answers: Option<(Kind, Vec<Answer>)>,
-    /// What a user should know about how it was measured.
-    pub notes: Vec<String>,
-}
-
-/// Evaluates a model, with an adapter if it was injected for one. A loss that is not a finite number is an error.
-pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evaluation, Error> {
-    let mut trainee = load(request.model, request.adapter)?;
-    trainee.program.products = request.products;
-    trainee.program.guard = request.guard;
-    trainee.feed.max_length = request.max_length;
-    let asked = Asked { loss: request.loss, output: request.loss_output, terms: &request.terms };
-    let mut notes = trainee.set_loss(request.data, request.batch_size, asked)?;
-    trainee.measure(request.metrics)?;
-    if request.answers && trainee.kind.is_none() {
-        let why = "--predictions has no answers to write: the loss is the model's own";
-        return Err(Error::Usage(format!("{why}\nhint: `run` writes every output")));
-    }
-    trainee.program.predicts |= request.answers;
-    notes.extend(survey(&mut trainee, &[request.data], device)?);
-    let mut totals = trainee.session(device, |session| Ok(session.evaluate(request.data, request.batch_size)?))?;
-    let e = train::evaluation(&totals, request.data, 0, 0.0, trainee.kind, request.metrics);
-    if !e.eval_loss.is_finite() {
-        let rows: Vec<String> = totals.not_finite.iter().map(|r| (r + 1).to_string()).collect();
-        let (path, rows) = (request.data.path.clone(), rows.join(", "));
-        let why = format!(
-            "the loss is {} (not a finite number); it comes from examples {rows}\n\
-             hint: look at those rows, and at the model's outputs for them",
-            e.eval_loss
-        );
-        return Err(DataError::Fit { path, why }.into());
-    }
-    let answers = std::mem::take(&mut totals.answers);
-    let answers = trainee.kind.filter(|_| request.answers).map(|kind| (kind, answers));
-    let (loss, accuracy, perplexity) = (e.eval_loss, e.eval_accuracy, e.eval_perplexity);
-    Ok(Evaluation { totals, loss, accuracy, perplexity, scores: e.scores, answers, notes })
 }
 
 /// What is asked of a loss.
@@ -487,6 +404,35 @@ impl Trainee {
         Ok(())
     }
 
+    /// Gives classes their weights, as far as the loss takes them.
+    fn weigh_classes(&mut self, weights: &[f64], smoothing: f64) -> Result<(), Error> {
+        if weights.is_empty() {
+            return Ok(());
+        }
+        let refused = |why: String| Err(Error::Usage(format!("--class-weights {why}")));
+        let loss = match &self.program.loss {
+            Some(LossChoice::Added { loss, .. }) => Some(*loss),
+            _ => None,
+        };
+        let count = match self.kind {
+            Some(Kind::Classes { count, .. }) if loss == Some(Loss::CROSS_ENTROPY) => count,
+            Some(Kind::Binary { width }) => width,
+            _ => {
+                let hint = "hint: leave it out, or give --loss cross-entropy or bce";
+                return refused(format!("is for cross-entropy, which is not this model's loss\n{hint}"));
+            }
+        };
+        if weights.len() != count {
+            let (given, s) = (weights.len(), if count == 1 { "" } else { "s" });
+            return refused(format!("gives {given} numbers, and the model has {count} output{s}\nhint: one for each"));
+        }
+        if smoothing > 0.0 {
+            return refused("does not go with --label-smoothing\nhint: leave one of them out".into());
+        }
+        self.program.class_weights = weights.iter().map(|w| *w as f32).collect();
+        Ok(())
+    }
+
     /// Makes evaluations give what metrics read. A metric that does not go with the answers is an error.
     pub fn measure(&mut self, metrics: &[scores::Asked]) -> Result<(), Error> {
         for asked in metrics {
@@ -535,6 +481,7 @@ impl Trainee {
             layout: &layout,
             holds_loss,
             kind: self.kind,
+            class_weights: self.program.class_weights.clone(),
             plans: HashMap::new(),
         };
         f(&mut session)

@@ -57,6 +57,8 @@ pub struct TrainConfig {
     pub precondition: String,
     /// The share of a label that is spread over all classes evenly.
     pub label_smoothing: f64,
+    /// What each class counts, or each yes of an output; empty for all the same.
+    pub class_weights: Vec<f64>,
     /// Zero turns clipping off.
     pub clip_norm: f64,
     /// Take examples in the file's order.
@@ -149,6 +151,7 @@ impl Default for TrainConfig {
             lora_plus: default::LORA_PLUS,
             precondition: default::PRECONDITION.into(),
             label_smoothing: 0.0,
+            class_weights: vec![],
             clip_norm: default::CLIP_NORM,
             no_shuffle: false,
             seed: default::SEED,
@@ -305,6 +308,12 @@ impl TrainConfig {
             return Err(ConfigError::Value(format!(
                 "--label-smoothing {} {why}\nhint: 0.1 is usual",
                 self.label_smoothing
+            )));
+        }
+        if let Some(w) = self.class_weights.iter().find(|w| !(w.is_finite() && **w >= 0.0)) {
+            let hint = "hint: --class-weights 1,4 counts class 1 four times";
+            return Err(ConfigError::Value(format!(
+                "--class-weights {w} must be a number that is not negative\n{hint}"
             )));
         }
         if self.momentum >= 1.0 {

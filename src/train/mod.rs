@@ -170,7 +170,7 @@ pub enum TrainError {
         "the run in {} is in use by another process\nhint: wait until it ends, or give another directory with -o", path.display()
     )]
     InUse { path: PathBuf },
-    #[error("the loss on {}{} is {loss}{why}", path.display(), step.map_or(String::new(), |s| format!(" after step {s}")))]
+    #[error("the loss on {}{} is {loss}{why}", path.display(), when(*step))]
     Evaluation { path: PathBuf, step: Option<u64>, loss: f64, why: String },
     #[error(
         "the model's own loss does not show what it divides by, so the losses of several batches cannot be put together\n\
@@ -191,6 +191,15 @@ pub enum TrainError {
     NotFinite { what: &'static str, step: u64, value: f64, why: String },
     #[error("{0}")]
     Settings(String),
+}
+
+/// When an evaluation was made, as words that follow its data.
+fn when(step: Option<u64>) -> String {
+    match step {
+        None => String::new(),
+        Some(0) => " before the first step".into(),
+        Some(step) => format!(" after step {step}"),
+    }
 }
 
 /// The last steps whose statistics the adapter's file keeps.

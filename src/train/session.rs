@@ -55,6 +55,8 @@ pub struct Session<'a> {
     pub holds_loss: bool,
     /// What the model's answers are; `None` for a loss of its own.
     pub kind: Option<Kind>,
+    /// What each class counts in training; empty for all the same.
+    pub class_weights: Vec<f32>,
     pub plans: HashMap<(Shapes, Purpose), PlanId>,
 }
 
@@ -94,7 +96,7 @@ impl Session<'_> {
     /// model's own loss divides by. A loss that is a sum over rows has weights of 1 and a total of 1.
     pub fn weights(&mut self, batches: &[Batch]) -> Result<(Vec<f64>, f64), TrainError> {
         if !self.holds_loss {
-            let weights: Vec<f64> = batches.iter().map(|b| b.counted as f64).collect();
+            let weights: Vec<f64> = batches.iter().map(|b| self.counts(b)).collect();
             let total = weights.iter().sum();
             return Ok((weights, total));
         }
@@ -115,6 +117,17 @@ impl Session<'_> {
         }
         let total = if sums { 1.0 } else { weights.iter().sum() };
         Ok((weights, total))
+    }
+
+    /// How much the labels of a batch count, as PyTorch's cross-entropy divides by it: their number, or the weights of their classes.
+    fn counts(&self, batch: &Batch) -> f64 {
+        match &batch.labels {
+            Some(Tensor::I32(labels)) if !self.class_weights.is_empty() => {
+                let weight = |l: &i32| usize::try_from(*l).ok().and_then(|l| self.class_weights.get(l));
+                labels.iter().filter_map(weight).map(|w| f64::from(*w)).sum()
+            }
+            _ => batch.counted as f64,
+        }
     }
 
     /// A run of a plan on a batch. `weight` and `total` come from [`Session::weights`].

@@ -67,6 +67,7 @@ fn trained(model: &Arc<onnx::Model>, data: &Dataset, dir: &Path) -> (Vec<f64>, A
         loss: None,
         loss_output: None,
         label_smoothing: 0.0,
+        class_weights: &[],
         terms: pipeline::Terms::default(),
         fuse: true,
         dir,

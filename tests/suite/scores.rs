@@ -171,3 +171,43 @@ fn metrics_that_do_not_go_with_the_answers() {
         &["--early-stopping must be at least 1"],
     );
 }
+
+/// The loss of a step is divided by the weights of its labels, over all its micro-batches.
+#[test]
+fn weights_of_classes_divide_the_loss() {
+    let dir = folder();
+    let d = dir.path();
+    let loss = |more: &[&str]| {
+        let how = [
+            "--data",
+            "eval.safetensors",
+            "--max-steps",
+            "1",
+            "--no-shuffle",
+            "--device",
+            "cpu",
+            "-o",
+            "run",
+            "--overwrite",
+        ];
+        json(d, &[&["train", "t.onnx"], &how[..], more].concat())["loss"].as_f64().unwrap()
+    };
+    let all = ["--batch-size", "12"];
+    let plain = loss(&all);
+    assert!((loss(&["--batch-size", "12", "--class-weights", "3,3,3"]) - plain).abs() < 1e-6);
+    let weighted = loss(&["--batch-size", "12", "--class-weights", "0.5,2,7"]);
+    assert!((weighted - plain).abs() > 1e-4);
+    let parts = loss(&["--batch-size", "5", "--accumulate", "3", "--class-weights", "0.5,2,7"]);
+    assert!((weighted - parts).abs() < 1e-6, "{weighted} {parts}");
+    let refused = |more: &[&str], says: &str| {
+        let ran = cli(d, &[&["train", "t.onnx", "--data", "eval.safetensors", "--device", "cpu"], more].concat());
+        assert!(ran.code == 2 && ran.err.contains(says), "{}", ran.err);
+    };
+    refused(&["--class-weights", "1,2"], "--class-weights gives 2 numbers, and the model has 3 outputs");
+    refused(&["--class-weights", "1,-2,1"], "--class-weights -2 must be a number that is not negative");
+    refused(
+        &["--class-weights", "1,2,1", "--label-smoothing", "0.1"],
+        "--class-weights does not go with --label-smoothing",
+    );
+    refused(&["--teacher", "mlp.onnx"], "this run's loss reads no second model");
+}

@@ -37,6 +37,7 @@ fn trained(case: &oracle::Case, model: &Arc<onnx::Model>, dir: &Path) -> reslora
         loss: None,
         loss_output: None,
         label_smoothing: 0.0,
+        class_weights: &[],
         terms: pipeline::Terms::default(),
         fuse: true,
         dir,

@@ -114,6 +114,7 @@ fn trained(model: &Arc<onnx::Model>, dir: &Path) -> Adapter {
         loss: None,
         loss_output: None,
         label_smoothing: 0.0,
+        class_weights: &[],
         terms: pipeline::Terms::default(),
         fuse: true,
         dir,

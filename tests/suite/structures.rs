@@ -140,6 +140,7 @@ impl Case {
             loss: None,
             loss_output: None,
             label_smoothing: 0.0,
+            class_weights: &[],
             terms: pipeline::Terms::default(),
             fuse: true,
             dir: &dir.path().join("run"),

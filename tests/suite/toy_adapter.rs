@@ -93,6 +93,7 @@ fn an_adapter_of_ones_own_is_one_file() {
         loss: None,
         loss_output: None,
         label_smoothing: 0.0,
+        class_weights: &[],
         terms: pipeline::Terms::default(),
         fuse: true,
         dir: dir.path(),

@@ -14,7 +14,7 @@ pub const LOSS: Loss = Loss {
     predict: sigmoids,
 };
 
-fn attach(b: &mut Builder, logits: Value, _: &Form) -> Result<(Value, Option<Value>), BuildError> {
+fn attach(b: &mut Builder, logits: Value, form: &Form) -> Result<(Value, Option<Value>), BuildError> {
     let shape = b.shape(logits).clone();
     let labels = b.input(LABELS, Type::f32(shape.clone()));
     let out = uncounted(b, labels)?;
@@ -31,7 +31,19 @@ fn attach(b: &mut Builder, logits: Value, _: &Form) -> Result<(Value, Option<Val
     let soft = b.binary("cross_entropy", pair, first)?;
     let flat = b.reshape(x, [n])?;
     let part = b.mul(flat, z)?;
-    let each = b.sub(soft, part)?;
+    let mut each = b.sub(soft, part)?;
+    if let Some(weights) = form.weights {
+        // What a yes counts more than once: z (w - 1) log(1 + e⁻ˣ).
+        let width = b.shape(weights).elements();
+        let wide = b.broadcast(weights, [n / width, width])?;
+        let wide = b.reshape(wide, [n])?;
+        let one = b.scalar(1.0);
+        let more = b.sub(wide, one)?;
+        let more = b.mul(more, z)?;
+        let missed = b.sub(soft, flat)?;
+        let more = b.mul(more, missed)?;
+        each = b.add(each, more)?;
+    }
     let counts = b.reshape(counts, [n])?;
     let each = b.mul(each, counts)?;
     let sum = b.reduce_sum(each, &[0], false)?;

@@ -27,6 +27,11 @@ fn attach(b: &mut Builder, logits: Value, form: &Form) -> Result<(Value, Option<
         let more = b.scale(more, form.smoothing)?;
         each = b.add(each, more)?;
     }
+    if let Some(weights) = form.weights {
+        let (label, _) = counted(b, labels, rows)?;
+        let share = b.gather(weights, label, 0)?;
+        each = b.mul(each, share)?;
+    }
     let sum = b.reduce_sum(each, &[0], false)?;
     let best = best(b, x)?;
     let hit = b.binary("equal", best, labels)?;
@@ -71,9 +76,7 @@ pub(super) fn classes(b: &mut Builder, logits: Value, form: &Form) -> Result<Pre
 /// How much the mean cross-entropy over all classes exceeds the label's: `x[label] - mean x`; zero where the label does not count.
 fn spread(b: &mut Builder, x: Value, labels: Value) -> Result<Value, BuildError> {
     let [rows, classes] = b.shape(x)[..] else { panic!("rows of logits") };
-    let zeros = b.constant(Tensor::i32([rows], vec![0; rows]));
-    let out = b.binary("less", labels, zeros)?;
-    let label = b.select(out, zeros, labels)?;
+    let (label, counts) = counted(b, labels, rows)?;
     let starts = b.constant(Tensor::i32([rows], (0..rows).map(|r| (r * classes) as i32).collect()));
     let at = b.add(starts, label)?;
     let flat = b.reshape(x, [rows * classes])?;
@@ -81,9 +84,16 @@ fn spread(b: &mut Builder, x: Value, labels: Value) -> Result<Value, BuildError>
     let sum = b.reduce_sum(x, &[1], false)?;
     let mean = b.scale(sum, 1.0 / classes as f64)?;
     let more = b.sub(own, mean)?;
-    let counts = b.unary("not", out)?;
-    let counts = b.cast(counts, DType::F32)?;
     b.mul(more, counts)
+}
+
+/// Labels, class 0 where they do not count, and 1 where they do, else 0.
+fn counted(b: &mut Builder, labels: Value, rows: usize) -> Result<(Value, Value), BuildError> {
+    let zeros = b.constant(Tensor::i32([rows], vec![0; rows]));
+    let out = b.binary("less", labels, zeros)?;
+    let label = b.select(out, zeros, labels)?;
+    let counts = b.unary("not", out)?;
+    Ok((label, b.cast(counts, DType::F32)?))
 }
 
 fn logarithms(b: &mut Builder, p: Value) -> Result<Value, BuildError> {

@@ -57,6 +57,8 @@ pub struct Form {
     pub class_axis: Option<usize>,
     /// The share of a label that is spread over all classes evenly.
     pub smoothing: f64,
+    /// What each class counts, or each yes of an output: a constant, one number for each.
+    pub weights: Option<Value>,
     /// Texts of a row: they stand one column after the other along the first axis, each as long as the batch.
     pub texts: usize,
     /// What `contrastive` multiplies cosines by.
