@@ -97,11 +97,12 @@ pub use api::{
     write_adapter,
 };
 pub use cli::main;
-pub use inject::{Biases, Options as InjectOptions, Report as InjectReport, Selector};
+pub use inject::{Biases, Head, Options as InjectOptions, Pooling, Report as InjectReport, Selector};
 pub use merge::{LayerReport, Report as MergeReport};
 pub use pipeline::{DeviceInfo, Evaluation, Metric, Polished, Verification, list_devices};
 pub use settings::{DataConfig, TrainConfig};
 pub use train::metrics::{EvalMetrics, StepMetrics};
+pub use train::scores::Scores;
 pub use train::{Observer, Outcome};
 pub use verify::Difference;
 pub use {ndarray, rand_chacha, regex, serde_json};

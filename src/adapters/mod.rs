@@ -62,7 +62,7 @@ pub(crate) use prompt::IDS_KEY as PROMPT_IDS_KEY;
 
 pub(crate) use entry::{ElsewhereFolding, Places, Rewrite, Rewrites};
 pub(crate) use fit::{FitError, Made, OwnTargets, fit, own_targets};
-pub(crate) use init::INITS;
+pub(crate) use init::{INITS, normal};
 pub(crate) use names::layers;
 pub(crate) use residual::RESIDUALS;
 pub(crate) use values::Tensors;

@@ -1,12 +1,13 @@
 //! What subcommands share: printing, exit codes, data flags, and finding a model's files.
 
 use crate::ir::FloatType;
-use crate::lower::loss::LOSSES;
+use crate::lower::loss::{LOSSES, SHORT};
 use crate::onnx::Model;
 use crate::pipeline::{self, DeviceChoice, Error, Numbers};
 use crate::settings::{ConfigError, DataConfig, defaults};
 use crate::train::data::{self, Dataset};
-use clap::builder::PossibleValuesParser;
+use crate::train::scores::Scores;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -111,8 +112,43 @@ pub fn data_help(what: &str) -> String {
 pub struct LossArg {
     /// What to train on, or measure
     #[arg(id = "loss", long = "loss", default_value = defaults::LOSS, value_name = "LOSS",
-          value_parser = names(std::iter::once(defaults::LOSS).chain(LOSSES.iter().map(|l| l.name))))]
+          value_parser = losses())]
     pub name: String,
+}
+
+/// The names of losses, each with the short one that it has.
+fn losses() -> PossibleValuesParser {
+    let short = |name: &str| SHORT.iter().find(|s| s.1 == name).map(|s| s.0);
+    let all = std::iter::once(defaults::LOSS).chain(LOSSES.iter().map(|l| l.name));
+    PossibleValuesParser::new(all.map(|name| PossibleValue::new(name).aliases(short(name))).collect::<Vec<_>>())
+}
+
+/// Numbers of losses, and the second model that some of them read.
+#[derive(clap::Args, Clone, Debug)]
+pub struct LossTerms {
+    /// For contrastive: what cosines are multiplied by
+    #[arg(long, default_value_t = defaults::SCALE, value_name = "F", allow_hyphen_values = true)]
+    pub scale: f64,
+    /// For triplet: how much closer than the negative the positive must be
+    #[arg(long, default_value_t = defaults::MARGIN, value_name = "F", allow_hyphen_values = true)]
+    pub margin: f64,
+    /// For dpo: how much the distance from the reference counts
+    #[arg(long, default_value_t = defaults::BETA, value_name = "F", allow_hyphen_values = true)]
+    pub beta: f64,
+    /// For distill: what logits are divided by
+    #[arg(long, default_value_t = defaults::TEMPERATURE, value_name = "F", allow_hyphen_values = true)]
+    pub temperature: f64,
+    /// For distill the teacher, for dpo the reference: an ONNX file, or base for the model without its adapters [default: base]
+    #[arg(long, value_name = "MODEL|base")]
+    pub teacher: Option<String>,
+}
+
+impl LossTerms {
+    /// A configuration with these.
+    pub fn complete(&self, how: DataConfig) -> DataConfig {
+        let LossTerms { scale, margin, beta, temperature, teacher } = self.clone();
+        DataConfig { scale, margin, beta, temperature, teacher, ..how }
+    }
 }
 
 /// The names of a table, as what a flag may say.
@@ -192,6 +228,7 @@ impl DataArgs {
             columns: self.columns.clone(),
             no_special_tokens: self.no_special_tokens,
             skip_bad_rows: self.skip_bad_rows,
+            ..DataConfig::default()
         }
     }
 }
@@ -218,6 +255,12 @@ pub fn stem(model: &Path) -> String {
 /// A file beside `model` called `{stem}.{what}.onnx`.
 pub fn beside(model: &Path, what: &str) -> PathBuf {
     model.with_file_name(format!("{}.{what}.onnx", stem(model)))
+}
+
+/// Metrics in a line, each after a comma.
+pub fn scores(scores: &Scores) -> String {
+    let all = scores.values.iter().filter(|(name, _)| !["accuracy", "perplexity"].contains(&name.as_str()));
+    all.map(|(name, x)| format!(", {name} {x:.4}")).collect()
 }
 
 /// A number with groups of three digits.

@@ -40,7 +40,11 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
 }
 
 fn text(shown: &Shown, coloured: bool) -> String {
-    let mut parts: Vec<String> = shown.first.iter().enumerate().map(|(i, e)| example(i, e, coloured)).collect();
+    let mut parts: Vec<String> = Vec::new();
+    for (i, e) in shown.first.iter().enumerate() {
+        parts.push(example(&format!("example {}", i + 1), e, coloured));
+        parts.extend(e.further.iter().enumerate().map(|(n, e)| example(&format!("  its text {}", n + 2), e, coloured)));
+    }
     if shown.first.iter().any(|e| !e.learnt.is_empty()) {
         parts.push(match coloured {
             true => "green: tokens whose prediction counts in the loss".into(),
@@ -61,10 +65,10 @@ fn text(shown: &Shown, coloured: bool) -> String {
     parts.join("\n\n")
 }
 
-fn example(i: usize, e: &Example, coloured: bool) -> String {
+fn example(name: &str, e: &Example, coloured: bool) -> String {
     let counts = |t: usize| e.learnt.get(t) == Some(&true);
     let learnt = e.learnt.iter().filter(|l| **l).count();
-    let mut out = format!("example {}: {} tokens", i + 1, e.ids.len());
+    let mut out = format!("{name}: {} tokens", e.ids.len());
     if !e.learnt.is_empty() {
         out += &format!(", {learnt} learnt");
     }

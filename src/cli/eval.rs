@@ -1,7 +1,10 @@
 //! `eval`
 
-use super::common::{DataArgs, Outcome, Printer, TypeArgs, data_help, read_data};
+use super::common::{DataArgs, LossTerms, Outcome, Printer, TypeArgs, data_help, read_data, scores};
+use super::predictions;
 use crate::pipeline::{self, EvalRequest};
+use crate::train::data;
+use crate::train::scores::Scores;
 use anyhow::Result;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -18,7 +21,15 @@ pub struct Args {
     #[command(flatten)]
     how: DataArgs,
     #[command(flatten)]
+    terms: LossTerms,
+    #[command(flatten)]
     types: TypeArgs,
+    /// What to measure besides the loss: accuracy, f1, confusion-matrix, matthews, spearman, perplexity, exact-match, recall@K
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    metric: Vec<String>,
+    /// Write what the model answers for each row, as JSON lines: row, prediction and probabilities, or the value
+    #[arg(long, value_name = "FILE")]
+    predictions: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -28,6 +39,8 @@ struct Result_ {
     accuracy: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     perplexity: Option<f64>,
+    #[serde(flatten)]
+    scores: Scores,
     /// Labels that counted.
     counted: usize,
     examples: usize,
@@ -35,7 +48,7 @@ struct Result_ {
 }
 
 pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
-    let how = args.how.config();
+    let how = args.terms.complete(args.how.config());
     how.check()?;
     let model = pipeline::read(&args.model)?;
     pipeline::model_notes(&model).iter().for_each(|n| printer.note(n));
@@ -44,27 +57,42 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         notes.iter().for_each(|n| printer.note(n));
         adapter
     });
-    let data = read_data(&how, &args.data, &model, printer)?;
+    let rows = read_data(&how, &args.data, &model, printer)?;
+    let metrics = pipeline::metrics(&args.metric)?;
     let mut device = args.how.device.open_for(&args.types)?;
     let request = EvalRequest {
         adapter: adapter.as_ref(),
+        metrics: &metrics,
+        answers: args.predictions.is_some(),
         products: args.types.products(device.as_ref(), printer),
-        ..EvalRequest::configured(&how, &model, &data)?
+        ..EvalRequest::configured(&how, &model, &rows)?
     };
     let e = pipeline::evaluate(&request, device.as_mut())?;
     e.notes.iter().for_each(|n| printer.note(n));
+    let names = data::class_names(&pipeline::data_options(&how, &model)?);
+    if let (Some(path), Some((kind, answers))) = (&args.predictions, &e.answers) {
+        predictions::write(path, *kind, answers, &names)?;
+    }
     let result = Result_ {
         loss: e.loss,
         accuracy: e.accuracy,
         perplexity: e.perplexity,
+        scores: e.scores.clone(),
         counted: e.totals.counted,
-        examples: data.len(),
+        examples: rows.len(),
         device: device.name(),
     };
     printer.result(&result, || {
         let accuracy = result.accuracy.map(|a| format!(", accuracy {a:.4}"));
         let other = accuracy.or(result.perplexity.map(|p| format!(", perplexity {p:.3}"))).unwrap_or_default();
-        format!("loss {:.4}{other} over {} labels of {} examples", result.loss, result.counted, result.examples)
+        let line = format!(
+            "loss {:.4}{other}{} over {}{} examples",
+            result.loss,
+            scores(&result.scores),
+            if rows.task().texts() > 1 { String::new() } else { format!("{} labels of ", result.counted) },
+            result.examples
+        );
+        predictions::with_tables(line, &result.scores, &names)
     });
     Ok(Outcome::Done)
 }

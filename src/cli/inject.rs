@@ -5,7 +5,7 @@ use super::output::guard;
 use super::starts::StartArgs;
 use crate::adapter;
 use crate::adapters::{self, INITS, Init, Made, RESIDUALS, Residual, SettingKind, Structure};
-use crate::inject::{BIASES, Options, Selector};
+use crate::inject::{BIASES, Head, Options, POOLINGS, Selector};
 use crate::onnx::{self, ROLES};
 use crate::pipeline::{self, Error};
 use anyhow::Result;
@@ -73,6 +73,12 @@ pub struct Args {
     /// [default: the adapter's, or none]
     #[arg(long, value_name = "RE")]
     also_train: Vec<String>,
+    /// Replace the classifier by a fresh one, trained in full: the names of its classes, or their number
+    #[arg(long, value_name = "NAMES|N", allow_hyphen_values = true)]
+    head: Option<String>,
+    /// Add a sentence embedding, pooled from hidden states: mean over tokens, cls (the first position) or last token
+    #[arg(long, value_name = "HOW")]
+    pool: Option<String>,
     /// Draws the first values of A [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -278,6 +284,8 @@ fn options(args: &Args) -> Result<Options> {
         freeze_a: args.freeze_a || made.freeze_a.unwrap_or(false),
         init: settled("--init", init, made.init, Init::Default)?,
         bias: named_one("--bias", &args.bias, &BIASES)?,
+        head: args.head.as_deref().map(Head::parse).transpose().map_err(Usage)?,
+        pool: args.pool.as_ref().map(|name| named_one("--pool", name, &POOLINGS)).transpose()?,
         also_train: args.also_train.iter().map(|t| regex("--also-train", t)).collect::<Result<_>>()?,
         seed: args.seed.or(made.seed).unwrap_or(0),
         loftq: args.start.loftq(),

@@ -15,6 +15,7 @@ mod inject;
 mod inspect;
 mod merge;
 mod output;
+mod predictions;
 mod progress;
 mod quickstart;
 mod report;

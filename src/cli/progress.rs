@@ -1,5 +1,6 @@
 //! A run's progress on standard error: a bar on a terminal, a line now and then elsewhere, or a JSON object for each event.
 
+use super::common::scores;
 use crate::train::metrics::{EvalMetrics, StepMetrics};
 use crate::train::{Observer, trace};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -167,7 +168,8 @@ impl Observer for Progress {
         let accuracy = m.eval_accuracy.map(|a| format!(", accuracy {a:.4}"));
         let other = accuracy.or(m.eval_perplexity.map(|p| format!(", perplexity {p:.3}"))).unwrap_or_default();
         let mark = if best { " (best)" } else { "" };
-        self.line(format!("step {}: eval loss {:.4}{other}{mark}", m.step, m.eval_loss));
+        let of = if m.step == 0 { " (the base)" } else { "" };
+        self.line(format!("step {}{of}: eval loss {:.4}{other}{}{mark}", m.step, m.eval_loss, scores(&m.scores)));
     }
 
     fn stop(&mut self) -> bool {

@@ -1,6 +1,8 @@
 //! `train`
 
-use super::common::{DataArgs, Outcome, Printer, TypeArgs, Usage, data_help, grouped, names, read_data, stem};
+use super::common::{
+    DataArgs, LossTerms, Outcome, Printer, TypeArgs, Usage, data_help, grouped, names, read_data, scores, stem,
+};
 use super::progress::{Log, Progress};
 use super::resume;
 use crate::adapters::BASE_KEY;
@@ -12,6 +14,7 @@ use crate::train::checkpoint;
 use crate::train::data::{Dataset, Source};
 use crate::train::record::{self, Record, Status};
 use crate::train::schedule::SCHEDULES;
+use crate::train::scores::Scores;
 use crate::train::{self, Settings, metrics};
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -35,6 +38,8 @@ pub struct Args {
     pub output: Option<PathBuf>,
     #[command(flatten)]
     pub how: DataArgs,
+    #[command(flatten)]
+    pub terms: LossTerms,
     /// Micro-batches to an optimiser step
     #[arg(long, default_value_t = defaults::ACCUMULATE, value_name = "N")]
     pub accumulate: usize,
@@ -69,6 +74,10 @@ pub struct Args {
     /// The share of a label that is spread over all classes evenly, in training alone
     #[arg(long, default_value_t = 0.0, value_name = "F", allow_hyphen_values = true)]
     pub label_smoothing: f64,
+    /// What each class counts, in training alone: one number for each, as of PyTorch's cross-entropy; of yes-or-no outputs, what a yes
+    /// counts (pos_weight)
+    #[arg(long, value_name = "F,...", value_delimiter = ',', allow_hyphen_values = true)]
+    pub class_weights: Vec<f64>,
     /// The largest norm of the gradient; 0 turns clipping off
     #[arg(long, default_value_t = defaults::CLIP_NORM, value_name = "F", allow_hyphen_values = true)]
     pub clip_norm: f64,
@@ -83,6 +92,13 @@ pub struct Args {
     /// Steps between checkpoints [default: at the end alone]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub save_every: Option<u64>,
+    /// What evaluations measure besides the loss: accuracy, f1, confusion-matrix, matthews, spearman, perplexity, exact-match, recall@K;
+    /// the best adapter is kept by the first number among them
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub metric: Vec<String>,
+    /// End after this many evaluations without gain of the metric, or of the loss
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub early_stopping: Option<u64>,
     /// Go on with the run in the run directory, with its model, data and settings
     #[arg(long)]
     pub resume: bool,
@@ -124,6 +140,13 @@ struct Result_ {
     eval_accuracy: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     eval_perplexity: Option<f64>,
+    /// The metrics of the adapter that was kept.
+    #[serde(flatten)]
+    scores: Scores,
+    /// The loss of the base on the same data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base_eval_loss: Option<f64>,
+    stopped_early: bool,
     seconds: f64,
     interrupted: bool,
 }
@@ -145,7 +168,7 @@ impl Args {
     /// How to train.
     fn train_config(&self) -> TrainConfig {
         TrainConfig {
-            how: self.how.config(),
+            how: self.terms.complete(self.how.config()),
             accumulate: self.accumulate,
             epochs: self.epochs,
             max_steps: self.max_steps,
@@ -158,11 +181,14 @@ impl Args {
             lora_plus: self.lora_plus,
             precondition: self.precondition.clone(),
             label_smoothing: self.label_smoothing,
+            class_weights: self.class_weights.clone(),
             clip_norm: self.clip_norm,
             no_shuffle: self.no_shuffle,
             seed: self.seed,
             eval_every: self.eval_every,
             save_every: self.save_every,
+            metric: self.metric.clone(),
+            early_stopping: self.early_stopping,
             precision: self.types.precision.clone(),
             weights: self.types.weights.clone(),
             no_fuse: self.no_fuse,
@@ -303,6 +329,9 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         eval_loss: kept.map(|e| e.eval_loss),
         eval_accuracy: kept.and_then(|e| e.eval_accuracy),
         eval_perplexity: kept.and_then(|e| e.eval_perplexity),
+        scores: kept.map(|e| e.scores.clone()).unwrap_or_default(),
+        base_eval_loss: evaluations.iter().find(|e| e.step == 0).map(|e| e.eval_loss),
+        stopped_early: outcome.stopped_early,
         seconds: start.elapsed().as_secs_f64(),
         interrupted: outcome.interrupted,
     };
@@ -367,7 +396,14 @@ fn text(r: &Result_) -> String {
     if let Some(loss) = r.eval_loss {
         let accuracy = r.eval_accuracy.map(|a| format!(", accuracy {a:.4}"));
         let other = accuracy.or(r.eval_perplexity.map(|p| format!(", perplexity {p:.3}"))).unwrap_or_default();
-        out += &format!("\nkept the adapter from step {}: eval loss {loss:.4}{other}", r.adapter_step);
+        let more = scores(&r.scores);
+        out += &format!("\nkept the adapter from step {}: eval loss {loss:.4}{other}{more}", r.adapter_step);
+        if let Some(base) = r.base_eval_loss {
+            out += &format!("; the base's was {base:.4}");
+        }
+    }
+    if r.stopped_early {
+        out += "\nended early: the last evaluations gained nothing (--early-stopping)";
     }
     if r.interrupted {
         out += &format!("\ninterrupted; continue with: train --resume -o {}", r.run.display());

@@ -6,12 +6,18 @@ mod check;
 mod choose;
 mod elsewhere;
 mod error;
+mod head;
 mod options;
+mod pool;
 mod start;
 
 pub use error::InjectError;
+pub(crate) use head::replaced;
+pub use head::{Head, LABELS_KEY};
 pub(crate) use options::BIASES;
 pub use options::{Biases, Options, Selector};
+pub use pool::Pooling;
+pub(crate) use pool::{EMBEDDING, POOLINGS, hidden_states, pooled};
 
 use crate::adapters::chain::{self, Break, Link};
 use crate::adapters::{self, BASE_KEY, CONFIG_KEY, Config, Form, Init, Made, Merge, OwnTargets, Residual, Target};
@@ -193,7 +199,7 @@ fn plan(
         // Its blocks read nothing of each other.
         breaks.clear();
     }
-    let also_train = match &own {
+    let also_train: Vec<String> = match &own {
         Some(own) if options.also_train.is_empty() && options.bias == Biases::None => {
             base.initializers().filter(|n| own.whole.iter().any(|w| w == n)).map(String::from).collect()
         }
@@ -204,6 +210,8 @@ fn plan(
             base.initializers().filter(|n| names.iter().any(|b| b == n)).map(String::from).collect()
         }
     };
+    let whole = |n: &&str| also_train.iter().any(|a| a == n) || options.whole.iter().any(|w| w == n);
+    let also_train = base.initializers().filter(whole).map(String::from).collect();
     let config = Config { also_train, ..options.config(targets) };
     Ok(Planned { config, breaks, notes, linear, own, made })
 }

@@ -1,5 +1,7 @@
 //! What to inject.
 
+use super::head::Head;
+use super::pool::Pooling;
 use crate::adapter::Adapter;
 use crate::adapters::{self, Config, Init, Loftq, Residual, Structure, Target};
 use crate::onnx::Role;
@@ -68,6 +70,12 @@ pub struct Options {
     pub settings: BTreeMap<String, Value>,
     /// Searched in initializer names and module paths. Empty: what the adapter trains whole.
     pub also_train: Vec<Regex>,
+    /// A classifier to put in the place of the model's.
+    pub head: Option<Head>,
+    /// How hidden states become a sentence embedding, as a new output.
+    pub pool: Option<Pooling>,
+    /// Initializers to train fully besides, by name.
+    pub whole: Vec<String>,
     /// What random starts are drawn from.
     pub seed: u64,
     /// Tokens of the text that a setting gives.
@@ -101,6 +109,9 @@ impl Default for Options {
             bias: Biases::None,
             settings: BTreeMap::new(),
             also_train: vec![],
+            head: None,
+            pool: None,
+            whole: vec![],
             seed: 0,
             tokens: vec![],
             directions: BTreeMap::new(),

@@ -35,6 +35,10 @@ pub mod outputs {
     pub const LOSS: &str = "reslora.loss";
     /// Rows whose largest logit is their label.
     pub const CORRECT: &str = "reslora.correct";
+    /// What the model answers: one number for each label.
+    pub const PREDICTION: &str = "reslora.prediction";
+    /// The probabilities of classes.
+    pub const PROBABILITIES: &str = "reslora.probabilities";
     /// For each block: Σ ‖x‖², Σ ‖A x‖², and the rows counted.
     pub const STATISTICS: &str = "reslora.statistics";
     /// Begins the name of an index that the model's weights have a part in; then come the rows of its table and the node that

@@ -302,6 +302,11 @@ pub fn branch_input(input: &crate::onnx::Signature) -> Option<bool> {
 
 /// Lowers what the wanted values depend on.
 pub fn lower(request: &Request) -> Result<Lowered, LowerError> {
+    lower_onto(Builder::new(RULES), request)
+}
+
+/// Lowers what the wanted values depend on into a program that is there already. Inputs and weights of one name are one.
+pub fn lower_onto(b: Builder, request: &Request) -> Result<Lowered, LowerError> {
     let model = request.model;
     let file = model.path().display().to_string();
     let needed = needed(model, request.wanted);
@@ -310,7 +315,7 @@ pub fn lower(request: &Request) -> Result<Lowered, LowerError> {
         return Err(LowerError::Unsupported { file, operators });
     }
 
-    let mut lowered = Lowered { b: Builder::new(RULES), values: HashMap::new() };
+    let mut lowered = Lowered { b, values: HashMap::new() };
     for input in model.inputs() {
         let fail = |why: &str| LowerError::Input { file: file.clone(), input: input.name.clone(), why: why.into() };
         if let Some(value) = branch_input(&input) {

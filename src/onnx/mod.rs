@@ -5,6 +5,7 @@ mod dot;
 mod element;
 mod external_data;
 mod inline;
+mod interface;
 mod linear;
 mod model;
 mod module_path;

@@ -4,10 +4,7 @@ use super::element::{ElementType, TensorView};
 use super::external_data::ExternalFile;
 use super::node::{NewNode, Node, typed_bytes};
 use super::wire;
-use onnx_protobuf::{
-    GraphProto, Message, ModelProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
-    type_proto,
-};
+use onnx_protobuf::{GraphProto, Message, ModelProto, StringStringEntryProto, TensorProto};
 use petgraph::graph::{DiGraph, NodeIndex};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
@@ -74,6 +71,8 @@ pub(super) enum Item {
     },
     /// A graph input that is new: its place in the signature says the rest.
     Input(String),
+    /// A graph output that is new, or of another shape than in the file.
+    Output(String),
     /// Any other field, tag and all.
     Other(Range<usize>),
 }
@@ -382,34 +381,6 @@ impl Model {
         }
     }
 
-    /// Adds a graph input of one axis, the batch, as `batch` names it.
-    pub fn add_input(&mut self, name: &str, element: ElementType, batch: &Dim) {
-        use onnx_protobuf::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
-        let value = match batch {
-            Dim::Fixed(n) => Some(DimValue::DimValue(*n as i64)),
-            Dim::Named(name) => Some(DimValue::DimParam(name.clone())),
-            Dim::Unknown => None,
-        };
-        let shape = TensorShapeProto { dim: vec![Dimension { value, ..Default::default() }], ..Default::default() };
-        let tensor =
-            type_proto::Tensor { elem_type: element.number(), shape: Some(shape).into(), ..Default::default() };
-        let kind = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
-        let info = ValueInfoProto { name: name.into(), type_: Some(kind).into(), ..Default::default() };
-        self.signature.input.push(info);
-        self.items.push(Item::Input(name.into()));
-    }
-
-    /// Takes out a graph input that [`Model::add_input`] added, in this model or in the one that was written to the file.
-    pub fn remove_input(&mut self, name: &str) {
-        self.signature.input.retain(|i| i.name != name);
-        let source = self.source.clone();
-        self.items.retain(|item| match item {
-            Item::Input(n) => n != name,
-            Item::Other(range) => !is_input(&source[range.clone()], name),
-            _ => true,
-        });
-    }
-
     pub fn remove_initializer(&mut self, name: &str) {
         self.initializers.remove(name);
         let gone = |i: &Item| match i {
@@ -470,12 +441,6 @@ impl Model {
             Some(_) => None,
         }
     }
-}
-
-/// Whether a field of a GraphProto is the graph input of this name.
-fn is_input(field: &[u8], name: &str) -> bool {
-    let Some(f) = wire::fields(field, 0..field.len()).ok().and_then(|f| f.into_iter().next()) else { return false };
-    f.number == 11 && ValueInfoProto::parse_from_bytes(&field[f.payload]).is_ok_and(|i| i.name == name)
 }
 
 /// SHA-256 in hexadecimal.

@@ -120,6 +120,10 @@ fn part(model: &Model, item: &Item, layout: &Layout) -> Part {
             let info = model.signature.input.iter().find(|i| i.name == *name).expect("added with its signature");
             Part::field(11, &info.write_to_bytes().expect("a new input serialises"))
         }
+        Item::Output(name) => {
+            let info = model.signature.output.iter().find(|o| o.name == *name).expect("added with its signature");
+            Part::field(12, &info.write_to_bytes().expect("a new output serialises"))
+        }
         Item::InitializerInput { span: Some(range), .. } => Part::Source(range.clone()),
         Item::InitializerInput { name, span: None } => Part::field(11, &input_of(&model.initializers[name])),
         Item::Node(id) => match model.node_spans.get(id) {

@@ -171,6 +171,7 @@ pub(super) fn polish(
         max_length: c.max_length,
         loss: c.loss,
         loss_output: c.loss_output,
+        terms: c.terms.clone(),
         ..TrainRequest::new(&lora, &data, settings, dir.path())
     };
     struct Quiet;

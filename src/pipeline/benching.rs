@@ -1,7 +1,8 @@
 //! Times training steps on synthetic data.
 
 use super::compile;
-use super::training::load;
+use super::terms::Terms;
+use super::training::{Asked, load};
 use super::{Error, ModelCompiler, input_specs};
 use crate::adapters;
 use crate::adapters::CONFIG_KEY;
@@ -130,7 +131,8 @@ pub fn bench(request: &BenchRequest, device: &mut dyn Device) -> Result<Bench, E
     trainee.program.products = request.products;
     let shapes = compile::shapes_at(&model.inputs(), request.batch, request.seq);
     let data = made_up(model, &shapes, request)?;
-    trainee.set_loss(&data, request.batch, request.loss, None)?;
+    let terms = Terms::default();
+    trainee.set_loss(&data, request.batch, Asked { loss: request.loss, output: None, terms: &terms })?;
     let gflop = model_flop(model, &shapes)? * 1e-9;
 
     // Compiled once here to be timed, and again by the session below, which finds pipelines and weights in place.

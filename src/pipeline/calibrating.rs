@@ -1,7 +1,8 @@
 //! Data that a merge gathers statistics on, and the norms gathered on it.
 
 use super::surveying::survey;
-use super::training::load;
+use super::terms::Terms;
+use super::training::{Asked, load};
 use super::{Error, input_specs};
 use crate::adapter::{Adapter, Norms};
 use crate::calibrate::Accumulator;
@@ -22,6 +23,8 @@ pub struct Calibration<'a> {
     pub max_length: usize,
     pub loss: Option<Loss>,
     pub loss_output: Option<&'a str>,
+    /// Numbers of losses, and the teacher.
+    pub terms: Terms,
     /// Whether texts may be padded, as [`merge`] finds out.
     pub padding: Padding,
     /// Inputs that shapes depend on, which are found likewise.
@@ -32,7 +35,8 @@ impl<'a> Calibration<'a> {
     /// With the loss that data and model suggest.
     pub fn new(data: &'a Dataset, batch_size: usize, max_length: usize) -> Calibration<'a> {
         let (padding, known) = (Padding::default(), BTreeSet::new());
-        Calibration { data, batch_size, max_length, loss: None, loss_output: None, padding, known }
+        let (loss, loss_output, terms) = (None, None, Terms::default());
+        Calibration { data, batch_size, max_length, loss, loss_output, terms, padding, known }
     }
 
     /// How batches are made for a model.
@@ -46,7 +50,8 @@ impl<'a> Calibration<'a> {
         if self.data.has_labels() {
             let mut trainee = load(model, None)?;
             trainee.feed = self.feed(model);
-            trainee.set_loss(self.data, self.batch_size, self.loss, self.loss_output)?;
+            let asked = Asked { loss: self.loss, output: self.loss_output, terms: &self.terms };
+            trainee.set_loss(self.data, self.batch_size, asked)?;
             survey(&mut trainee, &[self.data], device)?;
             (self.padding, self.known) = (trainee.feed.padding, trainee.feed.known);
         }

@@ -73,7 +73,7 @@ pub fn choose(
         Some(loss) => {
             let axis = match loss.labels {
                 Labels::Classes => class_axis(&shape, &kind).unwrap_or(None),
-                Labels::Numbers => None,
+                _ => None,
             };
             (loss, axis, "--loss asks for it".to_string())
         }
@@ -81,9 +81,13 @@ pub fn choose(
     };
     let form = match loss.labels {
         Labels::Classes if kind.dtype == DType::F32 => LabelForm::Classes,
-        Labels::Classes => LabelForm::AsGiven,
         Labels::Numbers => LabelForm::Numbers(shape[1..].to_vec()),
+        _ => LabelForm::AsGiven,
     };
+    if loss == Loss::DISTILL && class_axis.is_some() {
+        let why = format!("--loss distill takes classes along the last axis, and output '{output}' is {shape:?}");
+        return Err(Error::Usage(format!("{why}\nhint: export logits with their classes last")));
+    }
     // The value before a last Softmax or Sigmoid is what the loss is computed from.
     let (logits, mut note) = before_probabilities(model, &output, loss, &shape, class_axis);
     let probabilities = note.is_empty() && loss.of_probabilities.is_some() && after_probabilities(model, &output);
@@ -269,7 +273,7 @@ fn lowered(model: &Arc<Model>, shapes: &Shapes, wanted: &[String]) -> Result<Low
 }
 
 /// Shape of a value that a loss is taken on, and the model lowered as far as that.
-fn output_shape(model: &Arc<Model>, shapes: &Shapes, name: &str) -> Result<(Vec<usize>, Graph), Error> {
+pub(super) fn output_shape(model: &Arc<Model>, shapes: &Shapes, name: &str) -> Result<(Vec<usize>, Graph), Error> {
     let Lowered { b, values } = lowered(model, shapes, &[name.to_string()])?;
     Ok((b.shape(values[name]).0.clone(), b.graph))
 }

@@ -4,7 +4,7 @@ use super::weighing::OwnLoss;
 use super::{Error, ValueShapes, dumping, integers};
 use crate::adapters::{self, Config, Merge, Residual};
 use crate::calibrate::{self, BlockValues};
-use crate::ir::{Builder, FloatType, Graph, Leaf, Sink, Value, outputs};
+use crate::ir::{Builder, FloatType, Graph, Leaf, Sink, Tensor, Value, outputs};
 use crate::lower::loss::{self, Loss};
 use crate::lower::{self, Lowered, Request};
 use crate::onnx::{self, Dim, Linear, Model, Signature};
@@ -48,6 +48,14 @@ pub struct Signal {
     pub sums: bool,
 }
 
+/// A frozen model beside the one that is trained, which reads the same batches.
+#[derive(Clone, Debug)]
+pub struct Reference {
+    pub model: Arc<Model>,
+    /// The value that is compared.
+    pub logits: String,
+}
+
 /// What is compiled, for any shape.
 #[derive(Clone)]
 pub struct Program {
@@ -64,8 +72,14 @@ pub struct Program {
     pub signals: Vec<Signal>,
     /// Whether optimisations beyond the necessary run.
     pub fuse: bool,
-    /// The share of a label that training spreads over all classes evenly.
-    pub smoothing: f64,
+    /// How the loss is taken; smoothing is left out of evaluations.
+    pub form: loss::Form,
+    /// What each class counts in training, or each yes of an output; empty for all the same.
+    pub class_weights: Vec<f32>,
+    /// Whether evaluations give what the model answers besides.
+    pub predicts: bool,
+    /// The model whose logits the loss compares with: a teacher, or a reference.
+    pub reference: Option<Reference>,
     /// The type to which products round their operands.
     pub products: FloatType,
     /// Whether rows that a mask leaves no key compute 0 in evaluation too, as in training, rather than what the file says.
@@ -152,10 +166,29 @@ impl Program {
                 b.output(outputs::LOSS, value, Sink::Fetch);
             }
             (_, Some(LossChoice::Added { loss, logits, class_axis, probabilities })) => {
-                let smoothing = if training { self.smoothing } else { 0.0 };
-                let form = loss::Form { class_axis: *class_axis, smoothing };
+                let smoothing = if training { self.form.smoothing } else { 0.0 };
+                let mut form = loss::Form { class_axis: *class_axis, smoothing, ..self.form };
+                if training && !self.class_weights.is_empty() {
+                    let weights = Tensor::f32([self.class_weights.len()], self.class_weights.clone());
+                    form.weights = Some(b.constant(weights));
+                }
+                if let Some(Reference { model, logits: name }) =
+                    self.reference.as_ref().filter(|_| loss.reads_reference())
+                {
+                    let (wanted, trained) = (vec![name.clone()], BTreeSet::new());
+                    let request = Request { model, shapes, known, trained: &trained, wanted: &wanted, training: false };
+                    let other = lower::lower_onto(b, &request)?;
+                    (b, form.reference) = (other.b, Some(other.values[name]));
+                }
                 let (value, correct) = loss::attach(&mut b, *loss, values[logits], &form, *probabilities)?;
                 b.output(outputs::LOSS, value, Sink::Fetch);
+                if self.predicts && purpose == Purpose::Evaluate {
+                    let predicted = loss::predict(&mut b, *loss, values[logits], &form, *probabilities)?;
+                    b.output(outputs::PREDICTION, predicted.answer, Sink::Fetch);
+                    if let Some(probabilities) = predicted.probabilities {
+                        b.output(outputs::PROBABILITIES, probabilities, Sink::Fetch);
+                    }
+                }
                 if let (Purpose::Evaluate, Some(correct)) = (purpose, correct) {
                     b.output(outputs::CORRECT, correct, Sink::Fetch);
                 }

@@ -1,11 +1,13 @@
 //! What a configuration says, looked up in the tables: settings, data sets and requests are made from it here and nowhere else.
 
 use super::{
-    Calibration, DeviceChoice, Error, EvalRequest, MergeRequest, Numbers, TrainRequest, open_device, within_positions,
+    Calibration, DeviceChoice, Error, EvalRequest, MergeRequest, Numbers, Terms, TrainRequest, open_device,
+    within_positions,
 };
 use crate::adapter::Adapter;
 use crate::adapters::{self, CONFIG_KEY, Config};
 use crate::device::Device;
+use crate::inject::LABELS_KEY;
 use crate::ir::FloatType;
 use crate::lower::loss::{self, LOSSES, Loss};
 use crate::merge::Strategy;
@@ -16,6 +18,7 @@ use crate::settings::{ConfigError, DataConfig, TrainConfig, defaults};
 use crate::train::Settings;
 use crate::train::data::{self, Dataset, Order};
 use crate::train::schedule::{self, SCHEDULES, Schedule};
+use crate::train::scores::Asked;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -43,11 +46,18 @@ pub fn settings(config: &TrainConfig) -> Result<Settings, Error> {
         order: Order { shuffle: !config.no_shuffle, seed: config.seed },
         eval_every: config.eval_every,
         save_every: config.save_every,
+        metrics: metrics(&config.metric)?,
+        early_stopping: config.early_stopping,
         lora_plus: config.lora_plus,
         precondition: precondition::find(&config.precondition)
             .ok_or_else(|| unknown("--precondition", &config.precondition, PRECONDITIONS.iter().map(|p| p.name)))?,
         products: FloatType::F32,
     })
+}
+
+/// Metrics by their names.
+pub fn metrics(names: &[String]) -> Result<Vec<Asked>, Error> {
+    names.iter().map(|n| Asked::parse(n).map_err(|why| ConfigError::Value(why).into())).collect()
 }
 
 /// The loss of a name; `None` for the one that follows from the labels.
@@ -86,7 +96,10 @@ pub fn data_options(how: &DataConfig, model: &Arc<Model>) -> Result<data::Option
         beside: folder.map(Path::to_path_buf),
         max_length: how.max_length,
         chat_template: how.chat_template.clone(),
-        label_names: how.label_names.clone(),
+        label_names: match how.label_names.is_empty() {
+            true => class_names(model),
+            false => how.label_names.clone(),
+        },
         special_tokens: !how.no_special_tokens,
         columns: how.renamed()?,
         shift_labels: how.shift_labels,
@@ -110,6 +123,15 @@ fn pixels(model: &Model) -> Option<data::Pixels> {
     (channels_last || !other(1)).then(|| data::Pixels { name: input.name.clone(), channels_last })
 }
 
+/// What a new head's classes are called, as `inject --head` wrote it into the model; empty where it says nothing.
+fn class_names(model: &Model) -> Vec<String> {
+    let labels = model.metadata(LABELS_KEY).and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+    let Some(labels) = labels.as_ref().and_then(|l| l.as_object()) else { return vec![] };
+    let name = |i: usize| labels.get(&i.to_string())?.as_str().map(String::from);
+    let names: Option<Vec<String>> = (0..labels.len()).map(name).collect();
+    names.unwrap_or_default()
+}
+
 /// The graph inputs of adapters that a model has, which hold one number for each example.
 fn columns(model: &Model) -> Vec<data::Column> {
     let config: Option<Config> = model.metadata(CONFIG_KEY).and_then(|text| serde_json::from_str(text).ok());
@@ -131,7 +153,8 @@ fn columns(model: &Model) -> Vec<data::Column> {
 /// A data set, as a configuration says that it is run.
 pub fn calibration<'a>(how: &'a DataConfig, data: &'a Dataset) -> Result<Calibration<'a>, Error> {
     let (loss, loss_output) = (named_loss(&how.loss)?, how.loss_output.as_deref());
-    Ok(Calibration { loss, loss_output, ..Calibration::new(data, how.batch_size, how.max_length) })
+    let terms = Terms::configured(how)?;
+    Ok(Calibration { loss, loss_output, terms, ..Calibration::new(data, how.batch_size, how.max_length) })
 }
 
 /// How a merged form is polished: as the run was trained, at a tenth of its learning rate, which falls to zero. `run` is `None` where that
@@ -145,6 +168,7 @@ pub fn polishing(steps: u64, run: Option<&TrainConfig>, how: &DataConfig) -> Res
     settings.schedule = Schedule::LINEAR;
     (settings.warmup_steps, settings.max_steps) = (0, Some(steps));
     (settings.eval_every, settings.save_every) = (None, None);
+    (settings.metrics, settings.early_stopping) = (vec![], None);
     Ok(settings)
 }
 
@@ -169,6 +193,8 @@ impl<'a> TrainRequest<'a> {
             loss: named_loss(&config.how.loss)?,
             loss_output: config.how.loss_output.as_deref(),
             label_smoothing: config.label_smoothing,
+            class_weights: &config.class_weights,
+            terms: Terms::configured(&config.how)?,
             fuse: !config.no_fuse,
             ..TrainRequest::new(model, data, settings, dir)
         })
@@ -183,6 +209,7 @@ impl<'a> EvalRequest<'a> {
             max_length: how.max_length,
             loss: named_loss(&how.loss)?,
             loss_output: how.loss_output.as_deref(),
+            terms: Terms::configured(how)?,
             ..EvalRequest::new(model, data)
         })
     }

@@ -217,6 +217,7 @@ pub fn fit_in_order(task: &Task, device: &mut dyn Device) -> Result<Judged, Erro
                 parameters: BTreeMap::new(),
                 frozen: BTreeMap::new(),
                 base: None,
+                kind: None,
             };
             let trainee = with_signals(trainee, c, plain.clone());
             let sums = |path: &String| starts[path].ncols() <= WIDE;

@@ -2,9 +2,11 @@
 
 use super::Error;
 use super::calibrating::Calibration;
+use super::evaluating::{EvalRequest, evaluate};
 use super::merge_request::MergeRequest;
 use super::metric::Metric;
-use super::training::{self, EvalRequest};
+use super::terms::{Teacher, Terms};
+
 use crate::adapters::{Config, Target};
 use crate::calibrate::folds;
 use crate::device::Device;
@@ -33,6 +35,13 @@ pub(super) fn metric(
     if !data.has_labels() && c.loss_output.is_none() {
         return Ok(None);
     }
+    let bare = Arc::new(merge::strip(request.injected, &merge::config(request.injected)?)?);
+    // A merged model no longer knows what it was compared with.
+    let teacher = match &c.terms.teacher {
+        Teacher::Base => Teacher::Model(bare.clone()),
+        other => other.clone(),
+    };
+    let terms = Terms { teacher, ..c.terms.clone() };
     let mut ask = |model, adapter| {
         let (batch_size, max_length) = (c.batch_size, c.max_length);
         let (loss, loss_output) = (c.loss, c.loss_output);
@@ -44,12 +53,14 @@ pub(super) fn metric(
             max_length,
             loss,
             loss_output,
+            terms: terms.clone(),
             products: FloatType::F32,
             guard: true,
+            metrics: &[],
+            answers: false,
         };
-        training::evaluate(&request, device)
+        evaluate(&request, device)
     };
-    let bare = Arc::new(merge::strip(request.injected, &merge::config(request.injected)?)?);
     let base = ask(&bare, None)?.loss;
     let live = ask(request.injected, Some(request.adapter))?;
     // A file that keeps the branches holds the adapter's factors itself.

@@ -17,7 +17,9 @@ mod devices;
 pub mod digits;
 mod doctor;
 mod dumping;
+mod embedding;
 mod error;
+mod evaluating;
 mod experimenting;
 mod fitting;
 mod folding;
@@ -32,12 +34,15 @@ mod metric;
 pub mod precision;
 mod recording;
 mod rehearsing;
+mod reshaping;
 mod running;
 mod searching;
 mod showing;
 mod starting;
 mod surveying;
+mod terms;
 mod training;
+mod tuples;
 mod verifying;
 mod weighing;
 
@@ -45,11 +50,14 @@ pub use benching::{Bench, BenchRequest, KernelTime, Profile, Span, bench};
 pub use calibrating::{Calibration, calibrate};
 pub use comparing::{compare_outputs, infer, synthetic};
 pub use compile::{LossChoice, ModelCompiler, Program, index_bounds, sample_shapes};
-pub use configured::{calibration, data_options, device, named_loss, named_strategy, polishing, read_data, settings};
+pub use configured::{
+    calibration, data_options, device, metrics, named_loss, named_strategy, polishing, read_data, settings,
+};
 pub use devices::{DeviceChoice, DeviceInfo, Numbers, list_devices, open_device};
 pub use doctor::{KERNEL_TOLERANCE, KernelCheck, TRAINING_TOLERANCE, TrainingCheck, self_check, training_check};
 pub use dumping::dump_ir;
 pub use error::Error;
+pub use evaluating::{EvalRequest, Evaluation, evaluate};
 pub use experimenting::{
     Comparison, ExperimentRequest, Mean, Row as ComparedRow, Trial, Variant, experiment, variants,
 };
@@ -60,20 +68,22 @@ pub use merging::{merge, read_adapter};
 pub use metric::{KEPT, Metric};
 pub use recording::MERGE_KEY;
 pub use rehearsing::{Rehearsal, rehearse};
+pub use reshaping::inject;
 pub use running::{Ran, run, save};
 pub use searching::{Attempt, Candidate, SearchRequest, Space, best as best_attempt, search};
 pub use showing::{Class, Example, Lengths, Shown, show};
 pub use starting::{with_directions, with_originals};
 pub use surveying::within_positions;
-pub use training::{EvalRequest, Evaluation, TrainRequest, Trainee, check, evaluate, load, train};
+pub use terms::{Teacher, Terms};
+pub use training::{Asked, TrainRequest, Trainee, check, load, train};
 pub use verifying::{Verification, VerifyRequest, against_ours, verify};
 
 pub use crate::onnx::{FileDiff, diff};
 
 use crate::adapters;
-use crate::inject::{self, Options, Report};
+use crate::inject::Options;
 use crate::ir::{DType, FloatType};
-use crate::lower;
+use crate::lower::{self, loss};
 use crate::onnx::{self, Dim, Model};
 use crate::train::data::{self, Axis, InputSpec};
 use std::collections::HashMap;
@@ -108,15 +118,6 @@ pub fn setting_tokens(base: &Model, options: &Options, tokenizer: Option<&Path>)
     })?;
     let tokens = tokenizer.language(text, usize::MAX).map_err(Error::Model)?;
     Ok(tokens.ids.into_iter().filter_map(|id| usize::try_from(id).ok()).collect())
-}
-
-/// Injects adapters. The base is lowered at a sample shape first: that finds operators without a lowering before anything
-/// is written, and the shapes that chains depend on. A file that cannot be lowered at that shape, as one whose shapes were
-/// fixed when it was traced, is injected without.
-pub fn inject(base: &Arc<Model>, options: &Options) -> Result<(Model, Report), Error> {
-    let shapes = sample_values(base)?;
-    let lookup = |name: &str| shapes.get(name).cloned();
-    Ok(inject::inject(base, options, &lookup)?)
 }
 
 /// The shapes of a base's values at a sample shape; none where it cannot be lowered at that shape.
@@ -165,7 +166,10 @@ pub fn inferring(model: &Arc<Model>) -> Program {
         outputs,
         signals: vec![],
         fuse: true,
-        smoothing: 0.0,
+        form: loss::Form::default(),
+        class_weights: vec![],
+        predicts: false,
+        reference: None,
         products: FloatType::F32,
         guard: false,
     }

@@ -102,7 +102,8 @@ fn weigh(full: Trial, short: Trial) -> Choice {
 /// Runs the first batch twice, and times the second run.
 pub fn trial(request: &TrainRequest, device: &mut dyn Device, products: FloatType) -> Result<Trial, Error> {
     let settings = crate::train::Settings { products, ..request.settings.clone() };
-    let (mut trainee, _, _) = prepare(&TrainRequest { settings: &settings, resume: false, ..*request })?;
+    let terms = request.terms.clone();
+    let (mut trainee, _, _) = prepare(&TrainRequest { settings: &settings, terms, resume: false, ..*request })?;
     survey(&mut trainee, &[request.data], device)?;
     let size = request.settings.batch_size;
     trainee.session(device, |session| Ok(timed(session, request, size)?))

@@ -63,7 +63,7 @@ pub fn rehearse(request: &TrainRequest, device: &mut dyn Device) -> Result<Rehea
     let settings = Settings { max_steps: Some(total.min(STEPS)), save_every: None, eval_every: None, ..s.clone() };
     let mut times = Times::default();
     let begun = Instant::now();
-    let run = TrainRequest { settings: &settings, eval: None, dir: dir.path(), resume: false, ..*request };
+    let run = TrainRequest { settings: &settings, eval: None, dir: dir.path(), resume: false, ..request.clone() };
     train(&run, device, &mut times)?;
     let wall = begun.elapsed().as_secs_f64();
     let memory = device.memory();

@@ -13,7 +13,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Shown {
     pub examples: usize,
-    /// `classification`, `language-model` or `tensors`.
+    /// `classification`, `language-model`, `embedding`, `preference` or `tensors`.
     pub task: &'static str,
     /// Of texts.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -78,6 +78,9 @@ pub struct Example {
     /// Whether the loss counts the prediction of each token; empty where the whole text has one label.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub learnt: Vec<bool>,
+    /// The other texts of its row.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<Example>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,6 +96,8 @@ pub fn show(how: &DataConfig, given: &[PathBuf], model: &Arc<Model>, n: usize) -
     let task = match data.task() {
         Task::Classify => "classification",
         Task::LanguageModel => "language-model",
+        Task::Embed { .. } => "embedding",
+        Task::Prefer => "preference",
         Task::Tensors => "tensors",
     };
     let (len, notes) = (data.len(), data.notes.clone());
@@ -157,20 +162,28 @@ fn classes(data: &Dataset, examples: &Examples, names: &[String]) -> Result<Vec<
     Ok(counts.into_iter().map(|(class, examples)| Class { class, name: name(class), examples }).collect())
 }
 
-fn example(e: &TextExample, text: &Text, names: &[String], inputs: &[Column]) -> Example {
-    let learnt = match e.labels.is_empty() {
+/// The n-th text of an example.
+fn shown(e: &TextExample, n: usize, text: &Text) -> Example {
+    let (ids, _, labels) = e.text(n);
+    let learnt = match labels.is_empty() {
         true => vec![],
         // The label of a position is the token after it.
-        false => (0..e.ids.len()).map(|t| t > 0 && e.labels[t - 1] != -100).collect(),
+        false => (0..ids.len()).map(|t| t > 0 && labels[t - 1] != -100).collect(),
     };
+    let pieces = ids.iter().map(|id| text.piece(*id)).collect();
+    let (label, label_name, inputs) = (None, None, BTreeMap::new());
+    Example { ids: ids.to_vec(), pieces, learnt, further: vec![], label, label_name, inputs }
+}
+
+fn example(e: &TextExample, text: &Text, names: &[String], inputs: &[Column]) -> Example {
     let class = e.label.as_ref().and_then(Label::class).and_then(|c| usize::try_from(c).ok());
     let label = e.label.as_ref().map(|label| match label {
         Label::Class(c) => serde_json::json!(c),
         Label::Number(x) => serde_json::json!(x),
         Label::Many(xs) => serde_json::json!(xs),
     });
-    let pieces = e.ids.iter().map(|id| text.piece(*id)).collect();
     let label_name = class.and_then(|c| names.get(c)).cloned();
     let inputs = inputs.iter().zip(&e.numbers).map(|(c, x)| (c.name.clone(), *x)).collect();
-    Example { ids: e.ids.clone(), pieces, learnt, label, label_name, inputs }
+    let further = (1..=e.further.len()).map(|n| shown(e, n, text)).collect();
+    Example { label, label_name, inputs, further, ..shown(e, 0, text) }
 }

@@ -12,7 +12,7 @@ use crate::ir::{DType, Graph, Leaf, Tensor, Type};
 use crate::lower::LowerError;
 use crate::lower::loss::Loss;
 use crate::onnx::Model;
-use crate::train::data::{Axis, Batch, DataError, Dataset, Feed, Padding, Source};
+use crate::train::data::{Axis, Batch, DataError, Dataset, Feed, Padding, Source, Task};
 use crate::train::{Purpose, Session, Shapes};
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -55,7 +55,7 @@ pub fn survey(trainee: &mut Trainee, sets: &[&Dataset], device: &mut dyn Device)
     let padding = probe.session(device, |session| {
         let mut found = feed.padding;
         for data in sets {
-            if data.next_token() {
+            if data.next_token() || data.task() == Task::Prefer {
                 refuse_sight(session, data, axis)?;
             }
             if matches!(data.source, Source::Text { .. }) && found != Padding::Never {
@@ -65,6 +65,14 @@ pub fn survey(trainee: &mut Trainee, sets: &[&Dataset], device: &mut dyn Device)
         }
         Ok(found)
     })?;
+    if padding == Padding::Never && sets.iter().any(|data| data.task().texts() > 1) {
+        let why =
+            "padding changes what this model computes, and the texts of a row, which run together, differ in length";
+        return Err(Error::Usage(format!(
+            "{}: {why}\nhint: export the model with an input 'attention_mask' that reaches everything that reads positions",
+            trainee.program.model.path().display()
+        )));
+    }
     trainee.feed.padding = padding;
     Ok(notes)
 }
@@ -155,7 +163,7 @@ fn padding(session: &mut Session, data: &Dataset, feed: &Feed, notes: &mut Vec<S
         }
         let of_length = (0..examples.len()).filter(|&i| examples.length(i) == length).take(PROBED);
         for example in of_length {
-            if let Some(alone) = outputs(session, &data.batch(&never, &[example])?)? {
+            if let Some(alone) = outputs(session, &data.batch(&never, &data.alone(&never, example))?)? {
                 plain.push((example, length, room.min(length + 3), alone));
             }
         }
@@ -251,7 +259,7 @@ fn refuse_sight(session: &mut Session, data: &Dataset, class_axis: Option<usize>
     };
     let Some(example) = example else { return Ok(()) };
     let never = Feed { padding: Padding::Never, ..session.feed.clone() };
-    let batch = data.batch(&never, &[example])?;
+    let batch = data.batch(&never, &data.alone(&never, example))?;
     let find = |name: &str| batch.inputs.iter().position(|(n, _)| n == name);
     let Some(at) = find("input_ids") else { return Ok(()) };
     let length = batch.inputs[at].1.shape()[1];
@@ -323,7 +331,9 @@ pub fn within_positions(model: &Arc<Model>, data: Dataset) -> Result<Dataset, Er
     }
     let feed = Feed::new(inputs, usize::MAX);
     let at = (0..examples.len()).max_by_key(|&e| examples.length(e)).expect("there is a longest");
-    let row = &examples.get(at).map_err(DataError::from)?.ids.clone();
+    let example = examples.get(at).map_err(DataError::from)?;
+    let texts = (0..=example.further.len()).map(|n| example.text(n).0);
+    let row = &texts.max_by_key(|ids| ids.len()).unwrap_or_default().to_vec();
     let room = crate::train::data::buckets(longest);
     let limit = match feed.fixed_length() {
         Some(n) => n,

@@ -1,23 +1,25 @@
-//! Training and evaluation from files.
+//! Training from files.
 
 use super::choosing::{self, Chosen};
 use super::compile::{self, LossChoice, ModelCompiler, Program};
 use super::surveying::survey;
-use super::{Error, input_specs, integers};
+use super::terms::{Teacher, Terms};
+use super::{Error, embedding, input_specs, integers, tuples};
 use crate::adapter::Adapter;
 use crate::adapters::{BASE_KEY, Config, Group, Spec, Target};
 use crate::device::Device;
 use crate::ir::{DType, FloatType, Graph};
 use crate::lower::LowerError;
-use crate::lower::loss::{Labels, Loss};
+use crate::lower::loss::{Form, Labels, Loss};
 use crate::merge;
 use crate::onnx::Model;
 use crate::ops::RULES;
 use crate::plan::{Layout, parameters_state};
 use crate::settings::defaults;
 use crate::train::checkpoint::{self, Checkpoint};
-use crate::train::data::{DataError, Dataset, Feed, LabelForm};
-use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, Totals, TrainError, Trained};
+use crate::train::data::{DataError, Dataset, Feed, LabelForm, Task};
+use crate::train::scores::{self, Kind, METRICS};
+use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, TrainError, Trained};
 use ndarray::ArrayD;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -34,6 +36,8 @@ pub struct Trainee {
     /// Tensors of the adapter that are not trained.
     pub frozen: BTreeMap<String, ArrayD<f32>>,
     pub base: Option<String>,
+    /// What the model's answers are, once the loss is chosen; `None` for a loss of the model's own.
+    pub kind: Option<Kind>,
 }
 
 /// Loads a model for training or evaluation. `adapter` replaces the values that the file has; a model without adapters has
@@ -82,13 +86,16 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
         outputs,
         signals: vec![],
         fuse: true,
-        smoothing: 0.0,
+        form: Form::default(),
+        class_weights: vec![],
+        predicts: false,
+        reference: None,
         products: FloatType::F32,
         guard: false,
     };
     let base = program.model.metadata(BASE_KEY).map(String::from);
     let feed = Feed::new(input_specs(&program.model), usize::MAX);
-    Ok(Trainee { program, feed, parameters, frozen, base })
+    Ok(Trainee { program, feed, parameters, frozen, base, kind: None })
 }
 
 /// A tensor of an adapter as the file has it.
@@ -101,6 +108,7 @@ fn held(model: &Model, name: &str) -> Result<ArrayD<f32>, Error> {
 }
 
 /// What to train.
+#[derive(Clone)]
 pub struct TrainRequest<'a> {
     pub model: &'a Arc<Model>,
     pub data: &'a Dataset,
@@ -111,6 +119,10 @@ pub struct TrainRequest<'a> {
     pub loss_output: Option<&'a str>,
     /// The share of a label that is spread over all classes evenly.
     pub label_smoothing: f64,
+    /// What each class counts, or each yes of an output; empty for all the same.
+    pub class_weights: &'a [f64],
+    /// Numbers of losses, and the teacher.
+    pub terms: Terms,
     pub fuse: bool,
     pub dir: &'a Path,
     pub resume: bool,
@@ -128,6 +140,8 @@ impl<'a> TrainRequest<'a> {
             loss: None,
             loss_output: None,
             label_smoothing: 0.0,
+            class_weights: &[],
+            terms: Terms::default(),
             fuse: true,
             dir,
             resume: false,
@@ -153,15 +167,27 @@ pub(super) fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpo
     trainee.program.guard = true;
     let size = request.settings.batch_size;
     trainee.feed.max_length = request.max_length;
-    let notes = trainee.set_loss(request.data, size, request.loss, request.loss_output)?;
-    trainee.program.smoothing = request.label_smoothing;
-    let classes =
-        matches!(&trainee.program.loss, Some(LossChoice::Added { loss, .. }) if loss.labels == Labels::Classes);
+    let asked = Asked { loss: request.loss, output: request.loss_output, terms: &request.terms };
+    let notes = trainee.set_loss(request.data, size, asked)?;
+    trainee.program.form.smoothing = request.label_smoothing;
+    let classes = matches!(&trainee.program.loss, Some(LossChoice::Added { loss, .. }) if *loss == Loss::CROSS_ENTROPY);
     if request.label_smoothing > 0.0 && !classes {
         let why = "--label-smoothing is for cross-entropy of classes, which is not this model's loss";
         return Err(Error::Usage(format!("{why}\nhint: leave it out, or give --loss cross-entropy")));
     }
+    trainee.weigh_classes(request.class_weights, request.label_smoothing)?;
+    trainee.measure(&request.settings.metrics)?;
+    if let (Teacher::Model(file), None) = (&request.terms.teacher, &trainee.program.reference) {
+        let why = format!("--teacher {}: this run's loss reads no second model", file.path().display());
+        return Err(Error::Usage(format!("{why}\nhint: --loss distill or --loss dpo")));
+    }
     if let Some(eval) = request.eval {
+        if eval.task().texts() != request.data.task().texts() {
+            let (have, want) = (eval.task().texts(), request.data.task().texts());
+            let (eval, data) = (eval.path.display(), request.data.path.display());
+            let why = format!("rows of {eval} hold {have} texts, and those of {data} {want}");
+            return Err(Error::Usage(format!("{why}\nhint: give both the same columns")));
+        }
         trainee.check(eval, size)?;
     }
     let resume = match request.resume {
@@ -175,7 +201,7 @@ pub(super) fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpo
 pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn Observer) -> Result<Outcome, Error> {
     let mut settings = request.settings.clone();
     loop {
-        let error = match train_as_it_is(&TrainRequest { settings: &settings, ..*request }, device, observer) {
+        let error = match train_as_it_is(&TrainRequest { settings: &settings, ..request.clone() }, device, observer) {
             Err(Error::Train(TrainError::NoRoom(error))) => error,
             outcome => return outcome,
         };
@@ -244,113 +270,73 @@ fn train_as_it_is(
     })
 }
 
-/// What to evaluate.
-pub struct EvalRequest<'a> {
-    pub model: &'a Arc<Model>,
-    pub adapter: Option<&'a Adapter>,
-    pub data: &'a Dataset,
-    pub batch_size: usize,
-    pub max_length: usize,
+/// What is asked of a loss.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// `None`: what follows from the data.
     pub loss: Option<Loss>,
-    pub loss_output: Option<&'a str>,
-    /// The type to which products round their operands.
-    pub products: FloatType,
-    /// Rows that a mask leaves no key compute 0, as in training.
-    pub guard: bool,
-}
-
-impl<'a> EvalRequest<'a> {
-    /// Evaluates a model as the file says, the loss chosen from the data.
-    pub fn new(model: &'a Arc<Model>, data: &'a Dataset) -> EvalRequest<'a> {
-        EvalRequest {
-            model,
-            adapter: None,
-            data,
-            batch_size: defaults::BATCH_SIZE,
-            max_length: defaults::MAX_LENGTH,
-            loss: None,
-            loss_output: None,
-            products: FloatType::F32,
-            guard: false,
-        }
-    }
-}
-
-/// What an evaluation gave.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Evaluation {
-    pub(crate) totals: Totals,
-    /// Mean loss over counted labels.
-    pub loss: f64,
-    /// Hits among counted labels, where labels are classes.
-    pub accuracy: Option<f64>,
-    /// `e^loss`, of language models.
-    pub perplexity: Option<f64>,
-    /// What a user should know about how it was measured.
-    pub notes: Vec<String>,
-}
-
-/// Evaluates a model, with an adapter if it was injected for one. A loss that is not a finite number is an error.
-pub fn evaluate(request: &EvalRequest, device: &mut dyn Device) -> Result<Evaluation, Error> {
-    let mut trainee = load(request.model, request.adapter)?;
-    trainee.program.products = request.products;
-    trainee.program.guard = request.guard;
-    trainee.feed.max_length = request.max_length;
-    let mut notes = trainee.set_loss(request.data, request.batch_size, request.loss, request.loss_output)?;
-    notes.extend(survey(&mut trainee, &[request.data], device)?);
-    let totals = trainee.session(device, |session| Ok(session.evaluate(request.data, request.batch_size)?))?;
-    let e = train::evaluation(&totals, request.data, 0, 0.0);
-    if !e.eval_loss.is_finite() {
-        let rows: Vec<String> = totals.not_finite.iter().map(|r| (r + 1).to_string()).collect();
-        let (path, rows) = (request.data.path.clone(), rows.join(", "));
-        let why = format!(
-            "the loss is {} (not a finite number); it comes from examples {rows}\n\
-             hint: look at those rows, and at the model's outputs for them",
-            e.eval_loss
-        );
-        return Err(DataError::Fit { path, why }.into());
-    }
-    Ok(Evaluation { totals, loss: e.eval_loss, accuracy: e.eval_accuracy, perplexity: e.eval_perplexity, notes })
+    /// A scalar output that is the loss.
+    pub output: Option<&'a str>,
+    pub terms: &'a Terms,
 }
 
 impl Trainee {
     /// Chooses the loss from what was asked and what the data holds, and checks the data against the model. Returns why.
-    pub fn set_loss(
-        &mut self,
-        data: &Dataset,
-        batch_size: usize,
-        asked: Option<Loss>,
-        output: Option<&str>,
-    ) -> Result<Vec<String>, Error> {
+    pub fn set_loss(&mut self, data: &Dataset, batch_size: usize, asked: Asked) -> Result<Vec<String>, Error> {
         data.check_tensors(&self.feed.inputs)?;
         data.check_values()?;
+        let mut notes = Vec::new();
+        if matches!(data.task(), Task::Embed { .. }) {
+            let found = embedding::found(&self.program.model, &self.shapes(data, batch_size)?)?;
+            if let Some((model, note)) = found {
+                self.program.model = model;
+                notes.push(note);
+            }
+        }
         let mut by_value = None;
-        let chosen = match self.choose(data, batch_size, asked, output) {
+        let chosen = match self.choose(data, batch_size, asked) {
             Err(e @ Error::Lower(LowerError::Node { .. })) => {
                 by_value = self.find_known(data, batch_size)?;
                 if by_value.is_none() {
                     return Err(e);
                 }
-                self.choose(data, batch_size, asked, output)?
+                self.choose(data, batch_size, asked)?
             }
             chosen => chosen?,
         };
         let Chosen { choice, form, why, shape, graph } = chosen;
         self.feed.holds_loss = matches!(choice, LossChoice::Held { .. });
         self.feed.labels = form;
+        self.program.form = asked.terms.form(data.task().texts());
+        if let LossChoice::Added { loss, logits, .. } = &choice
+            && loss.reads_reference()
+        {
+            let reference = asked.terms.reference(&self.program.model, logits)?;
+            let more = input_specs(&reference.model);
+            let known: Vec<String> = self.feed.inputs.iter().map(|i| i.name.clone()).collect();
+            self.feed.inputs.extend(more.into_iter().filter(|i| !known.contains(&i.name)));
+            self.program.reference = Some(reference);
+        }
+        self.kind = kind(&choice, &shape, data);
         self.program.loss = Some(choice);
         self.check_against(data, batch_size, &shape, &graph)?;
-        Ok([why].into_iter().chain(by_value).collect())
+        if let Some(reference) = &self.program.reference {
+            let theirs = compile::shape_of(&reference.model, &self.shapes(data, batch_size)?, &reference.logits)?;
+            if theirs != shape {
+                let (file, name) = (reference.model.path().display(), &reference.logits);
+                let why = format!("--teacher {file}: output '{name}' is {theirs:?}, and the model's is {shape:?}");
+                return Err(Error::Usage(format!("{why}\nhint: both must have the same classes or vocabulary")));
+            }
+        }
+        Ok([why].into_iter().chain(notes).chain(by_value).collect())
     }
 
-    fn choose(
-        &self,
-        data: &Dataset,
-        batch_size: usize,
-        asked: Option<Loss>,
-        output: Option<&str>,
-    ) -> Result<Chosen, Error> {
-        choosing::choose(&self.program.model, &self.shapes(data, batch_size)?, asked, output, data)
+    fn choose(&self, data: &Dataset, batch_size: usize, asked: Asked) -> Result<Chosen, Error> {
+        let (model, shapes) = (&self.program.model, self.shapes(data, batch_size)?);
+        match tuples::choose(model, &shapes, asked.loss, data, batch_size)? {
+            Some(chosen) => Ok(chosen),
+            None => choosing::choose(model, &shapes, asked.loss, asked.output, data),
+        }
     }
 
     /// Finds the integer inputs that shapes depend on, for which programs are made by value. `None` where that does not help.
@@ -426,11 +412,16 @@ impl Trainee {
                 (DType::I32, shape.iter().enumerate().filter(|(d, _)| *d != axis).map(|(_, n)| *n).collect())
             }
             Labels::Numbers => (DType::F32, shape.to_vec()),
+            // Made with the batch.
+            Labels::Tuples | Labels::Scores | Labels::Preferences => (DType::F32, vec![]),
         };
-        if loss.labels == Labels::Classes {
+        if matches!(loss.labels, Labels::Classes | Labels::Preferences) {
             data.check_labels(shape.get(axis).copied().unwrap_or(0))?;
         }
         let batch = data.batch(&self.feed, &first(data, batch_size))?;
+        if data.task().texts() > 1 {
+            return Ok(());
+        }
         let labels = batch.labels.as_ref();
         let fits = labels.is_some_and(|l| l.dtype() == wanted.0 && l.shape() == &wanted.1[..]);
         if !fits {
@@ -438,6 +429,56 @@ impl Trainee {
             let want = crate::ir::Type::new(wanted.0, wanted.1);
             let why = format!("output '{logits}' is {shape:?}, so labels must be {want}, but {have}");
             return Err(DataError::Fit { path: data.path.clone(), why }.into());
+        }
+        Ok(())
+    }
+
+    /// Gives classes their weights, as far as the loss takes them.
+    fn weigh_classes(&mut self, weights: &[f64], smoothing: f64) -> Result<(), Error> {
+        if weights.is_empty() {
+            return Ok(());
+        }
+        let refused = |why: String| Err(Error::Usage(format!("--class-weights {why}")));
+        let loss = match &self.program.loss {
+            Some(LossChoice::Added { loss, .. }) => Some(*loss),
+            _ => None,
+        };
+        let count = match self.kind {
+            Some(Kind::Classes { count, .. }) if loss == Some(Loss::CROSS_ENTROPY) => count,
+            Some(Kind::Binary { width }) => width,
+            _ => {
+                let hint = "hint: leave it out, or give --loss cross-entropy or bce";
+                return refused(format!("is for cross-entropy, which is not this model's loss\n{hint}"));
+            }
+        };
+        if weights.len() != count {
+            let (given, s) = (weights.len(), if count == 1 { "" } else { "s" });
+            return refused(format!("gives {given} numbers, and the model has {count} output{s}\nhint: one for each"));
+        }
+        if smoothing > 0.0 {
+            return refused("does not go with --label-smoothing\nhint: leave one of them out".into());
+        }
+        self.program.class_weights = weights.iter().map(|w| *w as f32).collect();
+        Ok(())
+    }
+
+    /// Makes evaluations give what metrics read. A metric that does not go with the answers is an error.
+    pub fn measure(&mut self, metrics: &[scores::Asked]) -> Result<(), Error> {
+        for asked in metrics {
+            let name = asked.name();
+            match self.kind {
+                None => {
+                    let why = format!("--metric {name} has no answers to read: the loss is the model's own");
+                    return Err(Error::Usage(format!("{why}\nhint: leave it out, or train on the logits")));
+                }
+                Some(kind) if !(asked.metric.takes)(kind) => {
+                    let fits = METRICS.iter().filter(|m| (m.takes)(kind)).map(|m| m.name);
+                    let fits: Vec<&str> = fits.collect();
+                    let why = format!("--metric {name} is for {}, which this model's answers are not", asked.metric.of);
+                    return Err(Error::Usage(format!("{why}\nhint: {} go with them", fits.join(", "))));
+                }
+                Some(_) => self.program.predicts = true,
+            }
         }
         Ok(())
     }
@@ -468,10 +509,29 @@ impl Trainee {
             feed: &self.feed,
             layout: &layout,
             holds_loss,
+            kind: self.kind,
+            class_weights: self.program.class_weights.clone(),
             plans: HashMap::new(),
         };
         f(&mut session)
     }
+}
+
+/// What a model's answers are, by its loss and the shape of what that is taken on.
+fn kind(choice: &LossChoice, shape: &[usize], data: &Dataset) -> Option<Kind> {
+    let LossChoice::Added { loss, class_axis, .. } = choice else { return None };
+    let width = shape.iter().skip(1).product();
+    Some(match loss.labels {
+        Labels::Classes => {
+            let count = class_axis.map_or(shape.last(), |axis| shape.get(axis)).copied().unwrap_or(1);
+            Kind::Classes { count, positions: shape.len() > 2, next_token: data.next_token() }
+        }
+        Labels::Numbers if *loss == Loss::BINARY_CROSS_ENTROPY => Kind::Binary { width },
+        Labels::Numbers => Kind::Numbers { width },
+        Labels::Scores => Kind::Scores,
+        Labels::Tuples => Kind::Ranks,
+        Labels::Preferences => Kind::Preferences,
+    })
 }
 
 /// The examples of a data set's first batch.

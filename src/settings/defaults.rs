@@ -9,6 +9,15 @@ pub const DEVICE: &str = "auto";
 /// What follows from the labels and the output.
 pub const LOSS: &str = "auto";
 
+/// What `contrastive` multiplies cosines by, as in sentence-transformers.
+pub const SCALE: f64 = 20.0;
+/// The margin of `triplet`, as in sentence-transformers.
+pub const MARGIN: f64 = 5.0;
+/// What `dpo` weighs log-probabilities by, as in TRL.
+pub const BETA: f64 = 0.1;
+/// What `distill` divides logits by.
+pub const TEMPERATURE: f64 = 2.0;
+
 /// Micro-batches to an optimiser step.
 pub const ACCUMULATE: usize = 1;
 pub const EPOCHS: usize = 1;

@@ -57,6 +57,8 @@ pub struct TrainConfig {
     pub precondition: String,
     /// The share of a label that is spread over all classes evenly.
     pub label_smoothing: f64,
+    /// What each class counts, or each yes of an output; empty for all the same.
+    pub class_weights: Vec<f64>,
     /// Zero turns clipping off.
     pub clip_norm: f64,
     /// Take examples in the file's order.
@@ -67,6 +69,10 @@ pub struct TrainConfig {
     pub eval_every: Option<u64>,
     /// Steps between checkpoints; `None` saves at the end alone.
     pub save_every: Option<u64>,
+    /// What evaluations measure besides the loss; the best adapter is the one by the first number among them.
+    pub metric: Vec<String>,
+    /// Ends training after so many evaluations without gain.
+    pub early_stopping: Option<u64>,
     /// `auto`, `f32` or `mixed`.
     pub precision: String,
     /// `f32`, `f16` or `bf16`.
@@ -91,6 +97,16 @@ pub struct DataConfig {
     pub loss: String,
     /// A scalar output of the model that is its loss.
     pub loss_output: Option<String>,
+    /// What `contrastive` multiplies cosines by.
+    pub scale: f64,
+    /// The margin of `triplet`.
+    pub margin: f64,
+    /// How far `dpo` may go from the reference.
+    pub beta: f64,
+    /// What `distill` divides logits by.
+    pub temperature: f64,
+    /// The teacher of `distill`, or the reference of `dpo`: an ONNX file; `base`, or `None`, for the model without adapters.
+    pub teacher: Option<String>,
     /// The name of one of the tokenizer's chat templates, or a file with a template.
     pub chat_template: Option<String>,
     /// What the classes are called, in order.
@@ -135,11 +151,14 @@ impl Default for TrainConfig {
             lora_plus: default::LORA_PLUS,
             precondition: default::PRECONDITION.into(),
             label_smoothing: 0.0,
+            class_weights: vec![],
             clip_norm: default::CLIP_NORM,
             no_shuffle: false,
             seed: default::SEED,
             eval_every: None,
             save_every: None,
+            metric: vec![],
+            early_stopping: None,
             precision: default::PRECISION.into(),
             weights: default::WEIGHTS.into(),
             no_fuse: false,
@@ -156,6 +175,11 @@ impl Default for DataConfig {
             device: default::DEVICE.into(),
             loss: default::LOSS.into(),
             loss_output: None,
+            scale: default::SCALE,
+            margin: default::MARGIN,
+            beta: default::BETA,
+            temperature: default::TEMPERATURE,
+            teacher: None,
             chat_template: None,
             label_names: vec![],
             shift_labels: false,
@@ -250,6 +274,14 @@ impl TrainConfig {
             let hint = "give --eval FILE or --eval-split, or leave --eval-every out";
             return Err(ConfigError::Value(format!("--eval-every has nothing to evaluate on\nhint: {hint}")));
         }
+        for (flag, given) in
+            [("--metric", !self.metric.is_empty()), ("--early-stopping", self.early_stopping.is_some())]
+        {
+            if given && !evaluates {
+                let hint = format!("give --eval FILE or --eval-split, or leave {flag} out");
+                return Err(ConfigError::Value(format!("{flag} has nothing to evaluate on\nhint: {hint}")));
+            }
+        }
         Ok(())
     }
 
@@ -278,6 +310,12 @@ impl TrainConfig {
                 self.label_smoothing
             )));
         }
+        if let Some(w) = self.class_weights.iter().find(|w| !(w.is_finite() && **w >= 0.0)) {
+            let hint = "hint: --class-weights 1,4 counts class 1 four times";
+            return Err(ConfigError::Value(format!(
+                "--class-weights {w} must be a number that is not negative\n{hint}"
+            )));
+        }
         if self.momentum >= 1.0 {
             let why = "must be below 1, or updates grow without bound";
             return Err(ConfigError::Value(format!("--momentum {} {why}\nhint: 0.9 is usual", self.momentum)));
@@ -288,6 +326,7 @@ impl TrainConfig {
             ("--max-steps", self.max_steps, "leave it out to train for --epochs".into()),
             ("--eval-every", self.eval_every, "leave it out to evaluate after each epoch".into()),
             ("--save-every", self.save_every, "leave it out to save at the end alone".into()),
+            ("--early-stopping", self.early_stopping, "leave it out to train to the end".into()),
         ] {
             if n == Some(0) {
                 return Err(ConfigError::Value(format!("{flag} must be at least 1\nhint: {hint}")));
@@ -300,6 +339,19 @@ impl TrainConfig {
 impl DataConfig {
     /// Refuses numbers that no batch can have.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        for (flag, x, usual) in [
+            ("--scale", self.scale, default::SCALE),
+            ("--margin", self.margin, default::MARGIN),
+            ("--beta", self.beta, default::BETA),
+            ("--temperature", self.temperature, default::TEMPERATURE),
+        ] {
+            if !(x.is_finite() && x > 0.0) {
+                return Err(ConfigError::Value(format!(
+                    "{flag} {x} must be a positive number\nhint: {}",
+                    is_default(usual)
+                )));
+            }
+        }
         match (self.batch_size, self.max_length) {
             (0, _) => {
                 let hint = is_default(default::BATCH_SIZE);

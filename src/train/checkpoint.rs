@@ -15,7 +15,11 @@ pub struct Progress {
     /// Optimiser steps done.
     pub step: u64,
     pub seconds: f64,
+    /// What the best adapter was chosen by, the smaller the better: its loss, or a metric (negative where more is better).
     pub best_loss: Option<f64>,
+    /// Evaluations since the best one.
+    #[serde(default)]
+    pub idle: u64,
     pub best_step: u64,
     /// What the run was made with, as far as this module knows it.
     pub identity: BTreeMap<String, String>,

@@ -2,6 +2,7 @@
 
 use super::TrainError;
 use super::data::{Dataset, Source};
+use super::scores::Scores;
 use protobuf::CodedOutputStream;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -54,6 +55,9 @@ pub struct EvalMetrics {
     /// `e^loss`, of language models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_perplexity: Option<f64>,
+    /// The metrics that were asked for.
+    #[serde(flatten)]
+    pub scores: Scores,
     /// Wall time of the evaluation.
     pub seconds: f64,
 }
@@ -134,6 +138,10 @@ impl Writer {
         let mut values = vec![("eval/loss", m.eval_loss)];
         values.extend(m.eval_accuracy.map(|x| ("eval/accuracy", x)));
         values.extend(m.eval_perplexity.map(|x| ("eval/perplexity", x)));
+        let more: Vec<(String, f64)> = m.scores.values.iter().map(|(n, x)| (format!("eval/{n}"), *x)).collect();
+        let known: Vec<&str> = values.iter().map(|v| v.0).collect();
+        let more: Vec<_> = more.iter().filter(|(n, _)| !known.contains(&n.as_str())).collect();
+        values.extend(more.iter().map(|(n, x)| (n.as_str(), *x)));
         self.scalars(m.step, &values)
     }
 

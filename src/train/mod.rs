@@ -8,6 +8,7 @@ mod report;
 mod run;
 mod scale;
 pub mod schedule;
+pub mod scores;
 mod session;
 pub mod trace;
 
@@ -52,6 +53,10 @@ pub struct Settings {
     /// Steps between evaluations; `None` evaluates at the end of each epoch.
     pub eval_every: Option<u64>,
     pub save_every: Option<u64>,
+    /// What evaluations measure besides the loss. The best adapter is the one by the first number among them, else by the loss.
+    pub metrics: Vec<scores::Asked>,
+    /// Ends training after so many evaluations without gain.
+    pub early_stopping: Option<u64>,
     /// The learning rate of output factors over that of the others (LoRA+, arXiv 2402.12354); 1 for one rate.
     pub lora_plus: f64,
     /// What becomes of the gradients of pairs of low-rank factors.
@@ -78,6 +83,8 @@ impl Default for Settings {
             order: Order { shuffle: true, seed: defaults::SEED },
             eval_every: None,
             save_every: None,
+            metrics: vec![],
+            early_stopping: None,
             lora_plus: defaults::LORA_PLUS,
             precondition: &precondition::NONE,
             products: FloatType::F32,
@@ -131,12 +138,14 @@ pub struct Outcome {
     pub losses: Vec<f64>,
     /// Steps of this call that nothing was learnt from, since their gradients were not finite numbers.
     pub skipped: u64,
-    /// The evaluations of this call.
+    /// The evaluations of this call; of a fresh run, the first is that of the base, at step 0.
     pub evaluations: Vec<EvalMetrics>,
     /// What was written to `adapter.safetensors`.
     pub adapter: Adapter,
     /// Whether [`Observer::stop`] ended it.
     pub interrupted: bool,
+    /// Whether it ended because evaluations gained nothing any more ([`Settings::early_stopping`]).
+    pub stopped_early: bool,
     /// The step whose parameters the adapter holds.
     pub adapter_step: u64,
     /// The plan of the optimiser's step.
@@ -169,7 +178,7 @@ pub enum TrainError {
         "the run in {} is in use by another process\nhint: wait until it ends, or give another directory with -o", path.display()
     )]
     InUse { path: PathBuf },
-    #[error("the loss on {}{} is {loss}{why}", path.display(), step.map_or(String::new(), |s| format!(" after step {s}")))]
+    #[error("the loss on {}{} is {loss}{why}", path.display(), when(*step))]
     Evaluation { path: PathBuf, step: Option<u64>, loss: f64, why: String },
     #[error(
         "the model's own loss does not show what it divides by, so the losses of several batches cannot be put together\n\
@@ -202,6 +211,15 @@ fn room(error: &std::io::Error) -> &'static str {
     }
 }
 
+/// When an evaluation was made, as words that follow its data.
+fn when(step: Option<u64>) -> String {
+    match step {
+        None => String::new(),
+        Some(0) => " before the first step".into(),
+        Some(step) => format!(" after step {step}"),
+    }
+}
+
 /// The last steps whose statistics the adapter's file keeps.
 pub const STATISTICS_STEPS: u64 = 100;
 
@@ -230,13 +248,16 @@ pub fn train(
         e => e,
     })?;
     observer.started(run.total, run.done);
-    let mut stopped = false;
-    while run.submitted < run.total && !stopped {
+    if let Some(eval) = eval.filter(|_| run.done == 0) {
+        run.evaluate(eval, observer)?;
+    }
+    let (mut stopped, mut early) = (false, false);
+    while run.submitted < run.total && !stopped && !early {
         run.submit_step()?;
         run.drain(observer, false)?;
         stopped = observer.stop();
         let step = run.submitted;
-        let last = step == run.total || stopped;
+        let mut last = step == run.total || stopped;
         let evaluates = match settings.eval_every {
             Some(n) => step.is_multiple_of(n.max(1)),
             None => step.is_multiple_of(run.steps_per_epoch as u64),
@@ -251,16 +272,25 @@ pub fn train(
         }
         if let Some(eval) = eval.filter(|_| evaluates || last && !stopped) {
             run.evaluate(eval, observer)?;
+            early = step < run.total && settings.early_stopping.is_some_and(|n| run.idle >= n);
+            last |= early;
         }
         if saves || last {
             run.save()?;
         }
     }
-    run.finish(eval.is_some(), stopped)
+    run.finish(eval.is_some(), stopped, early)
 }
 
 /// Metrics of an evaluation from its sums.
-pub fn evaluation(totals: &Totals, data: &Dataset, step: u64, seconds: f64) -> EvalMetrics {
+pub fn evaluation(
+    totals: &Totals,
+    data: &Dataset,
+    step: u64,
+    seconds: f64,
+    kind: Option<scores::Kind>,
+    asked: &[scores::Asked],
+) -> EvalMetrics {
     let n = totals.counted.max(1) as f64;
     let loss = totals.mean();
     let language = data.next_token();
@@ -269,6 +299,7 @@ pub fn evaluation(totals: &Totals, data: &Dataset, step: u64, seconds: f64) -> E
         eval_loss: loss,
         eval_accuracy: totals.correct.filter(|_| !language).map(|c| c / n),
         eval_perplexity: language.then(|| loss.exp()),
+        scores: kind.map(|kind| scores::scores(kind, &totals.answers, loss, asked)).unwrap_or_default(),
         seconds,
     }
 }

@@ -4,6 +4,7 @@ use super::checkpoint::{self, Checkpoint, Progress};
 use super::data::{Dataset, Padding};
 use super::metrics::{EvalMetrics, StepMetrics, Writer, unfit};
 use super::scale::LossScale;
+use super::scores::Asked;
 use super::trace;
 use super::{Observer, Outcome, Purpose, STATISTICS_STEPS, Session, Settings, TrainError, Trained, evaluation};
 use crate::adapter::{self, Adapter, Norms};
@@ -54,7 +55,10 @@ pub(super) struct RunState<'a, 'b> {
     skipped_in_a_row: u64,
     evaluations: Vec<EvalMetrics>,
     statistics: VecDeque<Vec<f32>>,
+    /// What the best adapter was chosen by (the smaller the better), its step, and the adapter.
     best: Option<(f64, u64, Adapter)>,
+    /// Evaluations since then.
+    pub(super) idle: u64,
     epoch: Option<(usize, Vec<Vec<usize>>)>,
     writer: Writer,
     trace: trace::Writer,
@@ -115,7 +119,7 @@ impl<'a, 'b> RunState<'a, 'b> {
         let done = resume.as_ref().map_or(0, |c| c.progress.step);
         let scale = resume.as_ref().and_then(|c| c.progress.loss_scale).unwrap_or_default();
         let mut statistics = VecDeque::new();
-        let mut best = None;
+        let (mut best, idle) = (None, resume.as_ref().map_or(0, |c| c.progress.idle));
         if let Some(c) = resume {
             for (name, values) in &c.states {
                 let known = flats.iter().find(|f| f.parameters == *name || f.moments.contains(name));
@@ -162,6 +166,7 @@ impl<'a, 'b> RunState<'a, 'b> {
             evaluations: vec![],
             statistics,
             best,
+            idle,
             epoch: None,
             writer,
             trace,
@@ -331,17 +336,22 @@ impl<'a, 'b> RunState<'a, 'b> {
         }
         let start = Instant::now();
         let totals = self.session.evaluate(eval, self.settings.batch_size)?;
-        let metrics = evaluation(&totals, eval, self.done, start.elapsed().as_secs_f64());
+        let (kind, asked) = (self.session.kind, &self.settings.metrics);
+        let metrics = evaluation(&totals, eval, self.done, start.elapsed().as_secs_f64(), kind, asked);
         if let Err(error) = metrics.finite(eval, &totals.not_finite) {
             // The run can go on from here once the evaluation is mended.
             self.save()?;
             return Err(error);
         }
-        let better = self.best.as_ref().is_none_or(|b| metrics.eval_loss < b.0);
+        // The base is there to compare with; it is no result of training.
+        let counts = self.done > 0;
+        let chosen_by = chosen_by(&metrics, asked);
+        let better = counts && self.best.as_ref().is_none_or(|b| chosen_by < b.0);
+        self.idle = if better { 0 } else { self.idle + u64::from(counts) };
         if better {
             let adapter = self.adapter()?;
             adapter::write(&adapter, &self.dir.join("adapter.safetensors"))?;
-            self.best = Some((metrics.eval_loss, self.done, adapter));
+            self.best = Some((chosen_by, self.done, adapter));
         }
         self.writer.evaluation(&metrics).map_err(|error| TrainError::Write { path: self.dir.to_path_buf(), error })?;
         observer.evaluated(&metrics, better);
@@ -397,6 +407,7 @@ impl<'a, 'b> RunState<'a, 'b> {
             step: self.done,
             seconds: 0.0,
             best_loss: self.best.as_ref().map(|b| b.0),
+            idle: self.idle,
             best_step: self.best.as_ref().map_or(0, |b| b.1),
             identity: self.identity.clone(),
             loss_scale: self.scale,
@@ -406,7 +417,12 @@ impl<'a, 'b> RunState<'a, 'b> {
         checkpoint::write(&self.dir.join("last"), &Checkpoint { progress, states, statistics })
     }
 
-    pub(super) fn finish(mut self, evaluated: bool, interrupted: bool) -> Result<Outcome, TrainError> {
+    pub(super) fn finish(
+        mut self,
+        evaluated: bool,
+        interrupted: bool,
+        stopped_early: bool,
+    ) -> Result<Outcome, TrainError> {
         let (adapter, adapter_step) = match self.best.take().filter(|_| evaluated) {
             Some((_, step, adapter)) => (adapter, step),
             None => {
@@ -422,9 +438,19 @@ impl<'a, 'b> RunState<'a, 'b> {
             evaluations: self.evaluations,
             adapter,
             interrupted,
+            stopped_early,
             adapter_step,
             update: self.optimizer_plan,
         })
+    }
+}
+
+/// What the best adapter is chosen by, the smaller the better: the first number that is asked for, else the loss.
+fn chosen_by(metrics: &EvalMetrics, asked: &[Asked]) -> f64 {
+    match asked.iter().find(|a| a.is_number()) {
+        None => metrics.eval_loss,
+        // A metric that is not defined is worse than any other.
+        Some(a) => metrics.scores.values.get(&a.name()).map_or(f64::MAX, |x| if a.metric.higher { -x } else { *x }),
     }
 }
 

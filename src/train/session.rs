@@ -2,6 +2,7 @@
 
 use super::TrainError;
 use super::data::{Batch, Dataset, Feed, Shapes};
+use super::scores::{self, Answer, Kind};
 use crate::device::{Device, Fetched, PlanId, Run};
 use crate::ir::{Graph, Tensor, inputs, outputs};
 use crate::plan::{Layout, Plan};
@@ -52,6 +53,10 @@ pub struct Session<'a> {
     pub layout: &'a Layout,
     /// The loss is a scalar output of the model's own.
     pub holds_loss: bool,
+    /// What the model's answers are; `None` for a loss of its own.
+    pub kind: Option<Kind>,
+    /// What each class counts in training; empty for all the same.
+    pub class_weights: Vec<f32>,
     pub plans: HashMap<(Shapes, Purpose), PlanId>,
 }
 
@@ -67,6 +72,8 @@ pub struct Totals {
     pub sums: bool,
     /// Examples (from 0) whose loss is not a finite number, a few of them; or all of a batch where no single one is to blame.
     pub not_finite: Vec<usize>,
+    /// What the model answers, where the program gives it.
+    pub answers: Vec<Answer>,
 }
 
 /// The most examples that [`Totals::not_finite`] lists.
@@ -89,7 +96,7 @@ impl Session<'_> {
     /// model's own loss divides by. A loss that is a sum over rows has weights of 1 and a total of 1.
     pub fn weights(&mut self, batches: &[Batch]) -> Result<(Vec<f64>, f64), TrainError> {
         if !self.holds_loss {
-            let weights: Vec<f64> = batches.iter().map(|b| b.counted as f64).collect();
+            let weights: Vec<f64> = batches.iter().map(|b| self.counts(b)).collect();
             let total = weights.iter().sum();
             return Ok((weights, total));
         }
@@ -110,6 +117,17 @@ impl Session<'_> {
         }
         let total = if sums { 1.0 } else { weights.iter().sum() };
         Ok((weights, total))
+    }
+
+    /// How much the labels of a batch count, as PyTorch's cross-entropy divides by it: their number, or the weights of their classes.
+    fn counts(&self, batch: &Batch) -> f64 {
+        match &batch.labels {
+            Some(Tensor::I32(labels)) if !self.class_weights.is_empty() => {
+                let weight = |l: &i32| usize::try_from(*l).ok().and_then(|l| self.class_weights.get(l));
+                labels.iter().filter_map(weight).map(|w| f64::from(*w)).sum()
+            }
+            _ => batch.counted as f64,
+        }
     }
 
     /// A run of a plan on a batch. `weight` and `total` come from [`Session::weights`].
@@ -168,7 +186,7 @@ impl Session<'_> {
             let one = self.measure(data, examples, groups.len() == 1)?;
             if !one.loss.is_finite() && totals.not_finite.len() < NAMED {
                 let mut bad = Vec::new();
-                let alone = examples.len() > 1 && !self.holds_loss;
+                let alone = examples.len() > 1 && !self.holds_loss && data.task().texts() == 1;
                 for e in examples.iter().filter(|_| alone) {
                     if !self.measure(data, &[*e], true)?.loss.is_finite() {
                         bad.push(*e);
@@ -180,6 +198,7 @@ impl Session<'_> {
             totals.counted += one.counted;
             totals.weight += one.weight;
             totals.sums |= one.sums;
+            totals.answers.extend(one.answers);
             if let Some(correct) = one.correct {
                 *totals.correct.get_or_insert(0.0) += correct;
             }
@@ -207,8 +226,14 @@ impl Session<'_> {
         let plan = self.plan(&batch, Purpose::Evaluate)?;
         let run = self.run(plan, &batch, weight, 1.0, 0);
         self.device.submit(vec![run])?;
+        let (mut predicted, mut probabilities) = (None, None);
         for fetched in self.collect(true)? {
             for (name, t) in fetched.runs.into_iter().flatten() {
+                match name.as_str() {
+                    outputs::PREDICTION => predicted = Some(t.clone()),
+                    outputs::PROBABILITIES => probabilities = Some(t.clone()),
+                    _ => {}
+                }
                 let value = t.as_f32().and_then(|x| x.first()).map_or(0.0, |&x| x as f64);
                 match name.as_str() {
                     outputs::LOSS => totals.loss += value,
@@ -216,6 +241,9 @@ impl Session<'_> {
                     _ => {}
                 }
             }
+        }
+        if let Some(predicted) = predicted {
+            totals.answers = scores::answers(examples, &batch, &predicted, probabilities.as_ref());
         }
         Ok(totals)
     }

@@ -189,6 +189,7 @@ const CIRCLES: &[(&[&str], &str)] = &[
             "train::data::sink",
             "train::data::text",
             "train::data::tokenizer",
+            "train::data::tuples",
         ],
         "errors and options of all stand in mod.rs, which also reads with them",
     ),

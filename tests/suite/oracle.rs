@@ -259,7 +259,8 @@ fn logits_never_stand_in_memory() {
         let mut trainee = pipeline::load(&model, None).unwrap();
         let options = data::Options::default();
         let data = data::read(&case.dir.join("data.safetensors"), &options).unwrap();
-        trainee.set_loss(&data, 2, None, None).unwrap();
+        let terms = pipeline::Terms::default();
+        trainee.set_loss(&data, 2, pipeline::Asked { loss: None, output: None, terms: &terms }).unwrap();
         let batch = data.batch(&trainee.feed, &[0, 1]).unwrap();
         let shapes = batch.inputs.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect();
         let labels = batch.labels.unwrap().shape().to_vec();

@@ -1,6 +1,6 @@
 //! The cross-entropy of a sigmoid of each output, with labels from 0 to 1.
 
-use super::{Form, LEAST, Labels, Loss, log, uncounted};
+use super::{Form, LEAST, Labels, Loss, Predicted, log, uncounted};
 use crate::ir::inputs::LABELS;
 use crate::ir::{BuildError, Builder, DType, Tensor, Type, Value};
 
@@ -11,9 +11,10 @@ pub const LOSS: Loss = Loss {
     activations: &["Sigmoid"],
     of_probabilities: Some(log_odds),
     attach,
+    predict: sigmoids,
 };
 
-fn attach(b: &mut Builder, logits: Value, _: &Form) -> Result<(Value, Option<Value>), BuildError> {
+fn attach(b: &mut Builder, logits: Value, form: &Form) -> Result<(Value, Option<Value>), BuildError> {
     let shape = b.shape(logits).clone();
     let labels = b.input(LABELS, Type::f32(shape.clone()));
     let out = uncounted(b, labels)?;
@@ -30,7 +31,19 @@ fn attach(b: &mut Builder, logits: Value, _: &Form) -> Result<(Value, Option<Val
     let soft = b.binary("cross_entropy", pair, first)?;
     let flat = b.reshape(x, [n])?;
     let part = b.mul(flat, z)?;
-    let each = b.sub(soft, part)?;
+    let mut each = b.sub(soft, part)?;
+    if let Some(weights) = form.weights {
+        // What a yes counts more than once: z (w - 1) log(1 + e⁻ˣ).
+        let width = b.shape(weights).elements();
+        let wide = b.broadcast(weights, [n / width, width])?;
+        let wide = b.reshape(wide, [n])?;
+        let one = b.scalar(1.0);
+        let more = b.sub(wide, one)?;
+        let more = b.mul(more, z)?;
+        let missed = b.sub(soft, flat)?;
+        let more = b.mul(more, missed)?;
+        each = b.add(each, more)?;
+    }
     let counts = b.reshape(counts, [n])?;
     let each = b.mul(each, counts)?;
     let sum = b.reduce_sum(each, &[0], false)?;
@@ -42,6 +55,10 @@ fn attach(b: &mut Builder, logits: Value, _: &Form) -> Result<(Value, Option<Val
     let hit = b.mul(hit, counts)?;
     let correct = b.reduce_sum(hit, &[0], false)?;
     Ok((sum, Some(correct)))
+}
+
+fn sigmoids(b: &mut Builder, x: Value, _: &Form) -> Result<Predicted, BuildError> {
+    Ok(Predicted { answer: b.unary("sigmoid", x)?, probabilities: None })
 }
 
 /// `log(p / (1 - p))`

@@ -1,6 +1,6 @@
 //! Mean absolute error: `Σ |x - label|`.
 
-use super::{Form, Labels, Loss, errors};
+use super::{Form, Labels, Loss, errors, numbers};
 use crate::ir::{BuildError, Builder, Value};
 
 pub const LOSS: Loss = Loss {
@@ -10,6 +10,7 @@ pub const LOSS: Loss = Loss {
     activations: &[],
     of_probabilities: None,
     attach,
+    predict: numbers,
 };
 
 fn attach(b: &mut Builder, x: Value, _: &Form) -> Result<(Value, Option<Value>), BuildError> {

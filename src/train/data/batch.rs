@@ -168,7 +168,17 @@ impl Dataset {
         let fixed = feed.fixed_batch();
         // A graph with a fixed batch gets its missing rows filled: copies of the first, whose labels do not count.
         let mut rows = examples.to_vec();
-        if let Some((n, name)) = fixed
+        let per = self.task().texts();
+        if let Some((n, name)) = fixed.filter(|f| per > 1 && rows.len() * per != f.0) {
+            let (have, whole) = (rows.len() * per, n / per);
+            let why = format!("input '{name}' holds {n} texts, and {} rows of {per} texts have {have}", rows.len());
+            let hint = match n % per == 0 {
+                true => format!("--batch-size {whole}, and a multiple of {whole} rows"),
+                false => "export the model with a batch of any size".to_string(),
+            };
+            return Err(self.misfit(format!("{why}\nhint: {hint}")));
+        }
+        if let Some((n, name)) = fixed.filter(|_| per == 1)
             && rows.len() != n
         {
             if rows.len() > n {
@@ -204,13 +214,20 @@ impl Dataset {
         }
     }
 
+    /// An example as a batch to look at: as often as a graph of a fixed batch takes rows of several texts.
+    pub fn alone(&self, feed: &Feed, example: usize) -> Vec<usize> {
+        let per = self.task().texts();
+        let rows = feed.fixed_batch().filter(|_| per > 1).map_or(1, |(n, _)| (n / per).max(1));
+        vec![example; rows]
+    }
+
     /// A batch of one text that is padded to at least `length` positions, as far as the model goes.
     pub fn padded(&self, feed: &Feed, example: usize, length: usize) -> Result<Batch, DataError> {
         let Source::Text { task, examples, pad_id, pad_left } = &self.source else {
             return self.batch(feed, &[example]);
         };
         let left = *pad_left && feed.padding == Padding::AsConfigured;
-        let rows = feed.fixed_batch().map_or(1, |(n, _)| n);
+        let rows = feed.fixed_batch().map_or(1, |(n, _)| n.div_ceil(task.texts()));
         let shape = TextShape { real: 1, pad: *pad_id, left, at_least: length };
         let text = examples.get(example)?;
         self.text_batch(feed, *task, &vec![text.as_ref(); rows], shape)
@@ -228,8 +245,10 @@ impl Dataset {
         shape: TextShape,
     ) -> Result<Batch, DataError> {
         let TextShape { real, pad, left, at_least } = shape;
-        let rows = texts.len();
-        let longest = texts.iter().map(|t| t.ids.len()).max().unwrap_or(1).max(1);
+        // The first texts of all rows, then the second ones, and so on.
+        let stacked: Vec<_> = (0..task.texts()).flat_map(|n| texts.iter().map(move |t| t.text(n))).collect();
+        let (given, rows) = (texts.len(), stacked.len());
+        let longest = texts.iter().map(|t| t.longest()).max().unwrap_or(1).max(1);
         if !feed.inputs.iter().any(|i| i.name == "input_ids") {
             return Err(self.misfit("the model has no input 'input_ids', which text needs".into()));
         }
@@ -245,30 +264,34 @@ impl Dataset {
                 buckets(longest.max(at_least)).min(feed.max_length).min(self.limit.unwrap_or(usize::MAX)).max(longest)
             }
         };
-        let padded = |mut xs: Vec<i32>, fill: i32| {
-            let missing = length.saturating_sub(xs.len());
+        let padded = |xs: &[i32], fill: i32| {
+            let (mut xs, missing) = (xs.to_vec(), length.saturating_sub(xs.len()));
             xs.resize(length, fill);
             if left {
                 xs.rotate_right(missing);
             }
             xs
         };
-        let all = |of: &dyn Fn(usize, &TextExample) -> Vec<i32>, fill: i32| {
-            let flat = texts.iter().enumerate().flat_map(|(r, t)| padded(of(r, t), fill)).collect();
-            Tensor::i32([rows, length], flat)
+        let all = |of: &dyn Fn(usize) -> Vec<i32>, fill: i32| {
+            Tensor::i32([rows, length], (0..rows).flat_map(|r| padded(&of(r), fill)).collect())
         };
         let mut known = BTreeMap::from([
-            ("input_ids".to_string(), all(&|_, t| t.ids.clone(), pad)),
-            ("attention_mask".to_string(), all(&|_, t| vec![1; t.ids.len()], 0)),
-            ("token_type_ids".to_string(), all(&|_, t| t.type_ids.clone(), 0)),
+            ("input_ids".to_string(), all(&|r| stacked[r].0.to_vec(), pad)),
+            ("attention_mask".to_string(), all(&|r| vec![1; stacked[r].0.len()], 0)),
+            ("token_type_ids".to_string(), all(&|r| stacked[r].1.to_vec(), 0)),
         ]);
-        let numbers: Vec<&[f32]> = texts.iter().map(|t| &t.numbers[..]).collect();
+        let numbers: Vec<&[f32]> = (0..rows).map(|r| &texts[r % given].numbers[..]).collect();
         known.extend(columns::tensors(&self.options.inputs, &numbers));
         let labels = match (task, &feed.labels) {
+            (Task::Embed { scored: false, .. }, _) => None,
+            (Task::Embed { scored: true, .. }, _) => {
+                let score = |t: &&TextExample| t.label.as_ref().map_or(0.0, |l| l.numbers()[0]);
+                Some(Tensor::f32([given], texts.iter().map(score).collect()))
+            }
             (Task::Classify, LabelForm::AsGiven | LabelForm::Classes) => {
                 let class = |t: &TextExample| t.label.as_ref().and_then(Label::class).unwrap_or(-100);
                 let label = |(r, t): (usize, &&TextExample)| if r < real { class(t) } else { -100 };
-                Tensor::i32([rows], texts.iter().enumerate().map(label).collect())
+                Some(Tensor::i32([rows], texts.iter().enumerate().map(label).collect()))
             }
             (Task::Classify, LabelForm::Numbers(trailing)) => {
                 let width: usize = trailing.iter().product();
@@ -282,14 +305,16 @@ impl Dataset {
                     }
                     flat.extend(numbers.iter().map(|&x| if x == -100.0 { UNCOUNTED } else { x }));
                 }
-                Tensor::f32([&[rows], &trailing[..]].concat(), flat)
+                Some(Tensor::f32([&[rows], &trailing[..]].concat(), flat))
             }
-            _ => all(&|r, t| if r < real { t.labels.clone() } else { vec![] }, -100),
+            _ => Some(all(&|r| if r % given < real { stacked[r].2.to_vec() } else { vec![] }, -100)),
         };
-        let tokens = texts[..real].iter().map(|t| t.ids.len()).sum();
+        let tokens = (0..rows).filter(|r| r % given < real).map(|r| stacked[r].0.len()).sum();
+        // A row of several texts has one loss.
+        let counted = if task.texts() > 1 { real } else { labels.as_ref().map_or(real, counted) };
         let inputs = complete(&feed.inputs, &mut known, rows, length).map_err(|why| self.misfit(why))?;
         let (known, inputs) = feed.split(inputs);
-        Ok(Batch { inputs, known, counted: counted(&labels), labels: Some(labels), examples: real, tokens })
+        Ok(Batch { inputs, known, counted, labels, examples: real, tokens })
     }
 
     fn tensor_batch(

@@ -4,6 +4,7 @@ use super::chat::{self, Talk};
 use super::rows::{self, Row};
 use super::sink::Place;
 use super::tokenizer::Text;
+use super::tuples::{self, Columns};
 use super::{Label, Options, TextExample, columns};
 use serde_json::{Map, Value};
 
@@ -12,6 +13,8 @@ pub enum Kind {
     Classified(Classes),
     /// With where the first row stands, which has no label.
     Language(Place),
+    /// Several texts each.
+    Tuples(Columns),
 }
 
 /// How labels are read.
@@ -69,6 +72,7 @@ pub fn of_row(text: &Text, row: &Row, kind: &Kind, options: &Options) -> Result<
     let numbers = columns::read(&options.inputs, &row.object)?;
     match kind {
         Kind::Classified(classes) => classified(text, row, classes, most, &mut made)?,
+        Kind::Tuples(columns) => tuples::read(text, row, columns, most, &mut made)?,
         Kind::Language(first) => {
             let object = &row.object;
             if object.get("label").is_some_and(|l| !l.is_null()) {
@@ -90,7 +94,7 @@ pub fn of_row(text: &Text, row: &Row, kind: &Kind, options: &Options) -> Result<
 }
 
 /// The text under a key.
-fn string<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, String> {
+pub(super) fn string<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, String> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(s)) => Ok(Some(s)),
@@ -122,13 +126,14 @@ fn classified(text: &Text, row: &Row, how: &Classes, most: usize, made: &mut Mad
     }
     made.blank = main.is_empty();
     made.cut += tokens.cut as usize;
-    let (label, numbers) = (Some(label), vec![]);
-    made.examples.push(TextExample { ids: tokens.ids, type_ids: tokens.type_ids, labels: vec![], label, numbers });
+    let (ids, type_ids) = (tokens.ids, tokens.type_ids);
+    let label = Some(label);
+    made.examples.push(TextExample { ids, type_ids, labels: vec![], label, numbers: vec![], further: vec![] });
     Ok(())
 }
 
 /// The labels of a sequence: of each position the token after it, where that counts.
-fn next(ids: &[i32], counts: &[bool]) -> Vec<i32> {
+pub(super) fn next(ids: &[i32], counts: &[bool]) -> Vec<i32> {
     let label = |t: usize| if counts.get(t + 1) == Some(&true) { ids[t + 1] } else { -100 };
     (0..ids.len()).map(label).collect()
 }
@@ -162,7 +167,11 @@ fn language(text: &Text, row: &Row, most: usize, made: &mut Made) -> Result<(), 
         let labels = next(&tokens.ids, &counts);
         let why = if tokens.cut { Why::CutOff } else { Why::Single };
         let (ids, type_ids) = (tokens.ids, tokens.type_ids);
-        made.push(TextExample { ids, type_ids, labels, label: None, numbers: vec![] }, tokens.cut, why);
+        made.push(
+            TextExample { ids, type_ids, labels, label: None, numbers: vec![], further: vec![] },
+            tokens.cut,
+            why,
+        );
         return Ok(());
     }
     if let (Some(instruction), Some(output)) = (string(object, "instruction")?, string(object, "output")?) {
@@ -212,7 +221,7 @@ impl Made {
         counts.truncate(most);
         let labels = next(&ids, &counts);
         let type_ids = vec![0; ids.len()];
-        self.push(TextExample { ids, type_ids, labels, label: None, numbers: vec![] }, cut, why);
+        self.push(TextExample { ids, type_ids, labels, label: None, numbers: vec![], further: vec![] }, cut, why);
     }
 }
 

@@ -21,6 +21,32 @@ pub struct TextExample {
     pub label: Option<Label>,
     /// One number for each of [`Options::inputs`](super::Options::inputs).
     pub numbers: Vec<f32>,
+    /// The other texts of a row that has several, such as an anchor's positive and negatives.
+    pub further: Vec<Sequence>,
+}
+
+/// One more text of an example.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sequence {
+    pub ids: Vec<i32>,
+    pub type_ids: Vec<i32>,
+    /// As [`TextExample::labels`].
+    pub labels: Vec<i32>,
+}
+
+impl TextExample {
+    /// Ids, segment ids and labels of the n-th text.
+    pub fn text(&self, n: usize) -> (&[i32], &[i32], &[i32]) {
+        match n.checked_sub(1) {
+            None => (&self.ids, &self.type_ids, &self.labels),
+            Some(n) => (&self.further[n].ids, &self.further[n].type_ids, &self.further[n].labels),
+        }
+    }
+
+    /// Tokens of its longest text.
+    pub fn longest(&self) -> usize {
+        self.further.iter().map(|s| s.ids.len()).fold(self.ids.len(), usize::max)
+    }
 }
 
 /// Why the temporary file of tokens does not work.
@@ -47,7 +73,7 @@ pub struct Examples {
 #[derive(Debug)]
 struct Store {
     place: Place,
-    /// Tokens of each example.
+    /// Tokens of each example's longest text.
     lengths: Vec<u32>,
     /// The number, from 0, of the row that made each example; empty where each row made one.
     rows: Vec<u32>,
@@ -99,9 +125,12 @@ fn widen(range: &mut Option<(i32, i32)>, xs: impl Iterator<Item = i32>) {
 
 impl Summary {
     fn add(&mut self, number: usize, e: &TextExample) {
-        widen(&mut self.ids, e.ids.iter().copied());
-        widen(&mut self.type_ids, e.type_ids.iter().copied());
-        widen(&mut self.classes, e.labels.iter().copied().filter(|l| *l != -100));
+        for n in 0..=e.further.len() {
+            let (ids, type_ids, labels) = e.text(n);
+            widen(&mut self.ids, ids.iter().copied());
+            widen(&mut self.type_ids, type_ids.iter().copied());
+            widen(&mut self.classes, labels.iter().copied().filter(|l| *l != -100));
+        }
         self.numbers.extend(e.numbers.iter().skip(self.numbers.len()).map(|x| (*x, *x)));
         for ((low, high), x) in self.numbers.iter_mut().zip(&e.numbers) {
             (*low, *high) = (low.min(*x), high.max(*x));
@@ -147,7 +176,7 @@ impl Examples {
         self.kept.as_ref().map_or(example, |kept| kept[example] as usize)
     }
 
-    /// Tokens of an example.
+    /// Tokens of an example's longest text.
     pub fn length(&self, example: usize) -> usize {
         self.store.lengths[self.number(example)] as usize
     }
@@ -258,13 +287,18 @@ impl Writer {
             self.rows.push(if self.last == Some(row) { before } else { before + 1 });
         }
         self.last = Some(row);
-        self.lengths.push(example.ids.len() as u32);
+        self.lengths.push(example.longest() as u32);
         self.summary.add(number, &example);
         if self.file.is_some() {
             return self.write(&example);
         }
-        let words = example.ids.len() + example.type_ids.len() + example.labels.len() + example.numbers.len();
-        self.bytes += size_of::<TextExample>() + 4 * words;
+        let words = |n: usize| {
+            let (ids, type_ids, labels) = example.text(n);
+            ids.len() + type_ids.len() + labels.len()
+        };
+        let words: usize = (0..=example.further.len()).map(words).sum();
+        let texts = example.further.len() * size_of::<Sequence>();
+        self.bytes += size_of::<TextExample>() + texts + 4 * (words + example.numbers.len());
         self.memory.push(example);
         if self.bytes > self.limit {
             let folder = folder();
@@ -312,36 +346,45 @@ pub fn folder() -> PathBuf {
 const HAS_TYPES: u32 = 1;
 const HAS_LABELS: u32 = 2;
 
-/// Number of ids, flags, kind of label, number of numbers, ids, segment ids unless they are zero, labels of positions, numbers, label.
+/// Number of further texts, kind of label, number of numbers; each text; numbers, label. A text is the number of its ids, flags, ids,
+/// segment ids unless they are zero, labels of positions.
 fn encode(e: &TextExample) -> Vec<u32> {
-    let types = e.type_ids.iter().any(|t| *t != 0);
-    let flags = u32::from(types) * HAS_TYPES + u32::from(!e.labels.is_empty()) * HAS_LABELS;
     let (kind, label) = match &e.label {
         None => (0, vec![]),
         Some(Label::Class(c)) => (1, vec![*c as u32]),
         Some(Label::Number(x)) => (2, vec![x.to_bits()]),
         Some(Label::Many(xs)) => (3, xs.iter().map(|x| x.to_bits()).collect()),
     };
-    let mut words = vec![e.ids.len() as u32, flags, kind, e.numbers.len() as u32];
-    words.extend(e.ids.iter().map(|x| *x as u32));
-    words.extend(e.type_ids.iter().filter(|_| types).map(|x| *x as u32));
-    words.extend(e.labels.iter().map(|x| *x as u32));
+    let mut words = vec![e.further.len() as u32, kind, e.numbers.len() as u32];
+    for n in 0..=e.further.len() {
+        let (ids, type_ids, labels) = e.text(n);
+        let types = type_ids.iter().any(|t| *t != 0);
+        words.extend([ids.len() as u32, u32::from(types) * HAS_TYPES + u32::from(!labels.is_empty()) * HAS_LABELS]);
+        words.extend(ids.iter().map(|x| *x as u32));
+        words.extend(type_ids.iter().filter(|_| types).map(|x| *x as u32));
+        words.extend(labels.iter().map(|x| *x as u32));
+    }
     words.extend(e.numbers.iter().map(|x| x.to_bits()));
     words.extend(label);
     words
 }
 
 fn decode(words: &[u32]) -> TextExample {
-    let (n, flags, kind) = (words[0] as usize, words[1], words[2]);
-    let (count, mut rest) = (words[3] as usize, &words[4..]);
-    let mut take = |there: bool| {
-        let (taken, left) = rest.split_at(if there { n } else { 0 });
-        rest = left;
-        taken.iter().map(|w| *w as i32).collect::<Vec<i32>>()
-    };
-    let ids = take(true);
-    let types = take(flags & HAS_TYPES != 0);
-    let labels = take(flags & HAS_LABELS != 0);
+    let (texts, kind, count) = (words[0] as usize + 1, words[1], words[2] as usize);
+    let mut rest = &words[3..];
+    let mut sequences = Vec::with_capacity(texts);
+    for _ in 0..texts {
+        let (n, flags) = (rest[0] as usize, rest[1]);
+        rest = &rest[2..];
+        let mut take = |there: bool| {
+            let (taken, left) = rest.split_at(if there { n } else { 0 });
+            rest = left;
+            taken.iter().map(|w| *w as i32).collect::<Vec<i32>>()
+        };
+        let (ids, types) = (take(true), take(flags & HAS_TYPES != 0));
+        let labels = take(flags & HAS_LABELS != 0);
+        sequences.push(Sequence { ids, type_ids: if types.is_empty() { vec![0; n] } else { types }, labels });
+    }
     let floats = |words: &[u32]| words.iter().map(|w| f32::from_bits(*w)).collect::<Vec<f32>>();
     let (numbers, label) = rest.split_at(count);
     let label = match kind {
@@ -350,8 +393,9 @@ fn decode(words: &[u32]) -> TextExample {
         2 => Some(Label::Number(f32::from_bits(label[0]))),
         _ => Some(Label::Many(floats(label))),
     };
-    let type_ids = if types.is_empty() { vec![0; n] } else { types };
-    TextExample { ids, type_ids, labels, label, numbers: floats(numbers) }
+    let further = sequences.split_off(1);
+    let Sequence { ids, type_ids, labels } = sequences.remove(0);
+    TextExample { ids, type_ids, labels, label, numbers: floats(numbers), further }
 }
 
 #[cfg(unix)]
@@ -381,13 +425,19 @@ mod tests {
             labels: labels.to_vec(),
             label,
             numbers: numbers.to_vec(),
+            further: vec![],
         };
+        let further = ["a", "bc"].map(|s| Sequence {
+            ids: s.bytes().map(i32::from).collect(),
+            type_ids: vec![s.len() as i32 - 1; s.len()],
+            labels: vec![-100; s.len() / 2 * s.len()],
+        });
         vec![
             example(&[1, 2, 3], &[0, 0, 1], &[], Some(Label::Class(-100)), [1.0, 0.25]),
             example(&[7], &[0], &[], Some(Label::Class(2)), [0.0, 0.5]),
             example(&[4, 5], &[0, 0], &[], Some(Label::Number(-0.5)), [3.0, 1.0]),
             example(&[], &[], &[], Some(Label::Many(vec![0.0, 1.0])), [2.0, 0.75]),
-            example(&[8, 9], &[0, 0], &[9, -100], None, [1.0, 1.0]),
+            TextExample { further: further.to_vec(), ..example(&[8, 9], &[0, 0], &[9, -100], None, [1.0, 1.0]) },
         ]
     }
 

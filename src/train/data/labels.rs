@@ -116,7 +116,8 @@ impl Dataset {
     /// What the labels are like; `None` if there are none.
     pub fn label_kind(&self) -> Option<LabelKind> {
         let (dtype, trailing, numbers): (DType, Option<Vec<usize>>, Vec<f32>) = match &self.source {
-            Source::Text { task: Task::LanguageModel, .. } => (DType::I32, None, vec![]),
+            Source::Text { task: Task::Embed { .. }, .. } => return None,
+            Source::Text { task: Task::LanguageModel | Task::Prefer, .. } => (DType::I32, None, vec![]),
             Source::Text { examples, .. } => {
                 let s = examples.summary();
                 let dtype = if s.fractions { DType::F32 } else { DType::I32 };
@@ -210,7 +211,8 @@ impl Dataset {
                         return misfit(why);
                     }
                     let class = e.label.as_ref().and_then(Label::class);
-                    let label = e.labels.iter().copied().chain(class).find(|l| bad(*l));
+                    let further = e.further.iter().flat_map(|s| &s.labels);
+                    let label = e.labels.iter().chain(further).copied().chain(class).find(|l| bad(*l));
                     found = found.or(label.map(|l| (i, l)));
                 }
                 found

@@ -24,6 +24,7 @@ mod template;
 mod tensors;
 mod text;
 mod tokenizer;
+mod tuples;
 
 pub use batch::{Batch, Feed, Order, Padding, buckets};
 pub use chat::question;
@@ -32,7 +33,7 @@ pub use columns::Column;
 pub use examples::{Examples, SpillError, TextExample};
 pub use files::{files, named};
 pub use images::{Images, Pixels};
-pub use labels::{Label, LabelForm, LabelKind};
+pub use labels::{Label, LabelForm, LabelKind, UNCOUNTED};
 pub use shapes::Shapes;
 pub use tensors::read as read_tensors;
 pub use tokenizer::{Text, open as open_tokenizer};
@@ -71,8 +72,23 @@ pub enum Task {
     Classify,
     /// The next token at each position.
     LanguageModel,
+    /// Embeddings of several texts that are alike or not, with a score or without.
+    Embed { texts: usize, scored: bool },
+    /// Of two answers, the better one.
+    Prefer,
     /// Whatever the data file's `labels` are.
     Tensors,
+}
+
+impl Task {
+    /// Texts of an example.
+    pub fn texts(&self) -> usize {
+        match self {
+            Task::Embed { texts, .. } => *texts,
+            Task::Prefer => 2,
+            Task::Classify | Task::LanguageModel | Task::Tensors => 1,
+        }
+    }
 }
 
 /// Examples, along the first axis of every tensor or one after the other.

@@ -118,10 +118,25 @@ const OTHERS: &[(&str, &[&str])] = &[
     ("prompt", &["question", "input", "query", "instruction", "problem", "source"]),
     ("completion", &["answer", "response", "output", "target", "solution", "answers", "reply"]),
     ("messages", &["conversation", "dialog", "dialogue", "chat", "turns", "message"]),
+    ("anchor", &["query", "question", "sentence1", "premise"]),
+    ("positive", &["pos", "positive_text", "positive_passage", "answer", "sentence2"]),
+    ("negative", &["neg", "negative_text", "negative_passage", "hard_negative"]),
+    ("chosen", &["preferred", "better", "accepted"]),
+    ("rejected", &["dispreferred", "worse"]),
 ];
 
 /// Columns that are read, besides those of [`OTHERS`].
-const READ: &[&str] = &["conversations", "instruction", "system", "tools", "documents", "chat_template_kwargs"];
+const READ: &[&str] = &[
+    "conversations",
+    "instruction",
+    "system",
+    "tools",
+    "documents",
+    "chat_template_kwargs",
+    "text1",
+    "text2",
+    "score",
+];
 
 /// Whether a column is one that is read, or that could be meant for one.
 pub fn is_known(column: &str) -> bool {

@@ -5,6 +5,7 @@ use super::examples::{Examples, Writer};
 use super::rows::{self, Row};
 use super::sink::{Place, Placed, Sink};
 use super::tokenizer::{self, Text};
+use super::tuples::Columns;
 use super::{Column, DataError, Options, Source, Task, class_names};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -152,6 +153,10 @@ impl<'a> Collector<'a> {
     fn decide(&mut self) -> Result<(), DataError> {
         let Some(first) = self.pending.first() else { return Ok(()) };
         self.missing_column(first)?;
+        if let Some(columns) = Columns::of(&first.object) {
+            self.kind = Some(Kind::Tuples(columns));
+            return Ok(());
+        }
         let labelled = self.pending.iter().find(|r| r.object.get("label").is_some_and(|l| !l.is_null()));
         self.kind = Some(match labelled {
             Some(row) => {
@@ -213,8 +218,10 @@ impl<'a> Collector<'a> {
     /// The data set. Nothing to learn in any row is an error.
     pub fn finish(mut self) -> Result<Source, DataError> {
         self.flush()?;
-        let task = match self.kind {
+        let task = match &self.kind {
             Some(Kind::Classified(_)) => Task::Classify,
+            Some(Kind::Tuples(Columns::Preferences)) => Task::Prefer,
+            Some(Kind::Tuples(columns)) => Task::Embed { texts: columns.texts(), scored: *columns == Columns::Scored },
             _ => Task::LanguageModel,
         };
         self.report(task)?;
