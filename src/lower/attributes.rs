@@ -39,6 +39,7 @@ pub const HARMLESS: &[(&str, &str, &str)] = &[
     ("Resize", "cubic_coeff_a", "of cubic interpolation alone"),
     ("RotaryEmbedding", "rotary_embedding_dim", "the caches' width says it"),
     ("Split", "num_outputs", "the node's outputs are counted"),
+    ("ai.onnx.preview:FlexAttention", "softmax_precision", "the precision of intermediate results, which is f32 here"),
     ("com.microsoft:Attention", "past_present_share_buffer", "of a past, which is refused"),
     ("com.microsoft:Attention", "rotary_embedding_dim", "of rotary angles, which are refused"),
     ("com.microsoft:EmbedLayerNormalization", "mask_index_type", "for the inference of types alone"),
