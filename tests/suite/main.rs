@@ -49,6 +49,7 @@ mod residual_gradients;
 mod runs;
 mod scores;
 mod shaders;
+mod standard_operators;
 mod starts;
 mod starts_from_files;
 mod structures;
