@@ -104,6 +104,7 @@ pub fn data_options(how: &DataConfig, model: &Arc<Model>) -> Result<data::Option
         columns: how.renamed()?,
         shift_labels: how.shift_labels,
         inputs: columns(model),
+        decodes: model.inputs().iter().any(|i| i.name == "decoder_input_ids"),
         pixels: pixels(model),
         skip_bad_rows: how.skip_bad_rows,
     })

@@ -98,6 +98,7 @@ pub fn show(how: &DataConfig, given: &[PathBuf], model: &Arc<Model>, n: usize) -
         Task::LanguageModel => "language-model",
         Task::Embed { .. } => "embedding",
         Task::Prefer => "preference",
+        Task::SequenceToSequence => "sequence-to-sequence",
         Task::Tensors => "tensors",
     };
     let (len, notes) = (data.len(), data.notes.clone());

@@ -65,7 +65,8 @@ pub fn survey(trainee: &mut Trainee, sets: &[&Dataset], device: &mut dyn Device)
         }
         Ok(found)
     })?;
-    if padding == Padding::Never && sets.iter().any(|data| data.task().texts() > 1) {
+    let several = |data: &&Dataset| data.task().texts() > 1 || data.task() == Task::SequenceToSequence;
+    if padding == Padding::Never && sets.iter().any(|data| several(data)) {
         let why =
             "padding changes what this model computes, and the texts of a row, which run together, differ in length";
         return Err(Error::Usage(format!(
@@ -163,8 +164,13 @@ fn padding(session: &mut Session, data: &Dataset, feed: &Feed, notes: &mut Vec<S
         }
         let of_length = (0..examples.len()).filter(|&i| examples.length(i) == length).take(PROBED);
         for example in of_length {
+            // Of an encoder and a decoder, what the decoder writes shows.
+            let shown = match data.task() {
+                Task::SequenceToSequence => examples.get(example).map_err(DataError::from)?.text(1).0.len(),
+                _ => length,
+            };
             if let Some(alone) = outputs(session, &data.batch(&never, &data.alone(&never, example))?)? {
-                plain.push((example, length, room.min(length + 3), alone));
+                plain.push((example, shown, room.min(length + 3), alone));
             }
         }
     }
@@ -238,6 +244,11 @@ fn differ(a: &[f32], b: &[f32]) -> bool {
 /// Refuses a model whose logits see the next token: changes tokens of a row, one at a time, and looks at the logits before them.
 /// `class_axis` is the axis of the classes where that is not the last.
 fn refuse_sight(session: &mut Session, data: &Dataset, class_axis: Option<usize>) -> Result<(), Error> {
+    let decodes = data.task() == Task::SequenceToSequence;
+    let (ids, mask) = match decodes {
+        true => ("decoder_input_ids", "decoder_attention_mask"),
+        false => ("input_ids", "attention_mask"),
+    };
     // A row of many different tokens shows most; a long one costs more to compile.
     let example = match &data.source {
         Source::Text { examples, .. } => {
@@ -245,8 +256,9 @@ fn refuse_sight(session: &mut Session, data: &Dataset, class_axis: Option<usize>
             let mut best: Option<((usize, Reverse<usize>), usize)> = None;
             for (i, e) in examples.iter().enumerate().take(LOOKED_AT) {
                 let e = e.map_err(DataError::from)?;
-                let worth = (kinds(&e.ids), Reverse(e.ids.len()));
-                if e.ids.len() >= 2 && best.is_none_or(|b| worth >= b.0) {
+                let own = e.text(usize::from(decodes)).0;
+                let worth = (kinds(own), Reverse(own.len()));
+                if own.len() >= 2 && best.is_none_or(|b| worth >= b.0) {
                     best = Some((worth, i));
                 }
             }
@@ -261,11 +273,11 @@ fn refuse_sight(session: &mut Session, data: &Dataset, class_axis: Option<usize>
     let never = Feed { padding: Padding::Never, ..session.feed.clone() };
     let batch = data.batch(&never, &data.alone(&never, example))?;
     let find = |name: &str| batch.inputs.iter().position(|(n, _)| n == name);
-    let Some(at) = find("input_ids") else { return Ok(()) };
+    let Some(at) = find(ids) else { return Ok(()) };
     let length = batch.inputs[at].1.shape()[1];
     let ids = batch.inputs[at].1.as_i32().unwrap_or_default()[..length].to_vec();
     // The positions of the text, in a row that the data may have padded.
-    let counts = |p: &usize| match find("attention_mask").map(|m| &batch.inputs[m].1) {
+    let counts = |p: &usize| match find(mask).map(|m| &batch.inputs[m].1) {
         Some(Tensor::F32(m)) => m.iter().nth(*p).is_some_and(|&x| x == 1.0),
         Some(m) => m.words()[*p] != 0,
         None => true,

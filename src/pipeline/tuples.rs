@@ -42,7 +42,7 @@ pub fn choose(
             Some(l) if l == Loss::DPO => (l, "--loss asks for it"),
             Some(other) => return Err(unfit(other, data, "dpo, or auto")),
         },
-        Task::Classify | Task::LanguageModel | Task::Tensors => {
+        Task::Classify | Task::LanguageModel | Task::SequenceToSequence | Task::Tensors => {
             let columns = match asked.map(|l| l.labels) {
                 Some(Labels::Tuples) if asked == Some(Loss::TRIPLET) => "'anchor', 'positive' and 'negative'",
                 Some(Labels::Tuples) => "'anchor' and 'positive', or 'text1', 'text2' and 'score'",

@@ -127,7 +127,12 @@ impl Feed {
 
     /// The number of positions that the model's `input_ids` are declared with.
     pub fn fixed_length(&self) -> Option<usize> {
-        let declared = self.inputs.iter().find(|i| i.name == "input_ids").and_then(|i| i.dims.as_deref());
+        self.fixed_length_of("input_ids")
+    }
+
+    /// The number of positions that an input is declared with.
+    fn fixed_length_of(&self, name: &str) -> Option<usize> {
+        let declared = self.inputs.iter().find(|i| i.name == name).and_then(|i| i.dims.as_deref());
         match declared {
             Some([_, Axis::Fixed(n)]) => Some(*n),
             _ => None,
@@ -248,32 +253,34 @@ impl Dataset {
         // The first texts of all rows, then the second ones, and so on.
         let stacked: Vec<_> = (0..task.texts()).flat_map(|n| texts.iter().map(move |t| t.text(n))).collect();
         let (given, rows) = (texts.len(), stacked.len());
-        let longest = texts.iter().map(|t| t.longest()).max().unwrap_or(1).max(1);
+        let decodes = task == Task::SequenceToSequence;
+        let longest = |n: usize| texts.iter().map(|t| t.text(n).0.len()).max().unwrap_or(1).max(1);
+        let own = if decodes { longest(0) } else { texts.iter().map(|t| t.longest()).max().unwrap_or(1).max(1) };
         if !feed.inputs.iter().any(|i| i.name == "input_ids") {
             return Err(self.misfit("the model has no input 'input_ids', which text needs".into()));
         }
-        let length = match (feed.fixed_length(), feed.padding) {
+        let length_of = |name: &str, longest: usize| match (feed.fixed_length_of(name), feed.padding) {
             (Some(n), _) if longest > n => {
-                return Err(
-                    self.misfit(format!("a text has {longest} tokens but the model takes {n}\nhint: --max-length {n}"))
-                );
+                Err(self.misfit(format!("a text has {longest} tokens but the model takes {n}\nhint: --max-length {n}")))
             }
-            (Some(n), _) => n,
-            (None, Padding::Never) => longest,
+            (Some(n), _) => Ok(n),
+            (None, Padding::Never) => Ok(longest),
             (None, _) => {
-                buckets(longest.max(at_least)).min(feed.max_length).min(self.limit.unwrap_or(usize::MAX)).max(longest)
+                let most = feed.max_length.min(self.limit.unwrap_or(usize::MAX));
+                Ok(buckets(longest.max(at_least)).min(most).max(longest))
             }
         };
-        let padded = |xs: &[i32], fill: i32| {
+        let length = length_of("input_ids", own)?;
+        let padded_to = |length: usize, xs: &[i32], fill: i32| {
             let (mut xs, missing) = (xs.to_vec(), length.saturating_sub(xs.len()));
             xs.resize(length, fill);
-            if left {
+            if left && !decodes {
                 xs.rotate_right(missing);
             }
             xs
         };
         let all = |of: &dyn Fn(usize) -> Vec<i32>, fill: i32| {
-            Tensor::i32([rows, length], (0..rows).flat_map(|r| padded(&of(r), fill)).collect())
+            Tensor::i32([rows, length], (0..rows).flat_map(|r| padded_to(length, &of(r), fill)).collect())
         };
         let mut known = BTreeMap::from([
             ("input_ids".to_string(), all(&|r| stacked[r].0.to_vec(), pad)),
@@ -282,7 +289,21 @@ impl Dataset {
         ]);
         let numbers: Vec<&[f32]> = (0..rows).map(|r| &texts[r % given].numbers[..]).collect();
         known.extend(columns::tensors(&self.options.inputs, &numbers));
+        let mut written = None;
+        if decodes {
+            let n = length_of("decoder_input_ids", longest(1))?;
+            let of = |of: &dyn Fn(&TextExample) -> Vec<i32>, fill: i32| {
+                let row = |t: &&TextExample| padded_to(n, &of(t), fill);
+                Tensor::i32([rows, n], texts.iter().flat_map(row).collect())
+            };
+            known.insert("decoder_input_ids".into(), of(&|t| t.text(1).0.to_vec(), pad));
+            known.insert("decoder_attention_mask".into(), of(&|t| vec![1; t.text(1).0.len()], 0));
+            let counts = |r: usize, t: &TextExample| if r < real { t.text(1).2.to_vec() } else { vec![] };
+            let row = |(r, t): (usize, &&TextExample)| padded_to(n, &counts(r, t), -100);
+            written = Some(Tensor::i32([rows, n], texts.iter().enumerate().flat_map(row).collect()));
+        }
         let labels = match (task, &feed.labels) {
+            (Task::SequenceToSequence, _) => written,
             (Task::Embed { scored: false, .. }, _) => None,
             (Task::Embed { scored: true, .. }, _) => {
                 let score = |t: &&TextExample| t.label.as_ref().map_or(0.0, |l| l.numbers()[0]);
@@ -309,7 +330,8 @@ impl Dataset {
             }
             _ => Some(all(&|r| if r % given < real { stacked[r].2.to_vec() } else { vec![] }, -100)),
         };
-        let tokens = (0..rows).filter(|r| r % given < real).map(|r| stacked[r].0.len()).sum();
+        let read = |r: usize| stacked[r].0.len() + if decodes { texts[r].text(1).0.len() } else { 0 };
+        let tokens = (0..rows).filter(|r| r % given < real).map(read).sum();
         // A row of several texts has one loss.
         let counted = if task.texts() > 1 { real } else { labels.as_ref().map_or(real, counted) };
         let inputs = complete(&feed.inputs, &mut known, rows, length).map_err(|why| self.misfit(why))?;

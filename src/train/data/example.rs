@@ -5,7 +5,7 @@ use super::rows::{self, Row};
 use super::sink::Place;
 use super::tokenizer::Text;
 use super::tuples::{self, Columns};
-use super::{Label, Options, TextExample, columns};
+use super::{Label, Options, TextExample, columns, sequences};
 use serde_json::{Map, Value};
 
 /// How rows of a data set become examples.
@@ -15,6 +15,8 @@ pub enum Kind {
     Language(Place),
     /// Several texts each.
     Tuples(Columns),
+    /// For an encoder, and a decoder that begins with this token.
+    Sequences(i32),
 }
 
 /// How labels are read.
@@ -73,6 +75,7 @@ pub fn of_row(text: &Text, row: &Row, kind: &Kind, options: &Options) -> Result<
     match kind {
         Kind::Classified(classes) => classified(text, row, classes, most, &mut made)?,
         Kind::Tuples(columns) => tuples::read(text, row, columns, most, &mut made)?,
+        Kind::Sequences(start) => sequences::read(text, row, *start, most, &mut made)?,
         Kind::Language(first) => {
             let object = &row.object;
             if object.get("label").is_some_and(|l| !l.is_null()) {

@@ -117,7 +117,9 @@ impl Dataset {
     pub fn label_kind(&self) -> Option<LabelKind> {
         let (dtype, trailing, numbers): (DType, Option<Vec<usize>>, Vec<f32>) = match &self.source {
             Source::Text { task: Task::Embed { .. }, .. } => return None,
-            Source::Text { task: Task::LanguageModel | Task::Prefer, .. } => (DType::I32, None, vec![]),
+            Source::Text { task: Task::LanguageModel | Task::Prefer | Task::SequenceToSequence, .. } => {
+                (DType::I32, None, vec![])
+            }
             Source::Text { examples, .. } => {
                 let s = examples.summary();
                 let dtype = if s.fractions { DType::F32 } else { DType::I32 };
@@ -238,7 +240,7 @@ impl Dataset {
     /// Whether the labels are the next token of `input_ids` at each position.
     pub fn next_token(&self) -> bool {
         match &self.source {
-            Source::Text { task, .. } => *task == Task::LanguageModel,
+            Source::Text { task, .. } => matches!(task, Task::LanguageModel | Task::SequenceToSequence),
             Source::Tensors { tensors, .. } => {
                 let rows = pair_of(tensors);
                 let Some((ids, labels, width)) = rows else { return false };

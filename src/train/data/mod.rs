@@ -17,6 +17,7 @@ mod labels;
 mod padded;
 mod python;
 mod rows;
+mod sequences;
 mod shapes;
 mod sink;
 mod special;
@@ -76,6 +77,8 @@ pub enum Task {
     Embed { texts: usize, scored: bool },
     /// Of two answers, the better one.
     Prefer,
+    /// The next token of a second text, which a decoder writes of the first.
+    SequenceToSequence,
     /// Whatever the data file's `labels` are.
     Tensors,
 }
@@ -86,7 +89,7 @@ impl Task {
         match self {
             Task::Embed { texts, .. } => *texts,
             Task::Prefer => 2,
-            Task::Classify | Task::LanguageModel | Task::Tensors => 1,
+            Task::Classify | Task::LanguageModel | Task::SequenceToSequence | Task::Tensors => 1,
         }
     }
 }
@@ -150,6 +153,8 @@ pub struct Options {
     pub shift_labels: bool,
     /// Numbers of examples that the model reads besides.
     pub inputs: Vec<Column>,
+    /// Whether the model has an encoder and a decoder, which reads `decoder_input_ids`.
+    pub decodes: bool,
     /// The graph input that takes images, of a model that has one.
     pub pixels: Option<Pixels>,
     /// The most rows of text that may be unreadable and are left out.
@@ -168,6 +173,7 @@ impl Default for Options {
             columns: vec![],
             shift_labels: false,
             inputs: vec![],
+            decodes: false,
             pixels: None,
             skip_bad_rows: 0,
         }

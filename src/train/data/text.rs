@@ -6,7 +6,7 @@ use super::rows::{self, Row};
 use super::sink::{Place, Placed, Sink};
 use super::tokenizer::{self, Text};
 use super::tuples::Columns;
-use super::{Column, DataError, Options, Source, Task, class_names};
+use super::{Column, DataError, Options, Source, Task, class_names, sequences};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -153,6 +153,12 @@ impl<'a> Collector<'a> {
     fn decide(&mut self) -> Result<(), DataError> {
         let Some(first) = self.pending.first() else { return Ok(()) };
         self.missing_column(first)?;
+        if self.options.decodes {
+            let start = sequences::start(self.options.beside.as_deref());
+            let start = start.map_err(|why| DataError::Format { path: self.path.clone(), why })?;
+            self.kind = Some(Kind::Sequences(start));
+            return Ok(());
+        }
         if let Some(columns) = Columns::of(&first.object) {
             self.kind = Some(Kind::Tuples(columns));
             return Ok(());
@@ -220,6 +226,7 @@ impl<'a> Collector<'a> {
         self.flush()?;
         let task = match &self.kind {
             Some(Kind::Classified(_)) => Task::Classify,
+            Some(Kind::Sequences(_)) => Task::SequenceToSequence,
             Some(Kind::Tuples(Columns::Preferences)) => Task::Prefer,
             Some(Kind::Tuples(columns)) => Task::Embed { texts: columns.texts(), scored: *columns == Columns::Scored },
             _ => Task::LanguageModel,
