@@ -203,9 +203,11 @@ pub enum TrainError {
 
 /// A hint where there is no room to write.
 fn room(error: &std::io::Error) -> &'static str {
-    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    use std::io::ErrorKind::{FileTooLarge, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     match error.kind() {
-        StorageFull | QuotaExceeded => "\nhint: free some space, or take a run directory (-o) on another disk",
+        StorageFull | QuotaExceeded | FileTooLarge => {
+            "\nhint: free some space, or take a run directory (-o) on another disk"
+        }
         PermissionDenied | ReadOnlyFilesystem => "\nhint: take a run directory (-o) that can be written",
         _ => "",
     }

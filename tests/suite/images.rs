@@ -137,7 +137,7 @@ fn a_classifier_of_images_is_trained_from_class_folders() {
     let photos = photos.to_str().unwrap();
     let got = json(
         d,
-        &["train", "t.onnx", "--data", photos, "--max-steps", "30", "--lr", "1e-2", "-o", "run", "--device", "cpu"],
+        &["train", "t.onnx", "--data", photos, "--max-steps", "80", "--lr", "1e-2", "-o", "run", "--device", "cpu"],
     );
     assert!(got["loss"].as_f64().unwrap() < 0.5, "{got}");
     let eval = json(d, &["eval", "t.onnx", "--adapter", "run", "--data", photos, "--device", "cpu"]);
