@@ -48,6 +48,7 @@ mod random_graphs;
 mod residual_gradients;
 mod runs;
 mod scores;
+mod sequences;
 mod shaders;
 mod standard_operators;
 mod starts;
