@@ -78,6 +78,9 @@ pub struct Args {
     /// counts (pos_weight)
     #[arg(long, value_name = "F,...", value_delimiter = ',', allow_hyphen_values = true)]
     pub class_weights: Vec<f64>,
+    /// Put several short texts into each row of --max-length tokens; each attends to itself alone
+    #[arg(long)]
+    pub pack: bool,
     /// The largest norm of the gradient; 0 turns clipping off
     #[arg(long, default_value_t = defaults::CLIP_NORM, value_name = "F", allow_hyphen_values = true)]
     pub clip_norm: f64,
@@ -182,6 +185,7 @@ impl Args {
             precondition: self.precondition.clone(),
             label_smoothing: self.label_smoothing,
             class_weights: self.class_weights.clone(),
+            pack: self.pack,
             clip_norm: self.clip_norm,
             no_shuffle: self.no_shuffle,
             seed: self.seed,
@@ -252,6 +256,13 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         (None, true) => (data, None),
         (None, false) => (data, Some(read_data(&config.train.how, &args.eval, &model, printer)?)),
     };
+    let data = match config.train.pack {
+        true => data.packed(config.train.how.max_length).map_err(Error::from)?,
+        false => data,
+    };
+    if config.train.pack {
+        data.notes.last().into_iter().for_each(|n| printer.note(n));
+    }
     let digests = resume::digests(&config, &model, &data, eval.as_ref());
     kept.as_ref().map_or(Ok(()), |kept| kept.check(&config, &args.resume_with, Some((&digests, data.len()))))?;
     let total = config.train.steps(data.len());

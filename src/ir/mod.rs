@@ -27,6 +27,8 @@ pub mod inputs {
     pub const LOSS_SCALE: &str = "reslora.loss_scale";
     /// What random draws start from.
     pub const SEED: &str = "reslora.seed";
+    /// `(batch, sequence)`: which text of its row each position belongs to, from 1; 0 for padding. Of packed rows.
+    pub const SEGMENTS: &str = "reslora.segments";
 }
 
 /// Outputs that training programs give.

@@ -14,6 +14,7 @@ mod fuse_epilogues;
 mod group_products;
 mod guard_softmax;
 mod join_low_rank;
+mod keep_apart;
 mod line;
 mod push_slices;
 mod recognise_activation;
@@ -66,6 +67,8 @@ pub struct Options {
     pub products: FloatType,
     /// Whether rows of a softmax that a mask leaves no key give 0 rather than NaN.
     pub guard: bool,
+    /// Whether rows hold several texts, between which nothing attends.
+    pub packs: bool,
     /// What the device holds, and what is fast on it.
     pub limits: Limits,
 }
@@ -86,16 +89,18 @@ fn passes(line: &mut Line, options: &Options) -> Result<(), PassError> {
     let Options { kind, fuse, products, limits, .. } = *options;
     let device = limits.profile;
     let (model, training) = (kind != Kind::Update, kind == Kind::Training);
-    let guard = model && options.guard;
+    let (guard, packs) = (model && options.guard, model && options.packs);
     let optimized = model && fuse;
     // Under mixed precision what is one operation, and so rounds nothing inside, must be the same on every device.
     let mixed = products != FloatType::F32;
     let by_products = device.slow_attention && !mixed;
 
     // 1. Guards come first, so that what the recognisers make of a softmax keeps them. The patterns of a softmax must be found for that.
-    line.run(guard, "fold_layout", fold_layout::fold_layout)?;
-    line.run(guard, "common_subexpressions", common_subexpressions::common_subexpressions)?;
-    line.run(guard, "recognise_softmax", recognise_softmax::recognise_softmax)?;
+    let finds = guard || packs;
+    line.run(finds, "fold_layout", fold_layout::fold_layout)?;
+    line.run(finds, "common_subexpressions", common_subexpressions::common_subexpressions)?;
+    line.run(finds, "recognise_softmax", recognise_softmax::recognise_softmax)?;
+    line.run(packs, "keep_apart", keep_apart::keep_apart)?;
     line.run(guard, "guard_softmax", guard_softmax::guard_softmax)?;
 
     // 2. Patterns see operations rather than chains of reshapes, and compare values by identity.

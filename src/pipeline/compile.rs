@@ -84,6 +84,8 @@ pub struct Program {
     pub products: FloatType,
     /// Whether rows that a mask leaves no key compute 0 in evaluation too, as in training, rather than what the file says.
     pub guard: bool,
+    /// Training batches hold several texts in a row.
+    pub packs: bool,
 }
 
 /// Compiles a program for one device.
@@ -133,6 +135,7 @@ impl Program {
             fuse: self.fuse,
             products: self.products,
             guard: self.guard || training || purpose == Purpose::Calibrate,
+            packs: self.packs && (training || purpose == Purpose::Infer),
             limits,
         }
     }

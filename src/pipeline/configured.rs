@@ -195,6 +195,7 @@ impl<'a> TrainRequest<'a> {
             loss_output: config.how.loss_output.as_deref(),
             label_smoothing: config.label_smoothing,
             class_weights: &config.class_weights,
+            packs: config.pack,
             terms: Terms::configured(&config.how)?,
             fuse: !config.no_fuse,
             ..TrainRequest::new(model, data, settings, dir)

@@ -31,6 +31,7 @@ mod judging;
 mod merge_request;
 mod merging;
 mod metric;
+mod packing;
 pub mod precision;
 mod recording;
 mod rehearsing;
@@ -172,6 +173,7 @@ pub fn inferring(model: &Arc<Model>) -> Program {
         reference: None,
         products: FloatType::F32,
         guard: false,
+        packs: false,
     }
 }
 

@@ -75,6 +75,10 @@ pub fn survey(trainee: &mut Trainee, sets: &[&Dataset], device: &mut dyn Device)
         )));
     }
     trainee.feed.padding = padding;
+    if let Some(packed) = sets.iter().find(|_| trainee.program.packs) {
+        probe.feed.padding = padding;
+        super::packing::check(&mut probe, packed, device)?;
+    }
     Ok(notes)
 }
 
@@ -126,7 +130,7 @@ fn sums_to_one(
 }
 
 /// The one output of a run of a batch.
-fn outputs(session: &mut Session, batch: &Batch) -> Result<Option<Tensor>, Error> {
+pub(super) fn outputs(session: &mut Session, batch: &Batch) -> Result<Option<Tensor>, Error> {
     let plan = session.plan(batch, Purpose::Infer)?;
     session.device.submit(vec![Run { plan, inputs: batch.inputs.clone() }])?;
     let runs = session.collect(true)?.into_iter().flat_map(|f| f.runs).flatten();
@@ -228,7 +232,7 @@ fn agree(alone: &Tensor, padded: &Tensor, length: usize, left: bool) -> bool {
     !differ(a, &kept)
 }
 
-fn differ(a: &[f32], b: &[f32]) -> bool {
+pub(super) fn differ(a: &[f32], b: &[f32]) -> bool {
     // By the usual size of an element: logits of classes that are ruled out may be as large as floats get.
     let mut sizes: Vec<f32> = a.iter().chain(b).map(|x| x.abs()).filter(|x| x.is_finite() && *x > 0.0).collect();
     let middle = sizes.len() / 2;

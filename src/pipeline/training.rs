@@ -8,6 +8,7 @@ use super::{Error, embedding, input_specs, integers, tuples};
 use crate::adapter::Adapter;
 use crate::adapters::{BASE_KEY, Config, Group, Spec, Target};
 use crate::device::Device;
+use crate::ir::inputs::SEGMENTS;
 use crate::ir::{DType, FloatType, Graph};
 use crate::lower::LowerError;
 use crate::lower::loss::{Form, Labels, Loss};
@@ -17,7 +18,7 @@ use crate::ops::RULES;
 use crate::plan::{Layout, parameters_state};
 use crate::settings::defaults;
 use crate::train::checkpoint::{self, Checkpoint};
-use crate::train::data::{DataError, Dataset, Feed, LabelForm, Task};
+use crate::train::data::{DataError, Dataset, Feed, InputSpec, LabelForm, Task};
 use crate::train::scores::{self, Kind, METRICS};
 use crate::train::{self, Observer, Outcome, Session, Settings, Shapes, TrainError, Trained};
 use ndarray::ArrayD;
@@ -92,6 +93,7 @@ pub fn load(model: &Arc<Model>, adapter: Option<&Adapter>) -> Result<Trainee, Er
         reference: None,
         products: FloatType::F32,
         guard: false,
+        packs: false,
     };
     let base = program.model.metadata(BASE_KEY).map(String::from);
     let feed = Feed::new(input_specs(&program.model), usize::MAX);
@@ -121,6 +123,8 @@ pub struct TrainRequest<'a> {
     pub label_smoothing: f64,
     /// What each class counts, or each yes of an output; empty for all the same.
     pub class_weights: &'a [f64],
+    /// The data's rows hold several texts ([`Dataset::packed`]).
+    pub packs: bool,
     /// Numbers of losses, and the teacher.
     pub terms: Terms,
     pub fuse: bool,
@@ -141,6 +145,7 @@ impl<'a> TrainRequest<'a> {
             loss_output: None,
             label_smoothing: 0.0,
             class_weights: &[],
+            packs: false,
             terms: Terms::default(),
             fuse: true,
             dir,
@@ -165,6 +170,11 @@ pub(super) fn prepare(request: &TrainRequest) -> Result<(Trainee, Option<Checkpo
     trainee.program.fuse = request.fuse;
     trainee.program.products = request.settings.products;
     trainee.program.guard = true;
+    if request.packs {
+        (trainee.program.packs, trainee.feed.packs) = (true, true);
+        let segments = InputSpec { name: SEGMENTS.into(), dtype: DType::I32, dims: None };
+        trainee.feed.inputs.push(segments);
+    }
     let size = request.settings.batch_size;
     trainee.feed.max_length = request.max_length;
     let asked = Asked { loss: request.loss, output: request.loss_output, terms: &request.terms };

@@ -59,6 +59,8 @@ pub struct TrainConfig {
     pub label_smoothing: f64,
     /// What each class counts, or each yes of an output; empty for all the same.
     pub class_weights: Vec<f64>,
+    /// Several texts of a language model to a row, as many as `max_length` tokens hold.
+    pub pack: bool,
     /// Zero turns clipping off.
     pub clip_norm: f64,
     /// Take examples in the file's order.
@@ -152,6 +154,7 @@ impl Default for TrainConfig {
             precondition: default::PRECONDITION.into(),
             label_smoothing: 0.0,
             class_weights: vec![],
+            pack: false,
             clip_norm: default::CLIP_NORM,
             no_shuffle: false,
             seed: default::SEED,

@@ -37,6 +37,7 @@ mod operators;
 mod optimizers;
 mod oracle;
 mod other_files;
+mod packing;
 mod pass_cases;
 mod pass_properties;
 mod passes;

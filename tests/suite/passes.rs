@@ -25,7 +25,7 @@ pub fn options() -> Options {
         rest: 0,
     };
     let limits = Limits { value_words: 1000, weight_words: 24, arena_words: 1 << 20, profile };
-    Options { kind: Kind::Training, fuse: true, products: FloatType::F16, guard: true, limits }
+    Options { kind: Kind::Training, fuse: true, products: FloatType::F16, guard: true, packs: false, limits }
 }
 
 /// Some passes, each alone, in this order.

@@ -7,6 +7,7 @@ use super::{
     Axis, DataError, Dataset, InputSpec, Label, LabelForm, Shapes, Source, Task, TextExample, columns, tensors,
 };
 use crate::ir::Tensor;
+use crate::ir::inputs::SEGMENTS;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -99,6 +100,8 @@ pub struct Feed {
     pub holds_loss: bool,
     /// Inputs that shapes depend on: a program is made for each of their values.
     pub known: BTreeSet<String>,
+    /// Rows hold several texts, whose numbers are in the place of segment ids.
+    pub packs: bool,
 }
 
 impl Feed {
@@ -287,6 +290,12 @@ impl Dataset {
             ("attention_mask".to_string(), all(&|r| vec![1; stacked[r].0.len()], 0)),
             ("token_type_ids".to_string(), all(&|r| stacked[r].1.to_vec(), 0)),
         ]);
+        if feed.packs {
+            let numbers = all(&|r| stacked[r].1.to_vec(), 0);
+            known.insert("token_type_ids".into(), all(&|_| vec![], 0));
+            known.insert("position_ids".into(), all(&|r| restarted(stacked[r].1), 0));
+            known.insert(SEGMENTS.into(), numbers);
+        }
         let numbers: Vec<&[f32]> = (0..rows).map(|r| &texts[r % given].numbers[..]).collect();
         known.extend(columns::tensors(&self.options.inputs, &numbers));
         let mut written = None;
@@ -385,6 +394,16 @@ impl Dataset {
         let (known, inputs) = feed.split(inputs);
         Ok(Batch { inputs, known, labels, examples: real, counted, tokens })
     }
+}
+
+/// Positions that begin again with each text.
+fn restarted(segments: &[i32]) -> Vec<i32> {
+    let mut out: Vec<i32> = Vec::with_capacity(segments.len());
+    for (i, segment) in segments.iter().enumerate() {
+        let goes_on = i > 0 && segments[i - 1] == *segment;
+        out.push(if goes_on { out[i - 1] + 1 } else { 0 });
+    }
+    out
 }
 
 /// Labels as floats of the output's shape; -100 does not count.
