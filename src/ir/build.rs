@@ -1,6 +1,9 @@
 //! Adds operations to a graph, inferring their types and folding constants as it goes.
 
-use super::{Attr, Attrs, DType, Def, Graph, Leaf, Node, Output, Shape, Sink, Tensor, Type, Value, ValueInfo, Weight};
+use super::{
+    Attr, Attrs, DType, Def, Graph, Leaf, MAX_ELEMENTS, Node, Output, Shape, Sink, Tensor, Type, Value, ValueInfo,
+    Weight, counted,
+};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -134,6 +137,11 @@ impl Builder {
             let at = if self.origin.is_empty() { String::new() } else { format!(" at node '{}'", self.origin) };
             BuildError { op: op.to_string(), types: types.join(", "), at, why }
         })?;
+        if let Some(ty) = outs.iter().find(|t| counted(&t.shape).is_none()) {
+            let at = if self.origin.is_empty() { String::new() } else { format!(" at node '{}'", self.origin) };
+            let why = format!("its result {:?} has more than {MAX_ELEMENTS} elements", ty.shape.0);
+            return Err(BuildError { op: op.to_string(), types: String::new(), at, why });
+        }
         if let Some(constants) = self.foldable(op, inputs, &outs) {
             let refs: Vec<&Tensor> = constants.iter().map(|t| t.as_ref()).collect();
             let results = (self.rules.eval)(op, &refs, &attrs);

@@ -16,7 +16,7 @@ pub use build::{BuildError, Builder, Rules};
 pub use float_type::FloatType;
 pub use graph::{Def, Graph, Leaf, Node, Output, Sink, Value, ValueInfo, Weight, Words};
 pub use program::{Arg, Attr, Attrs, Instr, Program};
-pub use shape::{Axes, DType, Shape, Type, strides};
+pub use shape::{Axes, DType, MAX_ELEMENTS, Shape, Type, counted, strides};
 pub use tensor::Tensor;
 
 /// Inputs that training programs read beside the model's own.

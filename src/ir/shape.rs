@@ -48,6 +48,17 @@ impl fmt::Display for DType {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Shape(pub Vec<usize>);
 
+/// The most elements that a value may have, whatever a file says: far beyond what any device holds, and far below where numbers of
+/// elements overflow.
+pub const MAX_ELEMENTS: usize = 1 << 33;
+
+/// Elements of a shape, if they and every part of it are within [`MAX_ELEMENTS`]; an axis without elements hides nothing.
+pub fn counted(dims: &[usize]) -> Option<usize> {
+    let held = dims.iter().filter(|n| **n != 0).try_fold(1usize, |all, n| all.checked_mul(*n));
+    let held = held.filter(|n| *n <= MAX_ELEMENTS)?;
+    Some(if dims.contains(&0) { 0 } else { held })
+}
+
 impl Shape {
     /// Number of elements (1 for a scalar).
     pub fn elements(&self) -> usize {

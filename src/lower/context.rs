@@ -7,6 +7,9 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// Constants of one number with more elements are made by the device.
+const FILLED: usize = 1 << 20;
+
 /// One node to lower.
 pub struct Context<'a> {
     pub b: &'a mut Builder,
@@ -189,7 +192,11 @@ impl Context<'_> {
     /// A tensor of one number, of the element type of `like`.
     pub fn filled(&mut self, like: Value, shape: impl Into<Shape>, x: f64) -> Value {
         let ty = Type::new(self.ty(like).dtype, shape);
-        self.b.constant(Tensor::zeros(&ty).filled(x))
+        if ty.elements() <= FILLED {
+            return self.b.constant(Tensor::zeros(&ty).filled(x));
+        }
+        let one = self.b.constant(Tensor::zeros(&Type::new(ty.dtype, vec![1; ty.rank()])).filled(x));
+        self.b.broadcast(one, ty.shape).expect("one element fits every shape")
     }
 
     /// `x` as `(outer, n, inner)` around an axis.

@@ -311,12 +311,7 @@ pub fn pad(c: &mut Context) -> Lowered {
                 let fill = |c: &mut Context, n: usize| {
                     let mut s = shape.clone();
                     s.0[d] = n;
-                    let t = match c.ty(x).dtype {
-                        DType::F32 => Tensor::f32(s.clone(), vec![value; s.elements()]),
-                        DType::I32 => Tensor::i32(s.clone(), vec![value as i32; s.elements()]),
-                        DType::Bool => Tensor::bool(s.clone(), vec![(value != 0.0) as u32; s.elements()]),
-                    };
-                    c.b.constant(t)
+                    c.filled(x, s, f64::from(value))
                 };
                 let (left, right) = (fill(c, before), fill(c, after));
                 c.b.concat(&[left, x, right], d)?

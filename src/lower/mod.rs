@@ -43,7 +43,7 @@ mod windows;
 pub use context::{Context, dtype};
 pub use registry::REGISTRY;
 
-use crate::ir::{BuildError, Builder, Leaf, Tensor, Type, Value, Weight, Words};
+use crate::ir::{BuildError, Builder, Leaf, MAX_ELEMENTS, Tensor, Type, Value, Weight, Words, counted};
 use crate::onnx::{ElementType, Model, Node, NodeId, TensorView};
 use crate::ops::RULES;
 use std::borrow::Cow;
@@ -215,8 +215,10 @@ pub fn lower_onto(b: Builder, request: &Request) -> Result<Lowered, LowerError> 
         };
         let dtype =
             context::dtype(input.element).ok_or_else(|| fail(&format!("{} is not supported", input.element)))?;
+        let elements = counted(shape);
+        let elements = elements.ok_or_else(|| fail(&format!("{shape:?} has more than {MAX_ELEMENTS} elements")))?;
         let ty = Type::new(dtype, shape.clone());
-        let value = match ty.elements() {
+        let value = match elements {
             0 => lowered.b.constant(Tensor::zeros(&ty)),
             _ => lowered.b.input(&input.name, ty),
         };
@@ -351,7 +353,8 @@ fn constant(
     element: ElementType,
     dims: Vec<usize>,
 ) -> Result<Value, Reason> {
-    if !element.is_float() || dims.iter().product::<usize>() <= MAX_CONSTANT {
+    let size = sized(&dims)?;
+    if !element.is_float() || size <= MAX_CONSTANT {
         let view = model.initializer(name).expect("its type was just read");
         return Ok(b.constant(load(&view)?));
     }
@@ -400,8 +403,26 @@ impl Words for Stored {
     }
 }
 
+/// Elements of a shape, if they are no more than a value may have.
+pub fn sized(dims: &[usize]) -> Result<usize, Reason> {
+    counted(dims)
+        .ok_or_else(|| Reason::Why(format!("a tensor of shape {dims:?} has more than {MAX_ELEMENTS} elements")))
+}
+
+/// The most elements of a constant that a lowering makes.
+const HOSTED: usize = 1 << 27;
+
+/// Refuses to make a constant of so many elements.
+pub fn hosted(n: usize) -> Result<usize, Reason> {
+    match n <= HOSTED {
+        true => Ok(n),
+        false => Err(Reason::Why(format!("it needs a table of {n} elements, and {HOSTED} is the most"))),
+    }
+}
+
 /// A tensor of the file on the host. 64-bit integers beyond 32 bits (such as "to the end") become the nearest.
 pub fn load(view: &TensorView) -> Result<Tensor, Reason> {
+    sized(&view.dims)?;
     let shape = view.dims.clone();
     if view.element == ElementType::Bool {
         return Ok(Tensor::bool(shape, view.bytes.iter().map(|&b| (b != 0) as u32).collect()));

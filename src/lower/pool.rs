@@ -49,6 +49,7 @@ pub fn max_pool(c: &mut Context) -> Lowered {
         let apart = c.b.reshape(rows, [n, taps, 1])?;
         let best = c.b.unary("argmax", apart)?;
         let best = c.b.reshape(best, [n])?;
+        super::hosted(n)?;
         // Window i of a channel begins at place i · taps of the table.
         let (channels, image) = (shape[0] * shape[1], g.size.iter().product::<usize>());
         let places = n / channels.max(1);
@@ -66,7 +67,7 @@ pub fn max_pool(c: &mut Context) -> Lowered {
 
 /// How many elements of each window a mean divides by, `(1, places)`.
 fn counts(c: &mut Context, g: &Geometry, padding: bool) -> Result<Value, Reason> {
-    let n = g.size.iter().product();
+    let n = super::hosted(g.size.iter().product())?;
     let ones = c.floats([&[1, 1], &g.size[3 - g.axes..]].concat(), vec![1.0; n]);
     let counted = rows(c, ones, g, if padding { 1.0 } else { 0.0 }, 0.0)?;
     Ok(c.b.reduce_sum(counted, &[1], false)?)

@@ -54,7 +54,7 @@ pub fn constant_of_shape(c: &mut Context) -> Lowered {
         Some(view) => load(&view)?,
         None => Tensor::f32([1], vec![0.0]),
     };
-    let n: usize = shape.iter().product();
+    let n = super::hosted(super::sized(&shape)?)?;
     let word = *one.words().first().ok_or("its value is empty")?;
     let ty = Type::new(one.dtype(), shape);
     Ok(vec![c.b.constant(Tensor::from_words(&ty, vec![word; n]))])
@@ -66,6 +66,7 @@ pub fn range(c: &mut Context) -> Lowered {
         let at = |i: usize| parts[i].as_f32().and_then(|x| x.first()).map(|&x| x as f64).ok_or("one number each");
         let (start, limit, step) = (at(0)?, at(1)?, at(2)?);
         let n = if step == 0.0 { 0.0 } else { ((limit - start) / step).ceil().max(0.0) } as usize;
+        let n = super::hosted(n)?;
         Tensor::f32([n], (0..n).map(|i| (start + i as f64 * step) as f32).collect())
     } else {
         let at = |i: usize| parts[i].as_i32().and_then(|x| x.first()).map(|&x| x as i64).ok_or("one number each");

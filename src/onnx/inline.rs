@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 
 /// The most nodes that a model may have after its functions are in place: functions may call functions.
 const MAX_NODES: usize = 1_000_000;
+/// The most names of values that their nodes may have together.
+const MAX_NAMES: usize = 10_000_000;
 
 /// Puts the nodes of local functions where they are called, until no call is left. The functions themselves stay in the file.
 pub(super) fn inline(model: &mut Model) -> Result<(), String> {
@@ -15,6 +17,7 @@ pub(super) fn inline(model: &mut Model) -> Result<(), String> {
     if functions.is_empty() {
         return Ok(());
     }
+    bound(model, &functions)?;
     let called = |n: &Node| functions.get(&(n.domain().to_string(), n.op_type().to_string()));
     // A function that calls itself would never end: each round goes one level deeper, and there are only so many.
     for _ in 0..=functions.len() {
@@ -51,6 +54,44 @@ pub(super) fn inline(model: &mut Model) -> Result<(), String> {
         (model.items, model.nodes, model.node_spans) = (items, nodes, spans);
     }
     Err("one of its functions calls itself".into())
+}
+
+/// Refuses functions that would be too large once they are in place, before they are.
+fn bound(model: &Model, functions: &HashMap<(String, String), FunctionProto>) -> Result<(), String> {
+    // What a call puts in place: nodes, and names of values.
+    let mut sizes: HashMap<&(String, String), [usize; 2]> = HashMap::new();
+    let of = |sizes: &HashMap<&(String, String), [usize; 2]>, nodes: &mut dyn Iterator<Item = (&str, &str, usize)>| {
+        nodes.fold([0usize; 2], |[n, names], (domain_, op, values)| {
+            let [more, more_names] = sizes.get(&(domain(domain_), op.to_string())).copied().unwrap_or([1, values]);
+            [n.saturating_add(more), names.saturating_add(more_names)]
+        })
+    };
+    // As deep as functions may call each other, unless one calls itself.
+    let mut settled = false;
+    for _ in 0..=functions.len() {
+        let mut changed = false;
+        for (key, f) in functions {
+            let mut nodes =
+                f.node.iter().map(|n| (n.domain.as_str(), n.op_type.as_str(), n.input.len() + n.output.len()));
+            let size = of(&sizes, &mut nodes);
+            changed |= sizes.insert(key, size) != Some(size);
+        }
+        settled = !changed;
+        if settled {
+            break;
+        }
+    }
+    if !settled {
+        return Err("one of its functions calls itself".into());
+    }
+    let mut nodes = model.nodes.values().map(|n| (n.domain(), n.op_type(), n.inputs().len() + n.outputs().len()));
+    let [nodes, names] = of(&sizes, &mut nodes);
+    match nodes > MAX_NODES || names > MAX_NAMES {
+        true => {
+            Err(format!("its functions have more than {MAX_NODES} nodes, or {MAX_NAMES} names, once they are in place"))
+        }
+        false => Ok(()),
+    }
 }
 
 fn domain(d: &str) -> String {

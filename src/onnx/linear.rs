@@ -161,6 +161,9 @@ impl Linear {
     }
 }
 
+/// Rows or columns of a weight beyond which a file is not to be believed.
+const MAX_EXTENT: usize = 1 << 31;
+
 fn linear(model: &Model, producers: &HashMap<&str, NodeId>, id: NodeId) -> Option<Linear> {
     let node = model.node(id);
     let (x, b) = (node.input(0)?, node.input(1)?);
@@ -172,7 +175,8 @@ fn linear(model: &Model, producers: &HashMap<&str, NodeId>, id: NodeId) -> Optio
         _ => return None,
     };
     if kind == "MatMulNBits" {
-        let (k, n) = (node.attr_int("K")? as usize, node.attr_int("N")? as usize);
+        let extent = |name: &str| usize::try_from(node.attr_int(name)?).ok().filter(|n| (1..=MAX_EXTENT).contains(n));
+        let (k, n) = (extent("K")?, extent("N")?);
         return model.is_constant(b).then(|| Linear {
             node: id,
             path: module_path(node, Some(b)),
@@ -195,6 +199,9 @@ fn linear(model: &Model, producers: &HashMap<&str, NodeId>, id: NodeId) -> Optio
     let (_, dims) = model.initializer_type(&weight)?;
     let strides = if kind == "Conv" { Some(pointwise(node, &dims)?) } else { None };
     let (&[rows, columns], _) = dims.split_first_chunk()?;
+    if ![rows, columns].iter().all(|n| (1..=MAX_EXTENT).contains(n)) {
+        return None;
+    }
     if kind != "Conv" && dims.len() > 2 {
         return None;
     }

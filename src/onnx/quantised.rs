@@ -82,11 +82,11 @@ impl Quantised {
         match (node.domain(), node.op_type()) {
             ("com.microsoft", "MatMulNBits") => Quantised::runs(model, node),
             (_, "DequantizeLinear") => {
-                let block = node.attr_int("block_size").unwrap_or(0) as usize;
+                let block = node.attr_int("block_size").unwrap_or(0).max(0) as usize;
                 Quantised::plain(model, node, [1, 2], node.attr_int("axis").unwrap_or(1), block)
             }
             ("com.microsoft", "GatherBlockQuantized") => {
-                let block = node.attr_int("block_size").unwrap_or(128) as usize;
+                let block = node.attr_int("block_size").unwrap_or(128).max(0) as usize;
                 Quantised::plain(model, node, [2, 3], node.attr_int("quantize_axis").unwrap_or(1), block)
             }
             _ => Err(format!("{} holds no quantised weight", node.operator())),
@@ -99,7 +99,7 @@ impl Quantised {
             value.ok_or_else(|| format!("attribute {name} is missing"))
         };
         let (k, n, block) = (attr("K")?, attr("N")?, attr("block_size")?);
-        let bits = node.attr_int("bits").unwrap_or(4) as usize;
+        let bits = node.attr_int("bits").unwrap_or(4).max(0) as usize;
         if !matches!(bits, 2 | 4 | 8) {
             return Err(format!("{bits} bits are not supported"));
         }
@@ -164,7 +164,7 @@ impl Quantised {
         };
         let (codes_name, view) = tensor(0)?;
         // GatherBlockQuantized also packs four bits into bytes.
-        let bits = node.attr_int("bits").unwrap_or(4) as usize;
+        let bits = node.attr_int("bits").unwrap_or(4).max(0) as usize;
         let packed = node.op_type() == "GatherBlockQuantized" && view.element == ElementType::U8;
         let range = match view.element {
             ElementType::U8 if packed && matches!(bits, 2 | 4 | 8) => (0, (1 << bits) - 1),

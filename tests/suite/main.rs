@@ -25,6 +25,7 @@ mod generating;
 mod gpu;
 mod heads;
 mod help;
+mod hostile;
 mod images;
 mod inputs;
 mod inspection;
