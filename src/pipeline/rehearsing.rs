@@ -92,9 +92,12 @@ pub fn rehearse(request: &TrainRequest, device: &mut dyn Device) -> Result<Rehea
     let step_seconds = rate * mean;
     let start_seconds = (wall - times.0.iter().sum::<f64>()).max(0.0);
 
-    let evaluations = request.eval.map_or(0, |_| match s.eval_every {
-        Some(n) => total.div_ceil(n.max(1)),
-        None => total.div_ceil(per_epoch),
+    // The base is measured too.
+    let evaluations = request.eval.map_or(0, |_| {
+        1 + match s.eval_every {
+            Some(n) => total.div_ceil(n.max(1)),
+            None => total.div_ceil(per_epoch),
+        }
     });
     let eval_seconds = request.eval.map_or(Ok(0.0), |eval| evaluation(request, eval, device))?;
     let seconds = start_seconds

@@ -215,6 +215,10 @@ pub fn train(request: &TrainRequest, device: &mut dyn Device, observer: &mut dyn
             Err(Error::Train(TrainError::NoRoom(error))) => error,
             outcome => return outcome,
         };
+        if request.data.task().negatives() && request.loss != Some(Loss::TRIPLET) {
+            // Smaller micro-batches have fewer negatives: that would be another loss.
+            return Err(TrainError::NoRoom(error).into());
+        }
         let size = settings.batch_size;
         let Some(smaller) = (1..size).rev().find(|n| size.is_multiple_of(*n)) else {
             return Err(TrainError::NoRoom(error).into());

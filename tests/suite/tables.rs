@@ -224,8 +224,8 @@ fn a_share_of_the_rows_is_held_back() {
     let dir = classifier();
     let d = dir.path();
     train(d, "split", &["--eval-split", "0.26", "--seed", "3"]);
-    // 11 of 40 rows, so 29 to train on: 8 steps, then an evaluation.
-    assert_eq!(losses(d, "split").len(), 9);
+    // 11 of 40 rows, so 29 to train on: 8 steps, with an evaluation before and after them.
+    assert_eq!(losses(d, "split").len(), 10);
     let config = std::fs::read_to_string(d.join("split/config.toml")).unwrap();
     assert!(config.contains("eval-split = 0.26"), "{config}");
     // The same rows as two files give the same run.

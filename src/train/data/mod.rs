@@ -85,6 +85,11 @@ pub enum Task {
 }
 
 impl Task {
+    /// Whether the rows of a batch serve each other as negatives.
+    pub fn negatives(&self) -> bool {
+        matches!(self, Task::Embed { scored: false, .. })
+    }
+
     /// Texts of an example.
     pub fn texts(&self) -> usize {
         match self {
