@@ -12,9 +12,13 @@ pub fn keep_apart(graph: &Graph) -> Result<Graph, BuildError> {
     let Some(&[rows, length]) = ids.as_deref() else { return Ok(graph.clone()) };
     let mut mask: Option<Value> = None;
     each_node(graph, |r, node| {
-        let shape = graph.shape(node.inputs.first().copied().unwrap_or(node.outputs[0])).clone();
-        let scores = node.op == "softmax" && shape.len() >= 3 && shape.ends_with(&[length, length]);
-        let all = shape.elements();
+        if node.op != "softmax" {
+            return Ok(false);
+        }
+        // A softmax stands on rows; what they were before says whether they are of scores.
+        let before = graph.shape(graph.through_reshapes(node.inputs[0]));
+        let scores = before.len() >= 3 && before.ends_with(&[length, length]);
+        let (shape, all) = (graph.shape(node.inputs[0]).clone(), before.elements());
         if !scores || !all.is_multiple_of(rows * length * length) {
             return Ok(false);
         }

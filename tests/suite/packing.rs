@@ -66,7 +66,7 @@ fn a_model_whose_texts_would_reach_each_other_is_refused() {
     let d = dir.path();
     let ran = cli(
         d,
-        &["train", "t.onnx", "--data", "data.jsonl", "--pack", "--max-length", "32", "--device", "cpu", "-o", "run"],
+        &["train", "t.onnx", "--data", "data.jsonl", "--pack", "--max-length", "32", "--device", "cpu", "-o", "first"],
     );
     assert!(
         ran.code == 2 && ran.err.contains("export the model with an input 'position_ids'"),
@@ -75,7 +75,7 @@ fn a_model_whose_texts_would_reach_each_other_is_refused() {
         ran.err
     );
     std::fs::write(d.join("labelled.jsonl"), "{\"text\": \"w5 w6\", \"label\": 1}\n").unwrap();
-    let ran = cli(d, &["train", "t.onnx", "--data", "labelled.jsonl", "--pack", "--device", "cpu", "-o", "run"]);
+    let ran = cli(d, &["train", "t.onnx", "--data", "labelled.jsonl", "--pack", "--device", "cpu", "-o", "other"]);
     assert!(ran.code == 1 && ran.err.contains("--pack is for texts"), "{}\n{}", ran.code, ran.err);
     let _ = json(d, &["eval", "t.onnx", "--data", "data.jsonl", "--device", "cpu"]);
 }

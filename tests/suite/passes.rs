@@ -68,9 +68,15 @@ fn parsed(text: &str) -> Graph {
     graph
 }
 
-/// Passes that have tests of their own below.
-const ELSEWHERE: &[&str] =
-    &["guard_softmax", "recognise_large_attention", "shard_weights", "recognise_linear_cross_entropy", "differentiate"];
+/// Passes that have tests of their own below, and in packing.rs.
+const ELSEWHERE: &[&str] = &[
+    "keep_apart",
+    "guard_softmax",
+    "recognise_large_attention",
+    "shard_weights",
+    "recognise_linear_cross_entropy",
+    "differentiate",
+];
 
 #[test]
 fn passes_rewrite_what_they_find() {

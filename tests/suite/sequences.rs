@@ -54,7 +54,7 @@ fn a_translator_learns() {
         "--lr",
         "1e-2",
         "--max-steps",
-        "80",
+        "200",
         "--device",
         "cpu",
         "-o",

@@ -1,6 +1,7 @@
 //! One row as examples: what its columns mean, its tokens, and which of them are learnt.
 
 use super::chat::{self, Talk};
+use super::made::{Made, Why, next, string};
 use super::rows::{self, Row};
 use super::sink::Place;
 use super::tokenizer::Text;
@@ -42,32 +43,6 @@ impl Classes {
     }
 }
 
-/// What one row gave.
-#[derive(Default)]
-pub struct Made {
-    pub examples: Vec<TextExample>,
-    /// Texts that were truncated.
-    pub cut: usize,
-    /// Why something of it is left out.
-    pub left_out: Vec<Why>,
-    /// Its text is empty, but has tokens all the same.
-    pub blank: bool,
-    /// It is framed as texts of language models are.
-    pub framed: bool,
-    pub alpaca: bool,
-    /// A conversation that became several examples.
-    pub split: bool,
-}
-
-/// Why an example has nothing to learn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Why {
-    CutOff,
-    NoAnswer,
-    Single,
-    Empty,
-}
-
 /// The examples of a row, each with the row's numbers.
 pub fn of_row(text: &Text, row: &Row, kind: &Kind, options: &Options) -> Result<Made, String> {
     let (mut made, most) = (Made::default(), options.max_length);
@@ -94,15 +69,6 @@ pub fn of_row(text: &Text, row: &Row, kind: &Kind, options: &Options) -> Result<
     }
     made.examples.iter_mut().for_each(|e| e.numbers.clone_from(&numbers));
     Ok(made)
-}
-
-/// The text under a key.
-pub(super) fn string<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, String> {
-    match object.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(s)) => Ok(Some(s)),
-        Some(_) => Err(format!("'{key}' must be text")),
-    }
 }
 
 /// What is missing, which keys there are, and what could be meant.
@@ -133,12 +99,6 @@ fn classified(text: &Text, row: &Row, how: &Classes, most: usize, made: &mut Mad
     let label = Some(label);
     made.examples.push(TextExample { ids, type_ids, labels: vec![], label, numbers: vec![], further: vec![] });
     Ok(())
-}
-
-/// The labels of a sequence: of each position the token after it, where that counts.
-pub(super) fn next(ids: &[i32], counts: &[bool]) -> Vec<i32> {
-    let label = |t: usize| if counts.get(t + 1) == Some(&true) { ids[t + 1] } else { -100 };
-    (0..ids.len()).map(label).collect()
 }
 
 fn language(text: &Text, row: &Row, most: usize, made: &mut Made) -> Result<(), String> {

@@ -14,6 +14,7 @@ mod images;
 mod input;
 mod inputs;
 mod labels;
+mod made;
 mod packing;
 mod padded;
 mod python;

@@ -1,7 +1,7 @@
 //! Rows for an encoder and a decoder: what the encoder reads, and what the decoder is to write of it.
 
-use super::example::{Made, Why, string};
 use super::examples::Sequence;
+use super::made::{Made, Why, string};
 use super::rows::{self, Row};
 use super::tokenizer::Text;
 use super::{TextExample, special};

@@ -1,7 +1,8 @@
 //! Text data sets: rows come in one after the other and become token ids and labels.
 
-use super::example::{self, Classes, Kind, Why};
+use super::example::{self, Classes, Kind};
 use super::examples::{Examples, Writer};
+use super::made::Why;
 use super::rows::{self, Row};
 use super::sink::{Place, Placed, Sink};
 use super::tokenizer::{self, Text};

@@ -1,7 +1,7 @@
 //! Rows of several texts: an anchor with its positive and negatives, two texts with a score, a prompt with two answers.
 
-use super::example::{Made, Why, next, string};
 use super::examples::Sequence;
+use super::made::{Made, Why, next, string};
 use super::rows::{self, Row};
 use super::tokenizer::Text;
 use super::{Label, TextExample};

@@ -110,13 +110,22 @@ pub fn resize(image: &Rgb, width: usize, height: usize, filter: Filter) -> Rgb {
 }
 
 fn nearest(image: &Rgb, width: usize, height: usize) -> Rgb {
-    let place =
-        |i: usize, to: usize, from: usize| (((i as f64 + 0.5) * (from as f64 / to as f64)) as usize).min(from - 1);
+    // Pillow adds up steps, which decides where one falls on an edge between two places.
+    let places = |from: usize, to: usize| {
+        let step = from as f64 / to as f64;
+        let mut at = step * 0.5;
+        let each = |_| {
+            let place = (at as usize).min(from - 1);
+            at += step;
+            place
+        };
+        (0..to).map(each).collect::<Vec<usize>>()
+    };
+    let (rows, columns) = (places(image.height, height), places(image.width, width));
     let mut pixels = Vec::with_capacity(3 * width * height);
-    for y in 0..height {
-        let row = place(y, height, image.height) * image.width;
-        for x in 0..width {
-            pixels.extend_from_slice(&image.pixels[3 * (row + place(x, width, image.width))..][..3]);
+    for row in rows {
+        for column in &columns {
+            pixels.extend_from_slice(&image.pixels[3 * (row * image.width + column)..][..3]);
         }
     }
     Rgb { width, height, pixels }
