@@ -289,6 +289,24 @@ fn cos_(x: f32) -> f32 {
     return wave_(q.x, i32(q.y) + 1);
 }
 
+// Within 3 ulp of the arc tangent of every float (Cephes' atanf).
+fn atan_(x: f32) -> f32 {
+    let size = abs(x);
+    var base = 0.0;
+    var t = size;
+    if (size > 2.4142136) {
+        base = 1.5707964;
+        t = -div_(1.0, size);
+    } else if (size > 0.41421357) {
+        base = 0.7853982;
+        t = (size - 1.0) / (size + 1.0);
+    }
+    let z = t * t;
+    let p = ((8.05374449538e-2 * z - 1.38776856032e-1) * z + 1.99777106478e-1) * z - 3.33329491539e-1;
+    let y = base + (p * z * t + t);
+    return select(y, -y, x < 0.0);
+}
+
 // A subnormal or small number 2^64 times as large. What is subnormal goes through whole numbers, since it may be flushed.
 fn grown_(bits: u32) -> f32 {
     let size = bits & 0x7fffffffu;

@@ -179,6 +179,9 @@ fn overflow(graph: &Graph, node: &Node, batch: &Batch) -> Option<(String, Option
     let bad = match (node.op.as_str(), &operands[..]) {
         ("add", [a, b]) => a.iter().zip(b).find(|(a, b)| !fits(**a + **b)),
         ("sub", [a, b]) => a.iter().zip(b).find(|(a, b)| !fits(**a - **b)),
+        ("shift_left", [a, b]) => {
+            a.iter().zip(b).find(|(a, b)| !fits((**a as i128).checked_shl(**b as u32).map_or(i64::MAX, |x| x as i64)))
+        }
         ("mul", [a, b]) => a.iter().zip(b).find(|(a, b)| !fits(**a * **b)),
         ("pow", [a, b]) => a.iter().zip(b).find(|(a, b)| (**a as f64).powf(**b as f64).abs() > f64::from(i32::MAX)),
         // Sums: the range has said that they may not fit, and they are as large as that.
@@ -193,6 +196,7 @@ fn overflow(graph: &Graph, node: &Node, batch: &Batch) -> Option<(String, Option
         "add" => "+",
         "sub" => "-",
         "pow" => "to the power of",
+        "shift_left" => "<<",
         _ => "*",
     };
     say(format!("it computes {a} {sign} {b}"))
@@ -279,7 +283,8 @@ fn doubts(graph: &Graph, inputs: &HashMap<String, Range>) -> Vec<Doubt> {
             }
             continue;
         }
-        let arithmetic = matches!(node.op.as_str(), "add" | "sub" | "mul" | "pow" | "cumsum" | "reduce_sum");
+        let arithmetic =
+            matches!(node.op.as_str(), "add" | "sub" | "mul" | "pow" | "shift_left" | "cumsum" | "reduce_sum");
         let cut = arithmetic && ins.iter().flatten().any(|r| r.0 <= CUT.0 || r.1 >= CUT.1);
         let wide = range.0 < f64::from(i32::MIN) || range.1 > f64::from(i32::MAX);
         if arithmetic && (wide || cut)
@@ -330,6 +335,8 @@ fn result(graph: &Graph, node: &Node, ins: &[Option<Range>]) -> Option<Range> {
         "add" => corners(&|a, b| a + b),
         "sub" => corners(&|a, b| a - b),
         "mul" => corners(&|a, b| a * b),
+        "shift_left" => corners(&|a, b| a * b.clamp(0.0, 64.0).exp2()),
+        "shift_right" | "bit_and" if one(0).is_some_and(|(a, _)| a >= 0.0) => one(0).map(|(_, b)| (0.0, b)),
         // One bound is enough for half a range.
         "min" | "max" => {
             let open = Some((f64::NEG_INFINITY, f64::INFINITY));
@@ -378,7 +385,7 @@ fn result(graph: &Graph, node: &Node, ins: &[Option<Range>]) -> Option<Range> {
             let n = (graph.shape(node.inputs[0]).elements() / graph.shape(node.outputs[0]).elements().max(1)) as f64;
             one(0).map(|(a, b)| (a.min(a * n), b.max(b * n)))
         }
-        "argmax" => Some((0.0, graph.shape(node.inputs[0])[1] as f64 - 1.0)),
+        "argmax" | "argsort" => Some((0.0, graph.shape(node.inputs[0])[1] as f64 - 1.0)),
         _ => None,
     }
 }

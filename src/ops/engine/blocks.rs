@@ -63,6 +63,12 @@ pub fn map2_number<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, f: impl Fn(T, T
     }
 }
 
+/// `out[i] = f(a[i], b[i])` of integers.
+#[inline(always)]
+pub fn map2_integer<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, f: impl Fn(i32, i32) -> i32) {
+    out.int().iter_mut().zip(a[0].int()).zip(a[1].int()).for_each(|((y, &x), &z)| *y = f(x, z));
+}
+
 /// A comparison: the result is boolean.
 #[inline(always)]
 pub fn compare<T: Real>(a: &[Data<T>], out: &mut DataMut<T>, f: impl Fn(T, T) -> bool, g: impl Fn(i32, i32) -> bool) {
@@ -94,6 +100,14 @@ pub fn infer_number2(ins: &[&Type], _: &Attrs) -> Result<Vec<Type>, String> {
     match ins {
         [x, y] if x.dtype == y.dtype && x.dtype != DType::Bool => Ok(vec![Type::new(x.dtype, broadcast(&[x, y])?)]),
         _ => Err("takes two numbers of one type".into()),
+    }
+}
+
+/// Types of `(integer, integer) -> integer`, broadcasting.
+pub fn infer_integer2(ins: &[&Type], _: &Attrs) -> Result<Vec<Type>, String> {
+    match ins {
+        [x, y] if x.dtype == DType::I32 && y.dtype == DType::I32 => Ok(vec![Type::i32(broadcast(&[x, y])?)]),
+        _ => Err("takes two integer operands".into()),
     }
 }
 

@@ -1,7 +1,8 @@
 //! What every primitive's file uses.
 
 pub use super::blocks::{
-    broadcast, compare, infer_bool2, infer_compare, infer_float1, infer_float2, infer_number2, map1, map2, map2_number,
+    broadcast, compare, infer_bool2, infer_compare, infer_float1, infer_float2, infer_integer2, infer_number2, map1,
+    map2, map2_integer, map2_number,
 };
 pub use super::math::{Real, normal_cdf};
 pub use super::parallel::{self, Shared};

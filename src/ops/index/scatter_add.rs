@@ -22,7 +22,10 @@ pub const PRIMITIVE: Primitive = Primitive {
         Ok(vec![Type::f32(shape)])
     },
     cpu: Cpu::Kernel { f32: cpu, f64: cpu },
-    vjp: Vjp::Never,
+    vjp: Vjp::Emit(|c| {
+        let (g, index, axis) = (c.g(), c.x(1), c.node.attrs.int("axis") as usize);
+        Ok(vec![Some(c.b.gather(g, index, axis)?), None])
+    }),
     gpu: Gpu::Kernel(gpu),
     results: Results::All,
     accumulates: NOTHING,

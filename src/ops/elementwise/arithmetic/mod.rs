@@ -2,6 +2,7 @@
 
 mod abs;
 mod add;
+mod atan;
 mod ceil;
 mod cos;
 mod detach;
@@ -28,6 +29,7 @@ use crate::ops::engine::primitive::Primitive;
 pub const PRIMITIVES: &[Primitive] = &[
     abs::PRIMITIVE,
     add::PRIMITIVE,
+    atan::PRIMITIVE,
     ceil::PRIMITIVE,
     cos::PRIMITIVE,
     detach::PRIMITIVE,
