@@ -22,6 +22,12 @@ struct Rule {
     safe: bool,
 }
 
+/// What attention computes on the way: scaled products, those after the soft cap, with biases, and the weights.
+struct Attended {
+    y: Value,
+    stages: [Value; 4],
+}
+
 impl Rule {
     /// The usual scale, unless the node has its own.
     fn of(c: &Context, head: usize) -> Rule {
@@ -35,6 +41,10 @@ impl Rule {
 /// `softmax(scale · q kᵀ + biases) v` for q `(B, N, S, D)`, k `(B, M, T, D)` and v `(B, M, T, E)`, each of the M heads
 /// serving N / M queries; `(B, N, S, E)`.
 fn attend(c: &mut Context, q: Value, k: Value, v: Value, rule: &Rule) -> Result<Value, Reason> {
+    Ok(attended(c, q, k, v, rule)?.y)
+}
+
+fn attended(c: &mut Context, q: Value, k: Value, v: Value, rule: &Rule) -> Result<Attended, Reason> {
     let (qs, ks) = (c.shape(q), c.shape(k));
     let (heads, queries, keys) = (qs[1], qs[2], ks[2]);
     if ks[1] == 0 || heads % ks[1] != 0 {
@@ -43,11 +53,13 @@ fn attend(c: &mut Context, q: Value, k: Value, v: Value, rule: &Rule) -> Result<
     let (k, v) = (repeat(c, k, heads)?, repeat(c, v, heads)?);
     let mut scores = c.b.matmul(q, k, false, true)?;
     scores = c.b.scale(scores, rule.scale)?;
+    let products = scores;
     if rule.softcap != 0.0 {
         let small = c.b.scale(scores, 1.0 / rule.softcap as f64)?;
         let bent = c.b.unary("tanh", small)?;
         scores = c.b.scale(bent, rule.softcap as f64)?;
     }
+    let capped = scores;
     for &bias in &rule.biases {
         scores = c.b.add(scores, bias)?;
     }
@@ -64,11 +76,12 @@ fn attend(c: &mut Context, q: Value, k: Value, v: Value, rule: &Rule) -> Result<
     let rows = c.rows(scores)?;
     let weights = c.b.emit("softmax", &[rows], Attrs::new().with("safe", Attr::Bool(rule.safe)))?;
     let weights = c.b.reshape(weights, shape)?;
-    Ok(c.b.matmul(weights, v, false, false)?)
+    let y = c.b.matmul(weights, v, false, false)?;
+    Ok(Attended { y, stages: [products, capped, scores, weights] })
 }
 
 /// `(B, M, T, D)` with each head written out `heads / M` times.
-fn repeat(c: &mut Context, x: Value, heads: usize) -> Result<Value, Reason> {
+pub fn repeat(c: &mut Context, x: Value, heads: usize) -> Result<Value, Reason> {
     let [b, m, t, d] = c.shape(x)[..] else { return Err("heads must have four axes".into()) };
     if m == heads {
         return Ok(x);
@@ -334,33 +347,82 @@ pub fn packed_attention(c: &mut Context) -> Lowered {
     Ok(vec![join_heads(c, y)?])
 }
 
-/// The standard's Attention (operator set 23). A row that is masked throughout gives zeros.
+/// Which keys a query sees, for what is not the same in every example: `last` is the number of an example's keys, of which the queries
+/// are the last; without it a query follows `past` keys. `window` is how many keys to the left and to the right it sees, -1 for all.
+fn visible(
+    c: &mut Context,
+    (queries, keys, past): (usize, usize, usize),
+    last: Option<Value>,
+    causal: bool,
+    window: [i64; 2],
+) -> Result<Value, Reason> {
+    let key = c.integers([1, 1, 1, keys], (0..keys as i32).collect());
+    let first = if last.is_some() { -(queries as i32) } else { past as i32 };
+    let mut query = c.integers([1, 1, queries, 1], (0..queries as i32).map(|i| i + first).collect());
+    let mut seen = c.b.constant(Tensor::bool([1, 1, 1, keys], vec![1; keys]));
+    if let Some(last) = last {
+        let b = c.shape(last).elements();
+        let last = c.b.reshape(last, [b, 1, 1, 1])?;
+        query = c.b.add(query, last)?;
+        seen = c.b.binary("less", key, last)?;
+    }
+    let mut both = |c: &mut Context, low: Value, high: Value| -> Result<(), Reason> {
+        let more = c.b.binary("less_equal", low, high)?;
+        seen = c.b.binary("and", seen, more)?;
+        Ok(())
+    };
+    if causal {
+        both(c, key, query)?;
+    }
+    let [left, right] = window;
+    if left >= 0 {
+        let left = c.integers([], vec![-(left.min(1 << 30) as i32)]);
+        let from = c.b.add(query, left)?;
+        both(c, from, key)?;
+    }
+    if right >= 0 {
+        let right = c.integers([], vec![right.min(1 << 30) as i32]);
+        let to = c.b.add(query, right)?;
+        both(c, key, to)?;
+    }
+    Ok(seen)
+}
+
+/// The standard's Attention (operator set 23 and later). A row that is masked throughout gives zeros.
 pub fn attention(c: &mut Context) -> Lowered {
-    if c.opt(6).is_some() {
-        return Err("lengths of the keys (nonpad_kv_seqlen) are not supported".into());
-    }
-    if c.int("left_window_size", -1) >= 0 || c.int("right_window_size", -1) >= 0 {
-        return Err("a window of keys is not supported".into());
-    }
     let (q, k, v) = (c.x(0)?, c.x(1)?, c.x(2)?);
     let flat = c.shape(q).len() == 3;
     let (heads, kv) = (c.int("q_num_heads", 0) as usize, c.int("kv_num_heads", 0) as usize);
     let (q, k, v) = (split_heads(c, q, heads)?, split_heads(c, k, kv)?, split_heads(c, v, kv)?);
     let own = c.shape(k)[2];
     let (k, v) = (with_past(c, 4, k)?, with_past(c, 5, v)?);
-    let (head, past) = (c.shape(q)[3], c.shape(k)[2] - own);
-    let mut rule = Rule { causal: c.int("is_causal", 0) != 0, past, safe: true, ..Rule::of(c, head) };
+    let (head, keys) = (c.shape(q)[3], c.shape(k)[2]);
+    let (queries, past) = (c.shape(q)[2], keys - own);
+    let causal = c.int("is_causal", 0) != 0;
+    let (last, window) = (c.opt(6), [c.int("left_window_size", -1), c.int("right_window_size", -1)]);
+    let plain = last.is_none() && window == [-1, -1];
+    let mut rule = Rule { causal: causal && plain, past, safe: true, ..Rule::of(c, head) };
     if let Some(mask) = c.opt(3) {
-        rule.biases.push(match c.ty(mask).dtype {
-            DType::Bool => mask_bias(c, mask, f32::NEG_INFINITY)?,
+        // A mask of fewer keys hides those after it.
+        let rank = c.shape(mask).len();
+        let boolean = c.ty(mask).dtype == DType::Bool;
+        let hidden = if boolean { 0.0 } else { f64::NEG_INFINITY };
+        let mask = match c.shape(mask).last() {
+            Some(&n) if n < keys && n != 1 => c.section(mask, rank - 1, 0, keys, hidden)?,
             _ => mask,
-        });
+        };
+        rule.biases.push(if boolean { mask_bias(c, mask, f32::NEG_INFINITY)? } else { mask });
     }
-    if c.node.outputs().get(3).is_some_and(|o| !o.is_empty()) {
-        return Err("its scores as an output are not supported".into());
+    if !plain {
+        let seen = visible(c, (queries, keys, past), last, causal, window)?;
+        rule.biases.push(mask_bias(c, seen, f32::NEG_INFINITY)?);
     }
-    let y = attend(c, q, k, v, &rule)?;
-    Ok(vec![if flat { join_heads(c, y)? } else { y }, k, v])
+    let found = attended(c, q, k, v, &rule)?;
+    let mode = c.int("qk_matmul_output_mode", 0);
+    let stage = usize::try_from(mode).ok().and_then(|m| found.stages.get(m));
+    let stage = *stage.ok_or_else(|| format!("qk_matmul_output_mode {mode} is not known"))?;
+    let y = if flat { join_heads(c, found.y)? } else { found.y };
+    Ok(vec![y, k, v, stage])
 }
 
 /// Rotates `(B, S, N · D)` or `(B, N, S, D)`.

@@ -152,6 +152,101 @@ impl Context<'_> {
         axes.iter().map(|&a| self.axis(a, rank)).collect()
     }
 
+    /// Whether the graph has a name for an output of the node.
+    pub fn wants(&self, output: usize) -> bool {
+        self.node.outputs().get(output).is_some_and(|o| !o.is_empty())
+    }
+
+    /// A string attribute.
+    pub fn text(&self, name: &str, default: &str) -> String {
+        self.node.attr_str(name).map_or_else(|| default.to_string(), |s| s.into_owned())
+    }
+
+    /// A list of integers of an attribute; an empty one counts as none.
+    pub fn list(&self, name: &str) -> Option<Vec<i64>> {
+        self.node.attr_ints(name).filter(|v| !v.is_empty()).map(<[i64]>::to_vec)
+    }
+
+    /// An integer constant.
+    pub fn integers(&mut self, shape: impl Into<Shape>, values: Vec<i32>) -> Value {
+        self.b.constant(Tensor::i32(shape, values))
+    }
+
+    /// A float constant.
+    pub fn floats(&mut self, shape: impl Into<Shape>, values: Vec<f32>) -> Value {
+        self.b.constant(Tensor::f32(shape, values))
+    }
+
+    /// A scalar of the element type of `like`.
+    pub fn number(&mut self, like: Value, x: f64) -> Value {
+        match self.ty(like).dtype {
+            DType::F32 => self.b.scalar(x),
+            DType::I32 => self.integers([], vec![x as i32]),
+            DType::Bool => self.b.constant(Tensor::bool([], vec![u32::from(x != 0.0)])),
+        }
+    }
+
+    /// A tensor of one number, of the element type of `like`.
+    pub fn filled(&mut self, like: Value, shape: impl Into<Shape>, x: f64) -> Value {
+        let ty = Type::new(self.ty(like).dtype, shape);
+        self.b.constant(Tensor::zeros(&ty).filled(x))
+    }
+
+    /// `x` as `(outer, n, inner)` around an axis.
+    pub fn around(&mut self, x: Value, axis: usize) -> Result<Value, Reason> {
+        let shape = self.shape(x);
+        let (outer, inner) = (shape[..axis].iter().product(), shape[axis + 1..].iter().product());
+        Ok(self.b.reshape(x, [outer, shape[axis], inner])?)
+    }
+
+    /// `x` from the end of an axis to its start.
+    pub fn reversed(&mut self, x: Value, axis: usize) -> Result<Value, Reason> {
+        match self.shape(x)[axis] {
+            0 | 1 => Ok(x),
+            n => Ok(self.b.slice(x, axis, n - 1, n, -1)?),
+        }
+    }
+
+    /// The indices from `start` to `start + len` of an axis, of which those beyond the axis are `fill`.
+    pub fn section(&mut self, x: Value, axis: usize, start: i64, len: usize, fill: f64) -> Result<Value, Reason> {
+        let n = self.shape(x)[axis] as i64;
+        let end = start + len as i64;
+        let (from, to) = (start.clamp(0, n), end.clamp(0, n).max(start.clamp(0, n)));
+        let kept = self.b.slice(x, axis, if to == from { 0 } else { from as usize }, (to - from) as usize, 1)?;
+        let before = ((-start).max(0) as usize).min(len);
+        let after = len - before - (to - from) as usize;
+        if before + after == 0 {
+            return Ok(kept);
+        }
+        if fill == 0.0 && self.ty(x).is_float() && to > from {
+            return Ok(self.b.unslice(kept, axis, before, len, 1)?);
+        }
+        let mut parts = Vec::new();
+        for (n, kept) in [(before, None), (0, Some(kept)), (after, None)] {
+            let mut shape = self.shape(x);
+            shape.0[axis] = n;
+            parts.push(match kept {
+                Some(kept) => kept,
+                None => self.filled(x, shape, fill),
+            });
+        }
+        Ok(self.b.concat(&parts, axis)?)
+    }
+
+    /// `x` with an axis moved to the end.
+    pub fn axis_last(&mut self, x: Value, axis: usize) -> Result<Value, Reason> {
+        let rank = self.shape(x).len();
+        let perm: Vec<usize> = (0..rank).filter(|&d| d != axis).chain([axis]).collect();
+        Ok(self.b.transpose(x, &perm)?)
+    }
+
+    /// `x` with its last axis moved to a place: the inverse of [`Context::axis_last`].
+    pub fn last_to(&mut self, x: Value, axis: usize) -> Result<Value, Reason> {
+        let rank = self.shape(x).len();
+        let perm: Vec<usize> = (0..axis).chain([rank - 1]).chain(axis..rank - 1).collect();
+        Ok(self.b.transpose(x, &perm)?)
+    }
+
     /// `x` as `(R, N)` over its last axis.
     pub fn rows(&mut self, x: Value) -> Result<Value, Reason> {
         let shape = self.shape(x);
@@ -164,7 +259,7 @@ impl Context<'_> {
 pub fn dtype(element: ElementType) -> Option<DType> {
     use ElementType::*;
     match element {
-        F32 | F16 | Bf16 | F64 => Some(DType::F32),
+        F32 | F16 | Bf16 | F64 | F8E4M3 | F8E5M2 => Some(DType::F32),
         I8 | U8 | I16 | U16 | I32 | U32 | I64 | U64 | I4 | U4 => Some(DType::I32),
         Bool => Some(DType::Bool),
         Other(_) => None,

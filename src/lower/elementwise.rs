@@ -89,7 +89,12 @@ pub fn neg(c: &mut Context) -> Lowered {
 
 pub fn abs(c: &mut Context) -> Lowered {
     let x = c.x(0)?;
-    on_floats(c, x, |c, x| Ok(c.b.unary("abs", x)?))
+    Ok(vec![absolute(c, x)?])
+}
+
+/// `|x|` of floats or integers.
+pub fn absolute(c: &mut Context, x: Value) -> Result<Value, Reason> {
+    Ok(on_floats(c, x, |c, x| Ok(c.b.unary("abs", x)?))?[0])
 }
 
 pub fn sign(c: &mut Context) -> Lowered {
@@ -120,6 +125,9 @@ pub fn where_(c: &mut Context) -> Lowered {
 }
 
 fn cast_to(c: &mut Context, x: Value, to: ElementType) -> Lowered {
+    if let Some(format) = super::float8::Format::of(to) {
+        return Ok(vec![super::float8::rounded(c, x, format, c.int("saturate", 1) != 0)?]);
+    }
     let narrow = integer_types::narrow(to);
     let to = dtype(to).ok_or_else(|| format!("{to} is not supported"))?;
     if let (Some(range), DType::I32) = (narrow, c.ty(x).dtype) {
@@ -157,6 +165,15 @@ pub fn pow(c: &mut Context) -> Lowered {
     let exponent =
         if c.shape(y).elements() == 1 && c.shape(y).len() <= c.shape(x).len() { c.b.graph.splat(y) } else { None };
     let z = match exponent {
+        Some(p) => power(c, x, f64::from(p))?,
+        None => c.b.binary("pow", x, y)?,
+    };
+    Ok(vec![z])
+}
+
+/// `x` to a known power.
+pub fn power(c: &mut Context, x: Value, exponent: f64) -> Result<Value, Reason> {
+    Ok(match Some(exponent) {
         Some(1.0) => x,
         Some(2.0) => c.b.mul(x, x)?,
         Some(3.0) => {
@@ -173,16 +190,18 @@ pub fn pow(c: &mut Context) -> Lowered {
             let root = c.b.unary("sqrt", x)?;
             c.b.unary("reciprocal", root)?
         }
-        _ => c.b.binary("pow", x, y)?,
-    };
-    Ok(vec![z])
+        _ => {
+            let exponent = c.b.scalar(exponent);
+            c.b.binary("pow", x, exponent)?
+        }
+    })
 }
 
 /// The remainder with the sign of the divisor (integers), or under `fmod` with that of the dividend.
 pub fn modulo(c: &mut Context) -> Lowered {
     let (x, y) = (c.x(0)?, c.x(1)?);
     match (c.ty(x).dtype, c.int("fmod", 0) != 0) {
-        (DType::F32, false) => Err("floats take the attribute fmod = 1".into()),
+        (DType::F32, false) => floored(c, x, y),
         (DType::F32, true) | (_, false) => binary(c, "modulo"),
         (_, true) => {
             let whole = c.b.div(x, y)?;
@@ -190,6 +209,19 @@ pub fn modulo(c: &mut Context) -> Lowered {
             Ok(vec![c.b.sub(x, part)?])
         }
     }
+}
+
+/// The remainder of floats with the sign of the divisor: that with the dividend's sign, and the divisor where the signs differ.
+fn floored(c: &mut Context, x: Value, y: Value) -> Lowered {
+    let rest = c.b.binary("modulo", x, y)?;
+    let zero = c.b.scalar(0.0);
+    let (under, divisor) = (c.b.binary("less", rest, zero)?, c.b.binary("less", y, zero)?);
+    let apart = c.b.binary("xor", under, divisor)?;
+    let none = c.b.binary("equal", rest, zero)?;
+    let some = c.b.unary("not", none)?;
+    let apart = c.b.binary("and", apart, some)?;
+    let raised = c.b.add(rest, y)?;
+    Ok(vec![c.b.select(apart, raised, rest)?])
 }
 
 /// Folds any number of inputs.
@@ -219,17 +251,9 @@ pub fn mean(c: &mut Context) -> Lowered {
     Ok(vec![c.b.scale(sum, 1.0 / n as f64)?])
 }
 
-/// A scalar of the element type of `like`.
-fn number(c: &mut Context, like: Value, x: f64) -> Value {
-    match c.ty(like).dtype {
-        DType::F32 => c.b.scalar(x),
-        _ => c.b.constant(crate::ir::Tensor::i32([], vec![x as i32])),
-    }
-}
-
 pub fn relu(c: &mut Context) -> Lowered {
     let x = c.x(0)?;
-    let zero = number(c, x, 0.0);
+    let zero = c.number(x, 0.0);
     Ok(vec![c.b.binary("max", x, zero)?])
 }
 
@@ -250,14 +274,23 @@ pub fn clip(c: &mut Context) -> Lowered {
 
 pub fn leaky_relu(c: &mut Context) -> Lowered {
     let (x, slope) = (c.x(0)?, c.float("alpha", 0.01));
+    Ok(vec![leaky_relu_of(c, x, slope)?])
+}
+
+/// `x` where positive, else `slope x`
+pub fn leaky_relu_of(c: &mut Context, x: Value, slope: f32) -> Result<Value, Reason> {
     let zero = c.b.scalar(0.0);
     let (negative, scaled) = (c.b.binary("less", x, zero)?, c.b.scale(x, slope as f64)?);
-    Ok(vec![c.b.select(negative, scaled, x)?])
+    Ok(c.b.select(negative, scaled, x)?)
+}
+
+pub fn elu(c: &mut Context) -> Lowered {
+    let (x, alpha) = (c.x(0)?, c.float("alpha", 1.0));
+    Ok(vec![elu_of(c, x, alpha)?])
 }
 
 /// `x` where positive, else `alpha (eˣ - 1)`
-pub fn elu(c: &mut Context) -> Lowered {
-    let (x, alpha) = (c.x(0)?, c.float("alpha", 1.0));
+pub fn elu_of(c: &mut Context, x: Value, alpha: f32) -> Result<Value, Reason> {
     let (zero, one) = (c.b.scalar(0.0), c.b.scalar(1.0));
     let negative = c.b.binary("less", x, zero)?;
     // Where the result is not taken, e^x must not overflow, or its gradient would be infinite times zero.
@@ -265,12 +298,16 @@ pub fn elu(c: &mut Context) -> Lowered {
     let e = c.b.unary("exp", low)?;
     let shifted = c.b.sub(e, one)?;
     let scaled = c.b.scale(shifted, alpha as f64)?;
-    Ok(vec![c.b.select(negative, scaled, x)?])
+    Ok(c.b.select(negative, scaled, x)?)
+}
+
+pub fn softplus(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    Ok(vec![softplus_of(c, x)?])
 }
 
 /// `log(1 + eˣ)`, as `max(x, 0) + log(1 + e^-|x|)`
-pub fn softplus(c: &mut Context) -> Lowered {
-    let x = c.x(0)?;
+pub fn softplus_of(c: &mut Context, x: Value) -> Result<Value, Reason> {
     let (zero, one) = (c.b.scalar(0.0), c.b.scalar(1.0));
     let top = c.b.binary("max", x, zero)?;
     let size = c.b.unary("abs", x)?;
@@ -278,10 +315,10 @@ pub fn softplus(c: &mut Context) -> Lowered {
     let e = c.b.unary("exp", minus)?;
     let inner = c.b.add(one, e)?;
     let log = c.b.unary("log", inner)?;
-    Ok(vec![c.b.add(top, log)?])
+    Ok(c.b.add(top, log)?)
 }
 
-fn hard_sigmoid_of(c: &mut Context, x: Value, alpha: f32, beta: f32) -> Result<Value, Reason> {
+pub fn hard_sigmoid_of(c: &mut Context, x: Value, alpha: f32, beta: f32) -> Result<Value, Reason> {
     let (zero, one, shift) = (c.b.scalar(0.0), c.b.scalar(1.0), c.b.scalar(beta as f64));
     let scaled = c.b.scale(x, alpha as f64)?;
     let line = c.b.add(scaled, shift)?;

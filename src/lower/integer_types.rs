@@ -22,8 +22,30 @@ pub fn result(model: &Model, node: &Node, elements: &HashMap<String, ElementType
         "OneHot" => of(2),
         // What their bodies give, `Context::body` has noted.
         "If" | "Loop" | "Scan" => None,
-        "Shape" | "Size" | "NonZero" | "ArgMax" | "ArgMin" => Some(ElementType::I64),
+        "Shape" | "Size" | "NonZero" | "ArgMax" | "ArgMin" | "NonMaxSuppression" => Some(ElementType::I64),
+        "BitCast" => node.attr_int("to").map(|to| ElementType::from_number(to as i32)),
+        "EyeLike" => node.attr_int("dtype").map_or_else(|| of(0), |to| Some(ElementType::from_number(to as i32))),
+        "QuantizeLinear" => of(2).or_else(|| {
+            let given = node.attr_int("output_dtype").filter(|n| *n != 0);
+            Some(given.map_or(ElementType::U8, |n| ElementType::from_number(n as i32)))
+        }),
+        "QLinearMatMul" | "QLinearConv" | "QLinearAdd" | "QLinearMul" => of(7),
+        "QLinearSigmoid" | "QLinearLeakyRelu" => of(4),
+        "QLinearConcat" => of(1),
+        "QGemm" => of(8).or(Some(ElementType::F32)),
+        "MatMulInteger" | "ConvInteger" => Some(ElementType::I32),
+        "DynamicQuantizeLinear" => Some(ElementType::U8),
+        "DequantizeLinear" | "MatMulIntegerToFloat" | "DynamicQuantizeMatMul" => Some(ElementType::F32),
         _ => of(0),
+    }
+}
+
+/// The type of one output of a node whose first has the given one.
+pub fn output(node: &Node, index: usize, first: ElementType) -> ElementType {
+    match (node.op_type(), index) {
+        ("TopK" | "MaxPool", 1) | ("Unique", 1..) => ElementType::I64,
+        ("DynamicQuantizeLinear", 1) => ElementType::F32,
+        _ => first,
     }
 }
 
@@ -51,15 +73,22 @@ pub fn wrap(b: &mut Builder, x: Value, (count, below): (i32, i32)) -> Result<Val
 const ARITHMETIC: &[&str] = &[
     "Abs",
     "Add",
+    "BitShift",
+    "BitwiseNot",
+    "CumProd",
     "CumSum",
     "Div",
     "MatMul",
     "Mul",
     "Neg",
+    "PRelu",
     "Pow",
+    "ReduceL1",
     "ReduceProd",
     "ReduceSum",
     "ReduceSumSquare",
+    "ScatterElements",
+    "ScatterND",
     "Sub",
     "Sum",
 ];
@@ -77,7 +106,7 @@ pub fn settle(b: &mut Builder, node: &Node, element: ElementType, outputs: &mut 
             *x = wrap(b, *x, range)?;
         }
         let unsigned = matches!(element, ElementType::U32 | ElementType::U64);
-        if unsigned && matches!(node.op_type(), "Sub" | "Neg") {
+        if unsigned && matches!(node.op_type(), "Sub" | "Neg" | "BitwiseNot") {
             let known = b.constant_of(*x).and_then(|t| t.as_i32().map(|x| x.iter().all(|&x| x >= 0)));
             if known != Some(true) {
                 return Err(format!(

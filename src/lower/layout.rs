@@ -193,9 +193,20 @@ pub fn gather(c: &mut Context) -> Lowered {
 /// `y[i, j] = x[index[i, j], j]` for axis 0, and likewise for others: a gather from the flattened tensor.
 pub fn gather_elements(c: &mut Context) -> Lowered {
     let (x, index) = (c.x(0)?, c.x(1)?);
-    let (from, to) = (c.shape(x), c.shape(index));
+    let from = c.shape(x);
     let axis = c.axis(c.int("axis", 0), from.len())?;
+    let at = element_places(c, index, &from, axis)?;
+    let flat = c.b.reshape(x, [from.elements()])?;
+    Ok(vec![c.b.gather(flat, at, 0)?])
+}
+
+/// The flat places in a tensor of a shape that indices along an axis name, the other coordinates being those of the index.
+pub fn element_places(c: &mut Context, index: Value, from: &Shape, axis: usize) -> Result<Value, Reason> {
+    let to = c.shape(index);
     let strides = from.strides();
+    if to.len() != from.len() || (0..to.len()).any(|d| d != axis && to[d] > from[d]) {
+        return Err(format!("indices {to} do not fit {from}").into());
+    }
     let wrapped = named_row(c, index, from[axis])?;
     let stride = c.b.constant(Tensor::i32([], vec![strides[axis] as i32]));
     let along = c.b.mul(wrapped, stride)?;
@@ -203,14 +214,12 @@ pub fn gather_elements(c: &mut Context) -> Lowered {
     let rest = |i: usize| (0..to.len()).filter(|&d| d != axis).map(|d| i / own[d] % to[d] * strides[d]).sum::<usize>();
     let offsets = (0..to.elements()).map(|i| rest(i) as i32).collect();
     let offsets = c.b.constant(Tensor::i32(to, offsets));
-    let at = c.b.add(along, offsets)?;
-    let flat = c.b.reshape(x, [from.elements()])?;
-    Ok(vec![c.b.gather(flat, at, 0)?])
+    Ok(c.b.add(along, offsets)?)
 }
 
 /// The row among `n` that each index names, counted from the end where it is negative. A lookup of its own, so that an index
 /// beyond the `n` rows is seen as one before it becomes part of a flat place.
-fn named_row(c: &mut Context, index: Value, n: usize) -> Result<Value, Reason> {
+pub fn named_row(c: &mut Context, index: Value, n: usize) -> Result<Value, Reason> {
     let rows = c.b.constant(Tensor::i32([n], (0..n as i32).collect()));
     Ok(c.b.gather(rows, index, 0)?)
 }
@@ -223,8 +232,21 @@ pub fn gather_nd(c: &mut Context) -> Lowered {
     if batch + depth > from.len() || at.len() < batch + 1 || from[..batch] != at[..batch] {
         return Err(format!("indices {at} into {from} with batch_dims {batch}").into());
     }
-    // The flat index over the batch axes and the indexed ones, from each component.
-    let count = at.elements() / depth;
+    let flat = row_places(c, index, &from, batch)?;
+    let batches: usize = from[..batch].iter().product();
+    let block: usize = from[batch..batch + depth].iter().product();
+    let inner = &from[batch + depth..];
+    let table = c.b.reshape(x, [&[batches * block], inner].concat())?;
+    let rows = c.b.gather(table, flat, 0)?;
+    let out = [&at[..at.len() - 1], inner].concat();
+    Ok(vec![c.b.reshape(rows, out)?])
+}
+
+/// The flat row that each tuple of indices `(.., depth)` names among the first axes of a shape, after `batch` axes that both have.
+pub fn row_places(c: &mut Context, index: Value, from: &Shape, batch: usize) -> Result<Value, Reason> {
+    let at = c.shape(index);
+    let depth = *at.last().ok_or("indices without axes")?;
+    let count = at.elements() / depth.max(1);
     let components = c.b.reshape(index, [count, depth])?;
     let mut flat: Option<Value> = None;
     for (k, &extent) in from[batch..batch + depth].iter().enumerate() {
@@ -248,40 +270,7 @@ pub fn gather_nd(c: &mut Context) -> Lowered {
         let base = c.b.constant(Tensor::i32([count], base));
         flat = c.b.add(flat, base)?;
     }
-    let inner = &from[batch + depth..];
-    let table = c.b.reshape(x, [&[batches * block], inner].concat())?;
-    let rows = c.b.gather(table, flat, 0)?;
-    let out = [&at[..at.len() - 1], inner].concat();
-    Ok(vec![c.b.reshape(rows, out)?])
-}
-
-/// Rows of the first operand replaced by those of the third, where the second says: indices known while compiling.
-pub fn scatter_nd(c: &mut Context) -> Lowered {
-    let (x, updates) = (c.x(0)?, c.x(2)?);
-    if c.node.attr_str("reduction").is_some_and(|r| r != "none") {
-        return Err("a reduction is not supported".into());
-    }
-    let (shape, at) = (c.shape(x), c.shape(c.x(1)?));
-    let index = c.known_ints(1)?;
-    let depth = at.last().copied().filter(|&d| d >= 1 && d <= shape.len()).ok_or("indices do not fit")?;
-    let rows: usize = shape[..depth].iter().product();
-    let width: usize = shape[depth..].iter().product();
-    let mut from: Vec<i32> = (0..rows as i32).collect();
-    for (k, components) in index.chunks(depth).enumerate() {
-        let mut row = 0;
-        for (&i, &extent) in components.iter().zip(&shape[..depth]) {
-            let i = if i < 0 { i + extent as i64 } else { i };
-            let fits = (0..extent as i64).contains(&i);
-            row = row * extent + if fits { i as usize } else { return Err(format!("index {i} of {extent}").into()) };
-        }
-        from[row] = (rows + k) as i32;
-    }
-    let kept = c.b.reshape(x, [rows, width])?;
-    let new = c.b.reshape(updates, [index.len() / depth, width])?;
-    let all = c.b.concat(&[kept, new], 0)?;
-    let from = c.b.constant(Tensor::i32([rows], from));
-    let y = c.b.gather(all, from, 0)?;
-    Ok(vec![c.b.reshape(y, shape)?])
+    Ok(flat)
 }
 
 /// Constant padding: what is cut (negative pads) is cut first.
@@ -400,4 +389,61 @@ pub fn one_hot(c: &mut Context) -> Lowered {
     let (off, on) = (c.b.slice(values, 0, 0, 1, 1)?, c.b.slice(values, 0, 1, 1, 1)?);
     let (off, on) = (c.b.reshape(off, [])?, c.b.reshape(on, [])?);
     Ok(vec![c.b.select(hit, on, off)?])
+}
+
+/// Channels turned into squares of places: `(B, C, H, W)` to `(B, C / s², H s, W s)`.
+pub fn depth_to_space(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let s = c.int("blocksize", 0).max(0) as usize;
+    let [b, channels, h, w] = c.shape(x)[..] else { return Err("takes images of two axes".into()) };
+    if s == 0 || channels % (s * s) != 0 {
+        return Err(format!("{channels} channels in blocks of {s} by {s}").into());
+    }
+    let n = channels / (s * s);
+    let (apart, perm): (_, &[usize]) = match c.node.attr_str("mode").as_deref().unwrap_or("DCR") {
+        "DCR" => ([b, s, s, n, h, w], &[0, 3, 4, 1, 5, 2]),
+        "CRD" => ([b, n, s, s, h, w], &[0, 1, 4, 2, 5, 3]),
+        other => return Err(format!("mode '{other}' is not known").into()),
+    };
+    let apart = c.b.reshape(x, apart)?;
+    let turned = c.b.transpose(apart, perm)?;
+    Ok(vec![c.b.reshape(turned, [b, n, h * s, w * s])?])
+}
+
+/// Squares of places turned into channels: `(B, C, H, W)` to `(B, C s², H / s, W / s)`.
+pub fn space_to_depth(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let s = c.int("blocksize", 0).max(0) as usize;
+    let [b, channels, h, w] = c.shape(x)[..] else { return Err("takes images of two axes".into()) };
+    if s == 0 || h % s != 0 || w % s != 0 {
+        return Err(format!("{h} by {w} places in blocks of {s}").into());
+    }
+    let (apart, perm): (_, &[usize]) = match c.node.attr_str("mode").as_deref().unwrap_or("DCR") {
+        "DCR" => ([b, channels, h / s, s, w / s, s], &[0, 3, 5, 1, 2, 4]),
+        "CRD" => ([b, channels, h / s, s, w / s, s], &[0, 1, 3, 5, 2, 4]),
+        other => return Err(format!("mode '{other}' is not known").into()),
+    };
+    let apart = c.b.reshape(x, apart)?;
+    let turned = c.b.transpose(apart, perm)?;
+    Ok(vec![c.b.reshape(turned, [b, channels * s * s, h / s, w / s])?])
+}
+
+/// The middle of each axis, or the whole of it with zeros on both sides.
+pub fn center_crop_pad(c: &mut Context) -> Lowered {
+    let mut x = c.x(0)?;
+    let rank = c.shape(x).len();
+    let axes = match c.list("axes") {
+        Some(axes) => c.axes(&axes, rank)?,
+        None => (0..rank).collect(),
+    };
+    let sizes = c.known_ints(1)?;
+    if sizes.len() != axes.len() {
+        return Err(format!("{} extents for {} axes", sizes.len(), axes.len()).into());
+    }
+    for (&axis, &n) in axes.iter().zip(&sizes) {
+        let have = c.shape(x)[axis] as i64;
+        let start = if n < have { (have - n) / 2 } else { -((n - have) / 2) };
+        x = c.section(x, axis, start, n.max(0) as usize, 0.0)?;
+    }
+    Ok(vec![x])
 }

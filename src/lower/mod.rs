@@ -1,27 +1,48 @@
 //! Lowers ONNX operators to primitives, for one batch shape.
 //!
 //! Values known at compile time are folded as they appear, so no shape arithmetic remains. A new operator is one function in the file
-//! of its family and one line in [`REGISTRY`].
+//! of its family and one line in [`REGISTRY`] (`registry.rs`).
 
 mod attention;
 pub mod attributes;
 mod context;
 mod control;
 mod conv;
+mod conv_transpose;
+mod detection;
 mod dropout;
+mod einsum;
 mod elementwise;
+mod flex_attention;
+mod float8;
+mod functions;
 mod integer_types;
+mod joined;
 mod layout;
 mod linear;
+mod linear_attention;
 pub mod loss;
+mod moe;
 mod norm;
+mod optimizers;
 mod pool;
+mod quantise;
 mod quantised;
+mod recurrent;
 mod reduce;
+mod registry;
 mod resize;
+mod roi_align;
+mod sample;
+mod scatter;
+mod set;
 mod shape;
+mod signal;
+mod sort;
+mod windows;
 
 pub use context::{Context, dtype};
+pub use registry::REGISTRY;
 
 use crate::ir::{BuildError, Builder, Leaf, Tensor, Type, Value, Weight, Words};
 use crate::onnx::{ElementType, Model, Node, NodeId, TensorView};
@@ -125,145 +146,6 @@ pub struct Operator {
     /// An input that the lowering reads from the file itself where the file holds it: packed codes of a weight.
     pub stored: Option<usize>,
 }
-
-const fn op(name: &'static str, lower: Lowering) -> Operator {
-    Operator { domain: "", name, lower, stored: None }
-}
-
-const fn ms(name: &'static str, lower: Lowering) -> Operator {
-    Operator { domain: "com.microsoft", name, lower, stored: None }
-}
-
-impl Operator {
-    const fn stored(mut self, input: usize) -> Operator {
-        self.stored = Some(input);
-        self
-    }
-}
-
-/// Every operator with a lowering.
-pub static REGISTRY: &[Operator] = &[
-    op("Abs", elementwise::abs),
-    op("Add", elementwise::add),
-    op("And", elementwise::and),
-    op("ArgMax", reduce::arg_max),
-    op("ArgMin", reduce::arg_min),
-    op("Attention", attention::attention),
-    op("AveragePool", pool::average_pool),
-    op("BatchNormalization", norm::batch_normalization),
-    op("Cast", elementwise::cast),
-    op("CastLike", elementwise::cast_like),
-    op("Ceil", elementwise::ceil),
-    op("Clip", elementwise::clip),
-    op("Concat", layout::concat),
-    op("Constant", shape::constant),
-    op("ConstantOfShape", shape::constant_of_shape),
-    op("Conv", conv::conv),
-    op("Cos", elementwise::cos),
-    op("CumSum", reduce::cum_sum),
-    op("DequantizeLinear", quantised::dequantize_linear).stored(0),
-    op("Div", elementwise::div),
-    op("Dropout", dropout::dropout),
-    op("Elu", elementwise::elu),
-    op("Equal", elementwise::equal),
-    op("Erf", elementwise::erf),
-    op("Exp", elementwise::exp),
-    op("Expand", layout::expand),
-    op("Flatten", layout::flatten),
-    op("Floor", elementwise::floor),
-    op("Gather", layout::gather),
-    op("GatherElements", layout::gather_elements),
-    op("GatherND", layout::gather_nd),
-    op("Gelu", elementwise::gelu),
-    op("Gemm", linear::gemm),
-    op("GlobalAveragePool", conv::global_average_pool),
-    op("GlobalMaxPool", pool::global_max_pool),
-    op("Greater", elementwise::greater),
-    op("GreaterOrEqual", elementwise::greater_or_equal),
-    op("GroupNormalization", norm::group_normalization),
-    op("HardSigmoid", elementwise::hard_sigmoid),
-    op("HardSwish", elementwise::hard_swish),
-    op("Identity", elementwise::identity),
-    op("If", control::if_),
-    op("InstanceNormalization", norm::instance_normalization),
-    op("IsInf", elementwise::is_inf),
-    op("IsNaN", elementwise::is_nan),
-    op("LayerNormalization", norm::layer_normalization),
-    op("LeakyRelu", elementwise::leaky_relu),
-    op("Less", elementwise::less),
-    op("LessOrEqual", elementwise::less_or_equal),
-    op("Log", elementwise::log),
-    op("LogSoftmax", norm::log_softmax),
-    op("Loop", control::loop_),
-    op("MatMul", linear::mat_mul),
-    op("Max", elementwise::max),
-    op("MaxPool", pool::max_pool),
-    op("Mean", elementwise::mean),
-    op("Min", elementwise::min),
-    op("Mod", elementwise::modulo),
-    op("Mul", elementwise::mul),
-    op("Neg", elementwise::neg),
-    op("NegativeLogLikelihoodLoss", loss::negative_log_likelihood_loss),
-    op("NonZero", shape::non_zero),
-    op("Not", elementwise::not),
-    op("OneHot", layout::one_hot),
-    op("Or", elementwise::or),
-    op("Pad", layout::pad),
-    op("Pow", elementwise::pow),
-    op("RMSNormalization", norm::rms_normalization),
-    op("Range", shape::range),
-    op("Reciprocal", elementwise::reciprocal),
-    op("ReduceL2", reduce::reduce_l2),
-    op("ReduceMax", reduce::reduce_max),
-    op("ReduceMean", reduce::reduce_mean),
-    op("ReduceMin", reduce::reduce_min),
-    op("ReduceProd", reduce::reduce_prod),
-    op("ReduceSum", reduce::reduce_sum),
-    op("ReduceSumSquare", reduce::reduce_sum_square),
-    op("Relu", elementwise::relu),
-    op("Reshape", layout::reshape),
-    op("Resize", resize::resize),
-    op("RotaryEmbedding", attention::rotary_embedding),
-    op("Round", elementwise::round),
-    op("Scan", control::scan),
-    op("ScatterND", layout::scatter_nd),
-    op("Shape", shape::shape),
-    op("Sigmoid", elementwise::sigmoid),
-    op("Sign", elementwise::sign),
-    op("SimplifiedLayerNormalization", norm::simplified_layer_normalization),
-    op("Sin", elementwise::sin),
-    op("Size", shape::size),
-    op("Slice", layout::slice),
-    op("Softmax", norm::softmax),
-    op("SoftmaxCrossEntropyLoss", loss::softmax_cross_entropy_loss),
-    op("Softplus", elementwise::softplus),
-    op("Split", layout::split),
-    op("Sqrt", elementwise::sqrt),
-    op("Squeeze", layout::squeeze),
-    op("Sub", elementwise::sub),
-    op("Sum", elementwise::sum),
-    op("Tanh", elementwise::tanh),
-    op("Tile", layout::tile),
-    op("Transpose", layout::transpose),
-    op("Trilu", layout::trilu),
-    op("Unsqueeze", layout::unsqueeze),
-    op("Where", elementwise::where_),
-    op("Xor", elementwise::xor),
-    ms("Attention", attention::packed_attention),
-    ms("BiasGelu", elementwise::bias_gelu),
-    ms("EmbedLayerNormalization", norm::embed_layer_normalization),
-    ms("FastGelu", elementwise::fast_gelu),
-    ms("GatherBlockQuantized", quantised::gather_block_quantized).stored(0),
-    ms("Gelu", elementwise::gelu),
-    ms("GroupQueryAttention", attention::group_query_attention),
-    ms("MatMulNBits", quantised::mat_mul_n_bits).stored(1),
-    ms("MultiHeadAttention", attention::multi_head_attention),
-    ms("QuickGelu", elementwise::quick_gelu),
-    ms("RotaryEmbedding", attention::rotary_embedding_ms),
-    ms("SimplifiedLayerNormalization", norm::simplified_layer_normalization),
-    ms("SkipLayerNormalization", norm::skip_layer_normalization),
-    ms("SkipSimplifiedLayerNormalization", norm::skip_simplified_layer_normalization),
-];
 
 /// An operator of the table.
 pub fn find(domain: &str, name: &str) -> Option<&'static Operator> {
@@ -447,7 +329,8 @@ impl Scope<'_> {
         }
         if let Some(element) = integer_types::result(model, node, self.elements) {
             integer_types::settle(self.b, node, element, &mut outputs)?;
-            self.elements.extend(node.outputs().iter().map(|name| (name.clone(), element)));
+            let types = node.outputs().iter().enumerate();
+            self.elements.extend(types.map(|(i, name)| (name.clone(), integer_types::output(node, i, element))));
         }
         for (name, value) in node.outputs().iter().zip(outputs).filter(|(n, _)| !n.is_empty()) {
             self.values.insert(name.clone(), value);

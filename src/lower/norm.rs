@@ -73,11 +73,29 @@ pub fn layer_normalization(c: &mut Context) -> Lowered {
     let (flat, n) = rows_from(c, c.int("axis", -1))?;
     let (gain, bias) = (row(c, c.opt(1), n, 1.0)?, row(c, c.opt(2), n, 0.0)?);
     let attrs = Attrs::new().with("eps", Attr::Float(c.float("epsilon", 1e-5) as f64));
-    if c.node.outputs().iter().skip(1).any(|o| !o.is_empty()) {
-        return Err("its mean and deviation as outputs are not supported".into());
-    }
     let y = c.b.emit("layer_norm", &[flat, gain, bias], attrs)?;
-    Ok(vec![c.b.reshape(y, shape)?])
+    let y = c.b.reshape(y, shape.clone())?;
+    if !c.wants(1) && !c.wants(2) {
+        return Ok(vec![y]);
+    }
+    // Of each row its mean, and one over its deviation.
+    let axis = c.axis(c.int("axis", -1), shape.len())?;
+    let kept: Vec<usize> = (0..shape.len()).map(|d| if d < axis { shape[d] } else { 1 }).collect();
+    let mean = c.b.reduce_sum(flat, &[1], true)?;
+    let mean = c.b.scale(mean, 1.0 / n.max(1) as f64)?;
+    let apart = c.b.sub(flat, mean)?;
+    let inverse = inverse_deviation(c, apart, n, c.float("epsilon", 1e-5))?;
+    Ok(vec![y, c.b.reshape(mean, kept.clone())?, c.b.reshape(inverse, kept)?])
+}
+
+/// One over the root of the mean square of each row.
+fn inverse_deviation(c: &mut Context, rows: Value, n: usize, epsilon: f32) -> Result<Value, Reason> {
+    let square = c.b.mul(rows, rows)?;
+    let sum = c.b.reduce_sum(square, &[1], true)?;
+    let (mean, epsilon) = (c.b.scale(sum, 1.0 / n.max(1) as f64)?, c.b.scalar(epsilon as f64));
+    let raised = c.b.add(mean, epsilon)?;
+    let root = c.b.unary("sqrt", raised)?;
+    Ok(c.b.unary("reciprocal", root)?)
 }
 
 fn rms(c: &mut Context, axis: i64, epsilon: f32) -> Lowered {
@@ -86,11 +104,15 @@ fn rms(c: &mut Context, axis: i64, epsilon: f32) -> Lowered {
     let (flat, n) = rows_from(c, axis)?;
     let gain = row(c, c.opt(1), n, 1.0)?;
     let attrs = Attrs::new().with("eps", Attr::Float(epsilon as f64));
-    if c.node.outputs().iter().skip(1).any(|o| !o.is_empty()) {
-        return Err("its deviation as an output is not supported".into());
-    }
     let y = c.b.emit("rms_norm", &[flat, gain], attrs)?;
-    Ok(vec![c.b.reshape(y, shape)?])
+    let y = c.b.reshape(y, shape.clone())?;
+    if !c.wants(1) {
+        return Ok(vec![y]);
+    }
+    let axis = c.axis(axis, shape.len())?;
+    let kept: Vec<usize> = (0..shape.len()).map(|d| if d < axis { shape[d] } else { 1 }).collect();
+    let inverse = inverse_deviation(c, flat, n, epsilon)?;
+    Ok(vec![y, c.b.reshape(inverse, kept)?])
 }
 
 pub fn rms_normalization(c: &mut Context) -> Lowered {
@@ -221,4 +243,48 @@ pub fn embed_layer_normalization(c: &mut Context) -> Lowered {
         None => c.b.constant(Tensor::i32([b], vec![0; b])),
     };
     Ok(vec![y, counts, sum])
+}
+
+/// `x / (bias + alpha / size · Σ x²)^beta`, the sum being over `size` neighbouring channels.
+pub fn lrn(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let shape = c.shape(x);
+    let size = c.int("size", 1).max(1);
+    if shape.len() < 2 {
+        return Err("needs channels".into());
+    }
+    let (alpha, beta, bias) = (c.float("alpha", 1e-4), c.float("beta", 0.75), c.float("bias", 1.0));
+    let square = c.b.mul(x, x)?;
+    let before = (size - 1) / 2;
+    let wide = c.section(square, 1, -before, shape[1] + size as usize - 1, 0.0)?;
+    let mut sum: Option<Value> = None;
+    for k in 0..size as usize {
+        let own = c.b.slice(wide, 1, k, shape[1], 1)?;
+        sum = Some(match sum {
+            Some(sum) => c.b.add(sum, own)?,
+            None => own,
+        });
+    }
+    let (mean, bias) = (c.b.scale(sum.ok_or("no channel")?, alpha as f64 / size as f64)?, c.b.scalar(bias as f64));
+    let raised = c.b.add(mean, bias)?;
+    let below = super::elementwise::power(c, raised, beta as f64)?;
+    Ok(vec![c.b.div(x, below)?])
+}
+
+/// `(x - mean) / (deviation + 10⁻⁹)` over the given axes.
+pub fn mean_variance_normalization(c: &mut Context) -> Lowered {
+    let x = c.x(0)?;
+    let shape = c.shape(x);
+    let axes = c.list("axes").unwrap_or_else(|| vec![0, 2, 3]);
+    let axes = c.axes(&axes, shape.len())?;
+    let n: usize = axes.iter().map(|&d| shape[d]).product();
+    let mean = c.b.reduce_sum(x, &axes, true)?;
+    let mean = c.b.scale(mean, 1.0 / n.max(1) as f64)?;
+    let apart = c.b.sub(x, mean)?;
+    let square = c.b.mul(apart, apart)?;
+    let sum = c.b.reduce_sum(square, &axes, true)?;
+    let variance = c.b.scale(sum, 1.0 / n.max(1) as f64)?;
+    let (deviation, least) = (super::reduce::root(c, variance)?, c.b.scalar(1e-9));
+    let below = c.b.add(deviation, least)?;
+    Ok(vec![c.b.div(apart, below)?])
 }

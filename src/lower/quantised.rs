@@ -1,7 +1,7 @@
 //! Quantised weights. They are frozen; training reads their dequantised values.
 
 use super::{Context, Reason};
-use crate::ir::{DType, Type, Value, Weight};
+use crate::ir::{Type, Value, Weight};
 use crate::onnx::Quantised;
 
 type Lowered = Result<Vec<Value>, Reason>;
@@ -43,30 +43,7 @@ pub fn mat_mul_n_bits(c: &mut Context) -> Lowered {
 /// `(x - zero) × scale`: a weight where the file holds x, arithmetic where x is computed.
 pub fn dequantize_linear(c: &mut Context) -> Lowered {
     let Some(x) = c.opt(0) else { return Ok(vec![weight(c)?]) };
-    if c.int("block_size", 0) != 0 {
-        return Err("blocks of a computed value are not supported".into());
-    }
-    let rank = c.shape(x).len();
-    let scale = c.x(1)?;
-    // A scale for each place of an axis stands along it.
-    let along = |c: &mut Context, v: Value| -> Result<Value, Reason> {
-        let n = c.shape(v).elements();
-        if n == 1 {
-            return Ok(c.b.reshape(v, [])?);
-        }
-        let axis = c.axis(c.int("axis", 1), rank)?;
-        let mut shape = vec![1; rank];
-        shape[axis] = n;
-        Ok(c.b.reshape(v, shape)?)
-    };
-    let mut y = c.b.cast(x, DType::F32)?;
-    if let Some(zero) = c.opt(2) {
-        let zero = c.b.cast(zero, DType::F32)?;
-        let zero = along(c, zero)?;
-        y = c.b.sub(y, zero)?;
-    }
-    let scale = along(c, scale)?;
-    Ok(vec![c.b.mul(y, scale)?])
+    Ok(vec![super::quantise::dequantised(c, x)?])
 }
 
 /// Rows of a table that is stored in blocks of a few bits.

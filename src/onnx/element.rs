@@ -37,6 +37,10 @@ pub enum ElementType {
     U4,
     /// 4-bit integer, two to a byte.
     I4,
+    /// 8-bit float with four bits of exponent, without infinity.
+    F8E4M3,
+    /// 8-bit float with five bits of exponent.
+    F8E5M2,
     /// One that only passes through, by its number.
     Other(i32),
 }
@@ -55,6 +59,8 @@ const TYPES: &[(i32, ElementType, &str, usize)] = &[
     (12, ElementType::U32, "uint32", 32),
     (13, ElementType::U64, "uint64", 64),
     (16, ElementType::Bf16, "bfloat16", 16),
+    (17, ElementType::F8E4M3, "float8e4m3fn", 8),
+    (19, ElementType::F8E5M2, "float8e5m2", 8),
     (21, ElementType::U4, "uint4", 4),
     (22, ElementType::I4, "int4", 4),
 ];
@@ -80,7 +86,8 @@ impl ElementType {
 
     /// Whether it is one of the float types.
     pub fn is_float(self) -> bool {
-        matches!(self, ElementType::F32 | ElementType::F16 | ElementType::Bf16 | ElementType::F64)
+        use ElementType::*;
+        matches!(self, F32 | F16 | Bf16 | F64 | F8E4M3 | F8E5M2)
     }
 }
 
@@ -125,6 +132,8 @@ impl TensorView<'_> {
             ElementType::F16 => b.chunks_exact(2).map(|c| f16::from_bits(two(c)).to_f64()).collect(),
             ElementType::Bf16 => b.chunks_exact(2).map(|c| bf16::from_bits(two(c)).to_f64()).collect(),
             ElementType::F64 => b.chunks_exact(8).map(|c| f64::from_bits(eight(c))).collect(),
+            ElementType::F8E4M3 => b.iter().map(|&x| e4m3(x)).collect(),
+            ElementType::F8E5M2 => b.iter().map(|&x| e5m2(x)).collect(),
             _ => self.to_i64()?.into_iter().map(|x| x as f64).collect(),
         })
     }
@@ -150,6 +159,29 @@ impl TensorView<'_> {
     }
 }
 
+/// A float of four bits of exponent (bias 7) and three of mantissa; all ones are NaN.
+pub fn e4m3(bits: u8) -> f64 {
+    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f64::from(bits & 7));
+    let size = match (exponent, bits & 7) {
+        (15, 7) => f64::NAN,
+        (0, _) => mantissa * 2f64.powi(-9),
+        _ => (8.0 + mantissa) * 2f64.powi(exponent - 10),
+    };
+    if bits & 128 == 0 { size } else { -size }
+}
+
+/// A float of five bits of exponent and two of mantissa: the upper half of a half-precision one.
+pub fn e5m2(bits: u8) -> f64 {
+    f16::from_bits(u16::from(bits) << 8).to_f64()
+}
+
+/// The code of a number that a format of eight bits holds.
+fn code(x: f64, decode: fn(u8) -> f64) -> Option<u8> {
+    (0..=255).find(|&c| {
+        (decode(c) == x && decode(c).is_sign_negative() == x.is_sign_negative()) || (decode(c).is_nan() && x.is_nan())
+    })
+}
+
 fn eight(c: &[u8]) -> u64 {
     u64::from_le_bytes([c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]])
 }
@@ -159,13 +191,16 @@ fn nibbles(bytes: &[u8], n: usize) -> impl Iterator<Item = u8> {
     bytes.iter().flat_map(|b| [b & 15, b >> 4]).take(n)
 }
 
-/// Encodes floats in a float element type, rounding once to the nearest; `None` for other types.
+/// Encodes floats in a float element type, rounding once to the nearest; `None` for other types, and for numbers that a float of
+/// eight bits does not hold: rounding to those has more than one rule.
 pub fn encode_floats(element: ElementType, values: &[f64]) -> Option<Vec<u8>> {
     Some(match element {
         ElementType::F32 => values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
         ElementType::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         ElementType::F16 => values.iter().flat_map(|&x| f16::from_f64(x).to_le_bytes()).collect(),
         ElementType::Bf16 => values.iter().flat_map(|&x| bf16::from_f64(x).to_le_bytes()).collect(),
+        ElementType::F8E4M3 => return values.iter().map(|&x| code(x, e4m3)).collect(),
+        ElementType::F8E5M2 => return values.iter().map(|&x| code(x, e5m2)).collect(),
         _ => return None,
     })
 }

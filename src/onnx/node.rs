@@ -156,6 +156,10 @@ impl Node {
         self.attr(name).map(|a| String::from_utf8_lossy(&a.s))
     }
 
+    pub fn attr_strings(&self, name: &str) -> Option<Vec<String>> {
+        self.attr(name).map(|a| a.strings.iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect())
+    }
+
     pub fn attr_tensor(&self, name: &str) -> Option<TensorView<'_>> {
         self.attr(name).and_then(|a| a.t.as_ref()).map(view)
     }

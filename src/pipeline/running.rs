@@ -139,6 +139,11 @@ fn declared(output: &Signature, found: Option<Tensor>) -> Result<Ran, Error> {
     };
     let refuse = |what: String| Error::Model(format!("output '{name}' is {element}, {what}"));
     let bytes = match &t {
+        // Quantised integers are computed as floats, so that a gradient can pass their rounding.
+        Tensor::F32(x) if lower::dtype(element) == Some(DType::I32) && x.iter().all(|x| x.fract() == 0.0) => {
+            let values: Vec<i64> = x.iter().map(|&x| x as i64).collect();
+            onnx::encode_integers(element, &values).map_err(|x| refuse(format!("which cannot hold {x}")))?
+        }
         Tensor::F32(x) => {
             let values: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
             let bytes = onnx::encode_floats(element, &values);
@@ -191,6 +196,8 @@ fn dtype(element: ElementType) -> Option<Dtype> {
         E::U16 => Dtype::U16,
         E::U8 => Dtype::U8,
         E::Bool => Dtype::BOOL,
+        E::F8E4M3 => Dtype::F8_E4M3,
+        E::F8E5M2 => Dtype::F8_E5M2,
         _ => return None,
     })
 }

@@ -37,6 +37,10 @@ fn from_view(view: &TensorView) -> Result<Tensor, String> {
         Dtype::F64 => Tensor::f32(shape, floats(elements!(d, f64))?),
         Dtype::F16 => Tensor::f32(shape, elements!(d, half::f16).map(half::f16::to_f32).collect()),
         Dtype::BF16 => Tensor::f32(shape, elements!(d, half::bf16).map(half::bf16::to_f32).collect()),
+        Dtype::F8_E4M3 => Tensor::f32(shape, d.iter().map(|&b| e4m3(b)).collect()),
+        Dtype::F8_E5M2 => {
+            Tensor::f32(shape, d.iter().map(|&b| half::f16::from_bits(u16::from(b) << 8).to_f32()).collect())
+        }
         Dtype::I64 => Tensor::i32(shape, integers(elements!(d, i64))?),
         Dtype::I32 => Tensor::i32(shape, elements!(d, i32).collect()),
         Dtype::I16 => Tensor::i32(shape, elements!(d, i16).map(i32::from).collect()),
@@ -52,4 +56,15 @@ fn from_view(view: &TensorView) -> Result<Tensor, String> {
             ));
         }
     })
+}
+
+/// A float of four bits of exponent (bias 7) and three of mantissa, without infinity.
+fn e4m3(bits: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
+    let size = match (exponent, bits & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa * 2f32.powi(-9),
+        _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
+    };
+    if bits & 128 == 0 { size } else { -size }
 }
