@@ -45,6 +45,7 @@ mod random_graphs;
 mod residual_gradients;
 mod runs;
 mod shaders;
+mod standard_operators;
 mod starts;
 mod starts_from_files;
 mod structures;

@@ -138,6 +138,8 @@ fn problems() -> Vec<Problem> {
         op("LeakyRelu", vec![x()]).attr("alpha", A::F(0.2)),
         op("Elu", vec![x()]).attr("alpha", A::F(0.7)),
         op("HardSigmoid", vec![x()]).attr("alpha", A::F(0.3)),
+        op("Mish", vec![In::Float(&[3], vec![-1.0, 0.0, 2.0])]).opset(18).gives(&[-0.303_401_46, 0.0, 1.943_958_97]),
+        op("GlobalLpPool", vec![In::Float(&[1, 2, 2], vec![3.0, 4.0, -6.0, 8.0])]).gives(&[5.0, 10.0]),
         op("Gelu", vec![x()]).opset(20),
         op("Gelu", vec![x()]).attr("approximate", A::S("tanh")).opset(20),
         op("com.microsoft:Gelu", vec![In::Float(&[3], vec![-1.0, 0.0, 2.0])]).gives(&[-0.158_655_25, 0.0, 1.954_499_7]),
@@ -417,6 +419,7 @@ fn every_operator_of_onnx_runtime_computes_what_it_computes() {
                 safetensors::Dtype::F32 => of(4, |b| f32::from_le_bytes(b.try_into().unwrap()) as f64),
                 safetensors::Dtype::I32 => of(4, |b| i32::from_le_bytes(b.try_into().unwrap()) as f64),
                 safetensors::Dtype::U8 | safetensors::Dtype::BOOL => of(1, |b| b[0] as f64),
+                safetensors::Dtype::I8 => of(1, |b| b[0] as i8 as f64),
                 safetensors::Dtype::I64 => of(8, |b| i64::from_le_bytes(b.try_into().unwrap()) as f64),
                 other => panic!("{other:?}"),
             };
@@ -480,7 +483,7 @@ fn full_name(o: &reslora_compile::internals::lower::Operator) -> String {
 #[test]
 fn every_operator_has_a_problem() {
     let mut tried: BTreeSet<String> = problems().iter().map(|p| p.op.to_string()).collect();
-    for path in asked() {
+    for path in asked().into_iter().chain(crate::standard_operators::cases()) {
         tried.extend(pipeline::read(&path).unwrap().nodes().map(|(_, n)| n.operator()));
     }
     let missing: Vec<String> = REGISTRY.iter().map(full_name).filter(|n| !tried.contains(n)).collect();
@@ -513,13 +516,15 @@ fn every_attribute_is_read_or_said_to_change_nothing() {
     // What no lowering reads is refused when a node sets it to something else than its default.
     unread.sort();
     insta::assert_snapshot!(unread.join("\n"), @r"
-    Attention qk_matmul_output_mode
     BatchNormalization spatial
-    DequantizeLinear output_dtype
     Dropout is_test
-    MaxPool storage_order
     Pad paddings
     Scan directions
+    Upsample height_scale
+    Upsample width_scale
+    com.microsoft:FusedGemm activation_gamma
+    com.microsoft:FusedMatMul transBatchA
+    com.microsoft:FusedMatMul transBatchB
     com.microsoft:GroupQueryAttention causal
     com.microsoft:GroupQueryAttention k_quant_type
     com.microsoft:GroupQueryAttention qk_output
