@@ -22,6 +22,7 @@ mod layout;
 mod linear;
 mod linear_attention;
 pub mod loss;
+mod moe;
 mod norm;
 mod optimizers;
 mod pool;

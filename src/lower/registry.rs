@@ -4,7 +4,7 @@ use super::recurrent;
 use super::{Lowering, Operator};
 use super::{
     attention, control, conv, conv_transpose, detection, dropout, einsum, elementwise, flex_attention, functions,
-    joined, layout, linear, linear_attention, loss, norm, optimizers, pool, quantise, quantised, reduce, resize,
+    joined, layout, linear, linear_attention, loss, moe, norm, optimizers, pool, quantise, quantised, reduce, resize,
     roi_align, sample, scatter, set, shape, signal, sort,
 };
 
@@ -218,6 +218,7 @@ pub static REGISTRY: &[Operator] = &[
     ms("BiasGelu", elementwise::bias_gelu),
     ms("BiasSoftmax", joined::bias_softmax),
     ms("BiasSplitGelu", joined::bias_split_gelu),
+    ms("CausalConvWithState", linear_attention::causal_conv_with_state),
     ms("DynamicQuantizeMatMul", quantise::dynamic_quantize_mat_mul),
     ms("EmbedLayerNormalization", norm::embed_layer_normalization),
     ms("FastGelu", elementwise::fast_gelu),
@@ -229,8 +230,10 @@ pub static REGISTRY: &[Operator] = &[
     ms("GemmFastGelu", joined::gemm_fast_gelu),
     ms("GroupNorm", joined::group_norm),
     ms("GroupQueryAttention", attention::group_query_attention),
+    ms("LinearAttention", linear_attention::linear_attention),
     ms("MatMulIntegerToFloat", quantise::mat_mul_integer_to_float),
     ms("MatMulNBits", quantised::mat_mul_n_bits).stored(1),
+    ms("MoE", moe::mixture),
     ms("MultiHeadAttention", attention::multi_head_attention),
     ms("QGemm", quantise::q_gemm),
     ms("QLinearAdd", quantise::q_linear_add),

@@ -150,8 +150,8 @@ fn unsupported() -> Net {
     Net::new(17)
         .input("x", F32, &["batch", "4", "4"])
         .output("y", F32, &["batch"])
-        .node("/a/Det", "Det", &["x"], &["d"], &[])
-        .node("/b/Det", "Det", &["x"], &["e"], &[])
+        .node("/a/TfIdf", "TfIdfVectorizer", &["x"], &["d"], &[])
+        .node("/b/TfIdf", "TfIdfVectorizer", &["x"], &["e"], &[])
         .node("/c/Hann", "com.example:Windowed", &["d"], &["f"], &[])
         .node("/d/Add", "Add", &["e", "f"], &["y"], &[])
 }
@@ -478,7 +478,7 @@ fn other_subcommands_answer() {
     assert!(found["memory"]["arenas"].as_u64().unwrap() > 0);
     assert!(std::fs::read_to_string(d.join("mlp.dot")).unwrap().starts_with("digraph"));
     let bad = json(d, &["inspect", "unsupported.onnx", "--device", "cpu"]);
-    assert_eq!(bad["unsupported"][0], serde_json::json!(["Det", ["/a/Det", "/b/Det"]]));
+    assert_eq!(bad["unsupported"][0], serde_json::json!(["TfIdfVectorizer", ["/a/TfIdf", "/b/TfIdf"]]));
     assert_eq!(json(d, &["inject", "mlp.onnx", "--dry-run"])["output"], Value::Null);
     assert_eq!(json(d, &["diff", "mlp.onnx", "mlp.onnx"])["same_graph"], true);
     assert!(!d.join("mlp.reslora.onnx").exists());
