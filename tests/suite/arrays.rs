@@ -53,7 +53,6 @@ fn what_cannot_be_read_says_which_tensor_and_why() {
         ("objects.npz", &["'x'", "Python objects", "hint: pad the rows"]),
         ("strings.npz", &["'labels'", "text, not numbers", "hint: "]),
         ("complex.npz", &["'x'", "<c8 is not supported", "hint: "]),
-        ("float8.safetensors", &["'x'", "F8_E4M3 is not supported", "hint: "]),
         ("other_length.npz", &["'labels' holds 2 examples", "'x' holds 3"]),
         ("other_length.safetensors", &["'labels' holds 2 examples", "'x' holds 3"]),
         ("one_label.npz", &["'labels' is one number", "'x' holds 3 examples"]),

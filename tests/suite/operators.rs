@@ -522,6 +522,13 @@ fn every_attribute_is_read_or_said_to_change_nothing() {
     Scan directions
     Upsample height_scale
     Upsample width_scale
+    com.microsoft:CausalConvWithState input_channel_offset
+    com.microsoft:CausalConvWithState input_channels
+    com.microsoft:CausalConvWithState ndim
+    com.microsoft:CausalConvWithState state_channels_last
+    com.microsoft:CausalConvWithState state_length
+    com.microsoft:CausalConvWithState state_update_capacity
+    com.microsoft:CausalConvWithState state_window
     com.microsoft:FusedGemm activation_gamma
     com.microsoft:FusedMatMul transBatchA
     com.microsoft:FusedMatMul transBatchB
@@ -530,6 +537,9 @@ fn every_attribute_is_read_or_said_to_change_nothing() {
     com.microsoft:GroupQueryAttention qk_output
     com.microsoft:GroupQueryAttention sliding_window_cache
     com.microsoft:GroupQueryAttention v_quant_type
+    com.microsoft:LinearAttention state_window
     com.microsoft:MatMulNBits weight_prepacked
+    com.microsoft:MoE swiglu_limit_after_activation
+    com.microsoft:MoE use_sparse_mixer
     ");
 }
