@@ -118,7 +118,7 @@ fn grouped(c: &mut Context, x: Value) -> Result<Value, Reason> {
     let shape = c.shape(x);
     let channel_axis = if last { shape.len() - 1 } else { 1 };
     let channels = shape[channel_axis];
-    if groups == 0 || channels % groups != 0 {
+    if groups == 0 || !channels.is_multiple_of(groups) {
         return Err(format!("{channels} channels do not fall into {groups} groups").into());
     }
     let first = if last { c.last_to(x, 1)? } else { x };
