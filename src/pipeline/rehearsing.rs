@@ -70,7 +70,9 @@ pub fn rehearse(request: &TrainRequest, device: &mut dyn Device) -> Result<Rehea
 
     let steps = epoch(request.data, &trainee.feed, s)?;
     let mut all: BTreeMap<String, ()> = BTreeMap::new();
-    let (mut again, mut fresh): (Vec<(f64, f64)>, Vec<(usize, f64, f64)>) = (vec![], vec![]);
+    // Size and seconds of steps that compiled nothing; programs, size and seconds of the others.
+    let mut again: Vec<(f64, f64)> = vec![];
+    let mut fresh: Vec<(usize, f64, f64)> = vec![];
     for (i, step) in steps.iter().enumerate() {
         let new = step.iter().filter(|(shapes, _)| all.insert(format!("{shapes:?}"), ()).is_none()).count();
         let size: f64 = step.iter().map(|b| b.1).sum();

@@ -66,7 +66,7 @@ pub fn survey(trainee: &mut Trainee, sets: &[&Dataset], device: &mut dyn Device)
         Ok(found)
     })?;
     let several = |data: &&Dataset| data.task().texts() > 1 || data.task() == Task::SequenceToSequence;
-    if padding == Padding::Never && sets.iter().any(|data| several(data)) {
+    if padding == Padding::Never && sets.iter().any(several) {
         let why =
             "padding changes what this model computes, and the texts of a row, which run together, differ in length";
         return Err(Error::Usage(format!(

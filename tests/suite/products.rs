@@ -296,7 +296,7 @@ fn products_of_a_loss_leave_out_tiles_beyond_the_rows_that_count() {
         for d in ops::dispatches("linear_cross_entropy", &call) {
             if d.shader.name.starts_with("matmul") {
                 products += 1;
-                assert!(d.shader.source.contains("if (row0 >= u32(chunk_counts[params.chunk]))"), "{}", d.shader.name);
+                assert!(d.shader.source.contains("if (row0 >= u32(row_counts[params.chunk]))"), "{}", d.shader.name);
             }
         }
     }

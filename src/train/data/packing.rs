@@ -13,7 +13,7 @@ impl Dataset {
         let Source::Text { task: Task::LanguageModel, examples, pad_id, .. } = &self.source else {
             return Err(self.misfit("--pack is for texts that a language model learns token by token".into()));
         };
-        if self.options.inputs.iter().next().is_some() {
+        if !self.options.inputs.is_empty() {
             return Err(self.misfit("--pack has no place for the numbers that this model's adapter reads".into()));
         }
         let (mut open, mut out): (Vec<(TextExample, i32)>, Writer) = (vec![], Writer::default());

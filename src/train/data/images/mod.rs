@@ -62,8 +62,7 @@ impl Images {
     /// The tensor of some images: `(n, 3, height, width)`, or with the channels last.
     pub fn tensor(&self, rows: &[usize]) -> Result<Tensor, DataError> {
         let read = |&i: &usize| Ok((self.recipe.apply(&open(&self.files[i])?), i));
-        let all: Result<Vec<((Vec<f32>, [usize; 2]), usize)>, DataError> = rows.par_iter().map(read).collect();
-        let all = all?;
+        let all = rows.par_iter().map(read).collect::<Result<Vec<_>, DataError>>()?;
         let [height, width] = all.first().map_or([0, 0], |first| first.0.1);
         if let Some(((_, size), i)) = all.iter().find(|image| image.0.1 != [height, width]) {
             let why = format!(
