@@ -43,6 +43,8 @@ pub struct Builder {
     rules: Rules,
     origin: Arc<str>,
     named: HashMap<String, Value>,
+    /// Bodies of loops and branches that have been put in place.
+    pub bodies: usize,
 }
 
 impl Builder {
@@ -60,7 +62,7 @@ impl Builder {
                 named.insert(key, Value(i as u32));
             }
         }
-        Builder { graph, rules, origin: "".into(), named }
+        Builder { graph, rules, origin: "".into(), named, bodies: 0 }
     }
 
     /// Names the ONNX node that the operations added from now on come from.

@@ -7,6 +7,8 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// The most bodies that are put in place: loops may stand in loops.
+const MAX_BODIES: usize = 100_000;
 /// Constants of one number with more elements are made by the device.
 const FILLED: usize = 1 << 20;
 
@@ -33,6 +35,12 @@ impl Context<'_> {
     /// Lowers a graph that an attribute of the node holds, its inputs bound to `arguments`, and returns its outputs.
     pub fn body(&mut self, attribute: &str, arguments: &[Value]) -> Result<Vec<Value>, Reason> {
         let graph = self.node.attr_graph(attribute).ok_or_else(|| format!("it holds no {attribute}"))?;
+        self.b.bodies += 1;
+        if self.b.bodies > MAX_BODIES {
+            return Err(
+                format!("loops run more than {MAX_BODIES} rounds together, those of loops in loops included").into()
+            );
+        }
         // What the body computes is its own; what is outside, it sees.
         let mut values = self.values.clone();
         values.extend(graph.inputs.iter().cloned().zip(arguments.iter().copied()));

@@ -8,17 +8,6 @@ type Lowered = Result<Vec<Value>, Reason>;
 /// The most times that a body is unrolled.
 const MAX_TRIPS: usize = 10_000;
 
-/// The most values that a program may have while loops are unrolled: loops may stand in loops.
-const MAX_VALUES: usize = 4_000_000;
-
-/// Refuses rounds beyond what a program may hold.
-fn bounded(c: &Context) -> Result<(), Reason> {
-    match c.b.graph.values.len() > MAX_VALUES {
-        true => Err(format!("its rounds, and those of loops in it, make more than {MAX_VALUES} values").into()),
-        false => Ok(()),
-    }
-}
-
 /// A condition known while compiling.
 fn known_bool(c: &Context, v: Value) -> Option<bool> {
     c.b.constant_of(v).and_then(|t| t.words().first().map(|&w| w != 0))
@@ -70,7 +59,6 @@ pub fn loop_(c: &mut Context) -> Lowered {
         let number = c.b.constant(Tensor::i32([], vec![round as i32]));
         let on = c.b.constant(Tensor::bool([], vec![1]));
         let out = c.body("body", &[&[number, on], &carried[..]].concat())?;
-        bounded(c)?;
         go = known_bool(c, *out.first().ok_or("its body gives nothing")?).ok_or_else(unknown)?;
         carried = out[1..1 + rounds].to_vec();
         out[1 + rounds..].iter().zip(&mut collected).for_each(|(v, all)| all.push(*v));
@@ -111,7 +99,6 @@ pub fn scan(c: &mut Context) -> Lowered {
             arguments.push(c.b.reshape(one, shape)?);
         }
         let out = c.body("body", &arguments)?;
-        bounded(c)?;
         carried = out[..states].to_vec();
         out[states..].iter().zip(&mut collected).for_each(|(v, all)| all.push(*v));
     }

@@ -56,7 +56,7 @@ fn sizes_beyond_any_machine_are_refused() {
         let d = dir.path();
         net.write(&d.join("m.onnx"));
         for command in
-            [&["inspect", "m.onnx", "--device", "cpu"][..], &["inject", "m.onnx", "--rank", "2", "--target", "layers"]]
+            [&["inspect", "m.onnx", "--device", "cpu"][..], &["inject", "m.onnx", "--rank", "2", "--target", "."]]
         {
             let start = Instant::now();
             let ran = cli(d, command);
