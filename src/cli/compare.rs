@@ -171,7 +171,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
         config: &config,
         dir: &args.output,
     };
-    let progress = RefCell::new(Progress::new(Log::beside(printer.json), "tokens"));
+    let progress = RefCell::new(Progress::new(Log::beside(printer.json), data.unit()));
     let total = variants.len() * seeds.len();
     let mut number = 0;
     let comparison = pipeline::experiment(&request, device.as_mut(), &mut |variant, seed| {

@@ -11,7 +11,6 @@ use crate::optim::precondition::PRECONDITIONS;
 use crate::pipeline::{self, Error, Rehearsal, TrainRequest, precision};
 use crate::settings::{RunConfig, TrainConfig, defaults};
 use crate::train::checkpoint;
-use crate::train::data::{Dataset, Source};
 use crate::train::record::{self, Record, Status};
 use crate::train::schedule::SCHEDULES;
 use crate::train::scores::Scores;
@@ -302,7 +301,7 @@ pub fn run(args: &Args, printer: &Printer) -> Result<Outcome> {
             lock
         }
     };
-    let unit = if counts_tokens(&data) { "tokens" } else { "examples" };
+    let unit = data.unit();
     let base = model.metadata(BASE_KEY).map(String::from);
     let mut record = Record { unit: Some(unit.into()), ..Record::running(base, digests) };
     record::write(&dir, &record).map_err(Error::from)?;
@@ -360,14 +359,6 @@ fn say_what_is_kept(dir: &Path, printer: &Printer) {
 
 fn is_zero(n: &u64) -> bool {
     *n == 0
-}
-
-/// Whether a data set's examples are sequences of tokens, so that a step's `tokens` are that.
-fn counts_tokens(data: &Dataset) -> bool {
-    match &data.source {
-        Source::Text { .. } => true,
-        Source::Tensors { tensors, .. } => ["attention_mask", "input_ids"].iter().any(|n| tensors.contains_key(*n)),
-    }
 }
 
 /// What a run would take.

@@ -189,7 +189,8 @@ impl Run<'_> {
             ..RunConfig::default()
         };
         std::fs::write(RunConfig::path(&dir), whole.to_toml()).map_err(fail)?;
-        let mut record = Record::running(model.metadata(adapters::BASE_KEY).map(String::from), Default::default());
+        let started = Record::running(model.metadata(adapters::BASE_KEY).map(String::from), Default::default());
+        let mut record = Record { unit: Some(data.unit().into()), ..started };
         let mut watched = Watched { inner: observer, seconds: vec![], evaluations: vec![] };
         let outcome = train(&request, device, &mut watched);
         let Watched { seconds, evaluations, .. } = watched;

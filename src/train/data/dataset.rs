@@ -24,6 +24,17 @@ impl Dataset {
         Ok(())
     }
 
+    /// What a step's `tokens` count: `tokens` where examples are sequences of them, else `examples`.
+    pub fn unit(&self) -> &'static str {
+        let tokens = match &self.source {
+            Source::Text { .. } => true,
+            Source::Tensors { tensors, .. } => {
+                ["attention_mask", "input_ids"].iter().any(|name| tensors.contains_key(*name))
+            }
+        };
+        if tokens { "tokens" } else { "examples" }
+    }
+
     /// Number of examples.
     pub fn len(&self) -> usize {
         match &self.source {
